@@ -1,0 +1,26 @@
+# make demo: install into .venv, run ViCrop on the demo dataset, print the scores.   make test: run the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/ready
+	PYTHON=$(BIN)/python bash run_all.sh demo llava_tiny rel_att
+
+test: .venv/ready-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+.venv/ready: requirements.txt constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or newer, not " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements.txt -c constraints.txt
+	touch $@
+
+.venv/ready-tests: .venv/ready
+	$(BIN)/pip install -q pytest ruff -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv data/results evaluation_report.json evaluation_report.csv

@@ -1,0 +1,35 @@
+"""The three tables: models, tasks and methods. Everything else (choices, score table, tests) is derived from them."""
+
+GENERAL_PROMPT = "Write a general description of the image."
+
+# name -> where the weights are (hub id, or a folder of this repository) and the module that knows the model.
+MODELS = {
+    "llava": {"id": "llava-hf/llava-1.5-7b-hf", "module": "llava_methods"},
+    "llava_tiny": {"id": "data/tiny/llava", "module": "llava_methods"},
+}
+
+# name -> the questions (see data/README.md), the folder of their images, and a grader of get_score.py (None: not yet).
+TASKS = {
+    "demo": {"question_path": "data/demo/data.json", "image_path": "data/demo/images", "grader": "exact"},
+    "textvqa": {"question_path": "data/textvqa/data.json", "image_path": "data/textvqa/images", "grader": None},
+    "docvqa": {"question_path": "data/docvqa/data.json", "image_path": "data/docvqa/images", "grader": None},
+    "gqa": {"question_path": "data/gqa/data.json", "image_path": "data/gqa/images", "grader": None},
+    "aokvqa": {"question_path": "data/aokvqa/data.json", "image_path": "data/aokvqa/images", "grader": None},
+    "pope": {"question_path": "data/pope/data.json", "image_path": "data/pope/images", "grader": None},
+    "vstar": {"question_path": "data/vstar/data.json", "image_path": "data/vstar/images", "grader": None},
+    "vqav2": {"question_path": "data/vqav2/data.json", "image_path": "data/vqav2/images", "grader": None},
+}
+
+# name -> the function of the model's module that makes the map ("tiles": of each tile of the image), or the function
+# of utils.py that chooses the box without a map.
+METHODS = {
+    "rel_att": {"map": "rel_att", "tiles": False},
+    "grad_att": {"map": "grad_att", "tiles": False},
+    "pure_grad": {"map": "pure_grad", "tiles": False},
+    "rel_att_high": {"map": "rel_att", "tiles": True},
+    "grad_att_high": {"map": "grad_att", "tiles": True},
+    "pure_grad_high": {"map": "pure_grad", "tiles": True},
+    "gt_crop": {"box": "gt_crop"},
+    "center_crop": {"box": "center_crop"},
+    "random_crop": {"box": "random_crop"},
+}

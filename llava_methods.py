@@ -1,0 +1,133 @@
+"""LLaVA-1.5: what its look is, and the three ViCrop methods over it. Works with any checkpoint of the family.
+
+To add a model of your own, write a module like this one and name it in info.MODELS.
+"""
+
+import numpy as np
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from attention import GEOMETRIES, Look, MapFunction, gradient_attention, pure_gradient, relative_attention
+from utils import edge_mask, high_pass_filter, load_image, pad_to_square
+
+ATT_LAYER = 14
+PROMPT = "<image>\nUSER: {question} Answer the question using a single word or phrase.\nASSISTANT:"
+MODEL_CLASS, PROCESSOR_CLASS = LlavaForConditionalGeneration, AutoProcessor
+IMAGE_FITS = ("processor", "pad")
+
+
+class LlavaLook(Look):
+    """What a LLaVA model has seen of some images (see `attention.Look`).
+
+    Args:
+        images: PIL images or paths; one KV prefix is kept per image.
+        model, processor: a loaded LlavaForConditionalGeneration and its LlavaProcessor.
+        geometry: "exact", the map covers what the processor shows the model; "upstream", as if it covered everything.
+        image_fit: "processor", as the checkpoint's processor does; "pad", the image in a square of the mean colour.
+    """
+
+    def __init__(self, images, model, processor, geometry="exact", image_fit="processor"):
+        if geometry not in GEOMETRIES or image_fit not in IMAGE_FITS:
+            raise ValueError(
+                f"geometry is one of {GEOMETRIES} and image_fit one of {IMAGE_FITS}, not {geometry!r}, {image_fit!r}"
+            )
+        super().__init__(model, processor.tokenizer)
+        self.images, self.processor, self.geometry, self.image_fit = (
+            [load_image(i) for i in images],
+            processor,
+            geometry,
+            image_fit,
+        )
+        vision = model.config.vision_config
+        self.patch = (vision.patch_size, vision.patch_size)
+        self.bbox_size = vision.image_size
+        self.pixels = self._pixels(self.images)
+        self.grid = tuple(side // vision.patch_size for side in self.pixels.shape[2:])
+        self.regions = [self._region(image.size) for image in self.images]
+        # LLaVA-1.5 drops the CLS feature; a checkpoint that keeps it ("full") has one more token, before the patches.
+        self._extra = 1 if model.config.vision_feature_select_strategy == "full" else 0
+        self._cells = self.grid[0] * self.grid[1]
+
+    def _pixels(self, images):
+        """(batch, 3, H, W) in the vision tower's dtype and on its device."""
+        if self.image_fit == "pad":
+            mean = tuple(int(255 * channel) for channel in self.processor.image_processor.image_mean)
+            images = [pad_to_square(image, mean) for image in images]
+        pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        weight = next(self.model.model.vision_tower.parameters())
+        return pixels.to(weight.device, weight.dtype)
+
+    def _region(self, size):
+        """The rectangle of a (width, height) image that the model's input shows, in xyxy pixels of the image."""
+        width, height = size
+        if self.geometry == "upstream":
+            return 0, 0, width, height
+        left = top = 0
+        if self.image_fit == "pad":
+            side = max(size)
+            left, top = -((side - width) // 2), -((side - height) // 2)
+            width = height = side
+        processor = self.processor.image_processor
+        if not processor.do_center_crop:
+            return left, top, left + width, top + height
+        short = processor.size.get("shortest_edge")
+        if processor.do_resize and short:
+            scale = short / min(width, height)
+            resized = (short, int(scale * height)) if width <= height else (int(scale * width), short)
+        elif processor.do_resize:
+            resized = processor.size["width"], processor.size["height"]
+        else:
+            resized = width, height
+        seen = processor.crop_size["width"], processor.crop_size["height"]
+        edges = []
+        for whole, small, crop, origin in zip((width, height), resized, seen, (left, top), strict=True):
+            start = (small - crop) // 2  # negative where the processor pads
+            edges.append((origin + round(start * whole / small), origin + round((start + crop) * whole / small)))
+        (x1, x2), (y1, y2) = edges
+        return x1, y1, x2, y2
+
+    @staticmethod
+    def default_layer(model):
+        return getattr(model.config, "att_layer", ATT_LAYER)
+
+    def prompt(self, question):
+        return PROMPT.format(question=question)
+
+    def tokens(self, prompt, images=1):
+        mark = self.processor.image_token
+        if prompt.count(mark) != 1:
+            raise ValueError(
+                f"a LLaVA prompt holds {mark} exactly once, this one {prompt.count(mark)} times: {prompt!r}"
+            )
+        text = prompt.replace(mark, mark * ((self._cells + self._extra) * images))
+        return self.tokenizer(text, return_tensors="pt").input_ids.to(self.model.get_input_embeddings().weight.device)
+
+    def image_span(self, ids):
+        start = int((ids[0] == self.model.config.image_token_id).nonzero()[0]) + self._extra
+        return start, start + self._cells
+
+    def prefix_inputs(self, pixels):
+        return {"pixel_values": pixels}
+
+    def crop_inputs(self, crops):
+        return {"pixel_values": self._pixels(crops)}
+
+    @property
+    def attention_modules(self):
+        return [layer.self_attn for layer in self.model.get_decoder().layers]
+
+    def edge_mask(self):
+        """(batch, H, W) bool tensor over the model's input pixels: where the image has edges."""
+        if self.geometry == "upstream":  # the reference squashed the whole image, whatever the model saw
+            strengths = [high_pass_filter(image, tuple(self.pixels.shape[2:]), reduce=False) for image in self.images]
+            return torch.from_numpy(np.stack([strength > np.median(strength) for strength in strengths]))
+        processor = self.processor.image_processor
+        mean, std = np.array(processor.image_mean), np.array(processor.image_std)
+        shown = self.pixels.float().permute(0, 2, 3, 1).cpu().numpy() * std + mean
+        return torch.from_numpy(np.stack([edge_mask(pixels) for pixels in shown]))
+
+
+rel_att = rel_attention_llava = MapFunction("rel_attention_llava", LlavaLook, relative_attention)
+grad_att = gradient_attention_llava = MapFunction("gradient_attention_llava", LlavaLook, gradient_attention)
+pure_grad = pure_gradient_llava = MapFunction("pure_gradient_llava", LlavaLook, pure_gradient)
+Look = LlavaLook

@@ -1,0 +1,47 @@
+"""Pictures of what a method found (matplotlib; the only file that draws)."""
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+def overlay(image, att_map, region, strength=0.55):
+    """The image with an importance map laid exactly over the region that it covers.
+
+    Args:
+        image: PIL image.
+        att_map: (h, w) array, row 0 at the top.
+        region: xyxy pixels of the image; may reach beyond it.
+        strength: opacity of the map, 0 to 1.
+    Returns:
+        PIL image of the same size; what the map does not cover stays as it is.
+    """
+    low, high = float(np.min(att_map)), float(np.max(att_map))
+    heat = matplotlib.colormaps["inferno"]((np.asarray(att_map) - low) / (high - low if high > low else 1))[..., :3]
+    left, top, right, bottom = region
+    heat = Image.fromarray((heat * 255).astype(np.uint8)).resize((right - left, bottom - top), Image.Resampling.NEAREST)
+    covered = image.crop(region)
+    mixed = image.copy()
+    mixed.paste(Image.blend(covered, heat, strength), (left, top))
+    return mixed
+
+
+def draw_finding(image, question, title, finding, path):
+    """Write three panels (image with box, map, crop) with the question and both answers; see run.Finding."""
+    x1, y1, x2, y2 = finding.bbox
+    panels = [(image, f"without crop: {finding.original_answer}")]
+    if finding.att_map is not None:
+        panels.append((overlay(image, finding.att_map, finding.region), f"where it looks ({title})"))
+    panels.append((image.crop(finding.bbox), f"with crop: {finding.crop_answer}"))
+    figure = Figure(figsize=(4.2 * len(panels), 4.6), layout="constrained")
+    figure.suptitle(question, fontsize=14, fontweight="bold")
+    for axes, (picture, caption) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.imshow(picture)
+        axes.set_title(caption, fontsize=12)
+        axes.set_axis_off()
+        if picture.size == image.size and picture is not panels[-1][0]:
+            corners = ([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1])
+            axes.plot(*corners, color="white", linewidth=4)
+            axes.plot(*corners, color="crimson", linewidth=2)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# bash run_all.sh [dataset] [model] [method]        e.g. bash run_all.sh textvqa llava rel_att
+# Runs on every visible GPU, or on those named: GPUS="0 2 3" bash run_all.sh ...; on the CPU where there is none.
+# Killed? The same command goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+dataset=${1:-demo} model=${2:-llava_tiny} method=${3:-rel_att}
+python=${PYTHON:-python}
+read -r -a gpus <<< "${GPUS:-$("$python" -c 'import torch; print(*range(torch.cuda.device_count()))')}"
+
+launch=("$python")
+if (( ${#gpus[@]} )); then
+    devices=$(IFS=,; echo "${gpus[*]}")
+    export CUDA_VISIBLE_DEVICES=$devices
+    if (( ${#gpus[@]} > 1 )); then
+        launch=("$python" -m accelerate.commands.launch --multi_gpu --num_processes "${#gpus[@]}")
+    fi
+fi
+"${launch[@]}" run.py --task "$dataset" --model "$model" --method "$method" "${@:4}"
+"$python" get_score.py --data_dir data/results --save_path .

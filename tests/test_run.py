@@ -1,0 +1,231 @@
+"""The commands, on a random-weight checkpoint saved to disk: nothing lost, every method runs, errors are sentences."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import build_llava, photo
+
+import get_score
+import run
+from info import METHODS, MODELS, TASKS
+from utils import load_image
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A folder with a small LLaVA whose default layer is its own, as the embedded models' is."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model, processor = build_llava(center_crop=True)
+    model.config.att_layer = 2
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Three questions about two images, one of them larger than a tile."""
+    images = tmp_path / "images"
+    images.mkdir()
+    photo(120, 90).save(images / "a.png")
+    photo(1100, 600, seed=1).save(images / "b.png")
+    records = [
+        {"id": "1", "question": "one?", "labels": ["1"], "image_path": "a.png", "gt_bbox": [9, 9, 30, 30], "size": "s"},
+        {"id": "2", "question": "two?", "labels": "2", "image_path": "b.png", "gt_bbox": [500, 9, 530, 30]},
+        {"id": "3", "question": "three?", "labels": ["3"], "image_path": "a.png", "gt_bbox": [0, 0, 9, 9]},
+    ]  # fmt: skip
+    records[1]["size"], records[2]["short_question"] = "l", "3?"
+    return write(tmp_path, records)
+
+
+def write(folder, records):
+    (folder / "data.json").write_text(json.dumps(records))
+    return folder
+
+
+def options(checkpoint, dataset, *more):
+    where = [
+        "--question_path",
+        dataset / "data.json",
+        "--image_path",
+        dataset / "images",
+        "--save_path",
+        dataset / "out",
+    ]
+    common = ["--model", "llava", "--model_id", checkpoint, "--task", "demo", "--device", "cpu"]
+    return [str(option) for option in [*common, *where, *more]]
+
+
+def results(dataset, method):
+    return json.loads((dataset / "out" / f"llava-demo-{method}.json").read_text())
+
+
+def test_every_method_writes_its_file_and_the_score_lists_it(checkpoint, dataset, capsys):
+    run.main(options(checkpoint, dataset, "--method", ",".join(METHODS)))
+    records = json.loads((dataset / "data.json").read_text())
+    maps = {}
+    for method in METHODS:
+        found = results(dataset, method)
+        assert [r["id"] for r in found] == ["1", "2", "3"]
+        for record, result in zip(records, found, strict=True):
+            assert result.items() >= record.items()
+            assert result.keys() - record.keys() == {"original_answer", "crop_answer", "bbox"}
+            width, height = load_image(dataset / "images" / record["image_path"]).size
+            x1, y1, x2, y2 = result["bbox"]
+            assert 0 <= x1 < x2 <= width
+            assert 0 <= y1 < y2 <= height
+        maps[method] = [result["bbox"] for result in found]
+        assert [r["original_answer"] for r in found] == [r["original_answer"] for r in results(dataset, "rel_att")]
+    assert len({str(boxes) for boxes in maps.values()}) > 6  # the methods do differ
+    capsys.readouterr()
+    rows = get_score.report(dataset / "out", dataset)
+    get_score.show(rows)
+    table = capsys.readouterr().out
+    assert {row["method"] for row in rows} == set(METHODS)
+    assert {row["part"] for row in rows} == {"all", "s", "l"}
+    assert all(method in table for method in METHODS)
+    assert json.loads((dataset / "evaluation_report.json").read_text()) == rows
+    with (dataset / "evaluation_report.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+
+
+def test_a_list_of_methods_gives_what_each_gives_alone(checkpoint, dataset):
+    run.main(options(checkpoint, dataset, "--method", "rel_att,grad_att,pure_grad"))
+    together = {method: results(dataset, method) for method in ("rel_att", "grad_att", "pure_grad")}
+    for method, found in together.items():
+        run.main(options(checkpoint, dataset, "--method", method, "--overwrite"))
+        assert results(dataset, method) == found
+
+
+def test_vicrop_qa_is_what_the_command_writes(checkpoint, dataset):
+    run.main(options(checkpoint, dataset, "--method", "rel_att_high,grad_att"))
+    model, processor = run.load_model("llava", checkpoint, "cpu")
+    for method in ("rel_att_high", "grad_att"):
+        for result in results(dataset, method):
+            picture = dataset / "images" / result["image_path"]
+            question = (picture, result["question"], model, processor, result.get("short_question"))
+            original, crop, bbox = run.vicrop_qa("llava", method, *question)
+            assert [original, crop, list(bbox)] == [result["original_answer"], result["crop_answer"], result["bbox"]]
+
+
+def test_an_interrupted_run_goes_on_and_answers_nothing_twice(checkpoint, dataset, monkeypatch):
+    asked, ask = [], run.vicrop
+
+    def interrupted(look, functions, question, *rest, **keywords):
+        if len(asked) == 1 and "stop" not in asked:
+            asked.append("stop")
+            raise KeyboardInterrupt
+        asked.append(question)
+        return ask(look, functions, question, *rest, **keywords)
+
+    monkeypatch.setattr(run, "vicrop", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(options(checkpoint, dataset))
+    assert not (dataset / "out" / "llava-demo-rel_att.json").exists()
+    run.main(options(checkpoint, dataset))
+    run.main(options(checkpoint, dataset))
+    assert sorted(asked) == ["one?", "stop", "three?", "two?"]
+    assert len(results(dataset, "rel_att")) == 3
+
+
+def test_chunks_make_the_same_file(checkpoint, dataset):
+    run.main(options(checkpoint, dataset))
+    whole = results(dataset, "rel_att")
+    (dataset / "out" / "llava-demo-rel_att.json").unlink()
+    for chunk in ("1", "0"):
+        run.main(options(checkpoint, dataset, "--total_chunks", "2", "--chunk_id", chunk))
+    assert results(dataset, "rel_att") == whole
+
+
+def test_a_bad_record_is_kept_with_its_error_and_stops_nothing(checkpoint, dataset, capsys):
+    records = json.loads((dataset / "data.json").read_text())
+    records[1]["image_path"] = "gone.png"
+    (dataset / "images" / "text.png").write_text("no image")
+    records.append({"id": "4", "question": "four?", "labels": ["4"], "image_path": "text.png"})
+    records.append({"id": "5", "question": "", "labels": ["5"], "image_path": "a.png"})
+    write(dataset, records)
+    with pytest.raises(SystemExit) as stopped:
+        run.main(options(checkpoint, dataset))
+    assert stopped.value.code == 0
+    found = results(dataset, "rel_att")
+    assert [("error" in record) for record in found] == [False, True, False, True, True]
+    assert [record["crop_answer"] for record in found if "error" in record] == [""] * 3
+    printed = capsys.readouterr().err
+    assert "3 records" in printed
+    assert "gone.png" in printed
+    rows = get_score.report(dataset / "out", dataset)
+    assert rows[0]["errors"] == 3
+
+
+def test_a_map_with_nan_is_an_error_of_its_record(checkpoint, dataset, monkeypatch):
+    broken = np.full((1, 4, 4), np.nan, dtype=np.float32)
+    monkeypatch.setattr("attention.MapFunction.of", lambda *_: broken)
+    with pytest.raises(SystemExit) as stopped:
+        run.main(options(checkpoint, dataset))
+    assert stopped.value.code == 1  # nothing could be answered
+    assert all("16 of the importance map's 16 cells" in record["error"] for record in results(dataset, "rel_att"))
+
+
+def test_one_picture(checkpoint, tmp_path, capsys):
+    photo(300, 200).save(tmp_path / "photo.png")
+    common = ["--model", "llava", "--model_id", checkpoint, "--device", "cpu", "--save_path", tmp_path]
+    ask = ["--image", tmp_path / "photo.png", "--question", "what number is on the red sign?"]
+    run.main([str(option) for option in [*common, *ask, "--method", "rel_att,center_crop"]])
+    printed = capsys.readouterr().out
+    assert printed.count("without crop:") == printed.count("with crop:") == 2
+    for method in ("rel_att", "center_crop"):
+        assert load_image(tmp_path / f"photo-llava-{method}.png").width > 500
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--task", "textqva"], "textvqa"),
+        (["--model", "lava"], "llava"),
+        (["--method", "rel_atn"], "rel_att, grad_att"),
+        (["--layer", "9"], "layers 0 to 3"),
+        (["--layer", "1", "--method", "pure_grad"], "reads pixels"),
+        (["--question_path", "missing.json"], "missing.json"),
+        (["--chunk_id", "2", "--total_chunks", "2"], "--chunk_id 2"),
+        (["--image", "missing.png", "--question", "what?"], "missing.png"),
+        (["--image", "missing.png", "--question", " "], "not empty"),
+    ],
+)
+def test_a_wrong_option_gives_one_clear_sentence(checkpoint, dataset, capsys, more, says):
+    with pytest.raises(SystemExit) as stopped:
+        run.main(options(checkpoint, dataset, *more))
+    sentence = capsys.readouterr().err + str(stopped.value.code)
+    assert says in sentence
+    assert "Traceback" not in sentence
+
+
+def test_scores_name_what_they_cannot_read(tmp_path):
+    with pytest.raises(ValueError, match="no result files"):
+        get_score.result_files(tmp_path)
+    (tmp_path / "llava-nothing-rel_att.json").write_text("[]")
+    with pytest.raises(ValueError, match="llava-nothing-rel_att.json"):
+        get_score.result_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels", "score"),
+    [
+        ("7", ["7"], 100),
+        (" 7. ", "7", 100),
+        ("Seven", ["seven", "7"], 100),
+        ("77", ["7"], 0),
+        ("", [""], 0),
+        ("3", ["7"], 0),
+    ],
+)
+def test_exact_grader(answer, labels, score):
+    assert get_score.exact(answer, {"labels": labels}) == score
+
+
+def test_the_tables_fit_together():
+    for row in MODELS.values():
+        module = run.importlib.import_module(row["module"])
+        assert all(callable(getattr(module, name)) for name in ("rel_att", "grad_att", "pure_grad", "Look"))
+    assert {row["grader"] for row in TASKS.values()} <= {None, *get_score.GRADERS}

@@ -1,0 +1,213 @@
+"""Scenes of coloured signs with a digit each: the world in which the embedded models live.
+
+    python -m tiny.scenes                                        # writes the demo dataset, data/demo
+    python -m tiny.scenes --seed 7 --per_size 1000 --out DIR     # a fresh test set: DIR/data.json, DIR/images/
+
+A scene is a drawing, not a bitmap: it can be rendered whole or through any window, at any scale, always sharp.
+"""
+
+import argparse
+import json
+import math
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+COLORS = {
+    "red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 215), "yellow": (236, 206, 40),
+    "purple": (140, 50, 170), "orange": (240, 130, 30), "white": (245, 245, 245), "black": (22, 22, 22),
+}  # fmt: skip
+DARK_INK = ("yellow", "orange", "white")  # signs of these colours carry a black digit, the others a white one
+ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16)  # width / height
+
+# Sign sizes are sides relative to sqrt(canvas area); the classes are shares of that area, as in the ViCrop paper's
+# analysis of TextVQA by relative size (its section 3).
+SIDES = (0.035, 0.45)
+SIZE_CLASSES = {"small": (0.0, 0.005), "medium": (0.005, 0.05), "large": (0.05, 1.0)}
+MIN_SIDE_PX = 22  # below this even a person who zooms in cannot read the digit
+
+NUMBER_QUESTIONS = (
+    "what number is on the {color} sign?",
+    "which digit is on the {color} sign?",
+    "what does the {color} sign say?",
+)
+PRESENCE_QUESTIONS = ("is there a {color} sign in the image?", "does the image show a {color} sign?")
+
+
+@dataclass(frozen=True)
+class Sign:
+    color: str
+    digit: str
+    box: tuple  # xyxy, canvas pixels (floats)
+    ink: tuple  # RGB of the digit
+    paint: tuple  # RGB of the board
+
+
+@dataclass(frozen=True)
+class Scene:
+    size: tuple  # (width, height), canvas pixels
+    signs: list
+    texture: Image.Image  # a few cells of muted colour, stretched over the canvas
+    clutter: list  # (kind, points, RGB, width), muted shapes behind the signs
+
+    def render(self, window=None, scale=1.0):
+        """RGB image of `window` (xyxy canvas pixels; None: the whole canvas), `scale` output pixels per one of its."""
+        width, height = self.size
+        x1, y1, x2, y2 = window or (0, 0, width, height)
+        size = max(1, round((x2 - x1) * scale)), max(1, round((y2 - y1) * scale))
+        cells_w, cells_h = self.texture.size
+        cells = (x1 / width * cells_w, y1 / height * cells_h, x2 / width * cells_w, y2 / height * cells_h)
+        image = self.texture.resize(size, Image.Resampling.BILINEAR, box=cells)
+        draw = ImageDraw.Draw(image)
+        place = lambda points: [((x - x1) * scale, (y - y1) * scale) for x, y in points]  # noqa: E731
+        for kind, points, paint, thickness in self.clutter:
+            if kind == "line":
+                draw.line(place(points), fill=paint, width=max(1, round(thickness * scale)))
+            else:
+                getattr(draw, kind)(place(points), fill=paint)
+        for sign in self.signs:
+            a, b, c, d = sign.box
+            if c <= x1 or a >= x2 or d <= y1 or b >= y2:
+                continue
+            (left, top), (right, bottom) = place([(a, b), (c, d)])
+            side = bottom - top
+            draw.rounded_rectangle((left, top, right, bottom), radius=side / 7, fill=sign.paint)
+            centre = ((left + right) / 2, (top + bottom) / 2)
+            draw.text(centre, sign.digit, fill=sign.ink, font=font(side), anchor="mm", stroke_width=side / 40)
+        return image
+
+
+def font(sign_side):
+    """Pillow's own font (no system font needed) at the size at which a digit fills two thirds of a sign."""
+    return _font(max(2, round(0.95 * sign_side)))
+
+
+@cache
+def _font(size):
+    return ImageFont.load_default(size)
+
+
+def size_class(sign, size):
+    share = (sign.box[2] - sign.box[0]) * (sign.box[3] - sign.box[1]) / (size[0] * size[1])
+    return next(name for name, (low, high) in SIZE_CLASSES.items() if low <= share < high)
+
+
+def _canvas(rng, side):
+    aspect = rng.choice(ASPECTS)
+    return round(side * math.sqrt(aspect)), round(side / math.sqrt(aspect))
+
+
+def _background(rng, size):
+    base, spread, cells = rng.uniform(50, 170), rng.uniform(10, 60), rng.choice((2, 4, 8, 16))
+    noise = np.random.default_rng(rng.getrandbits(32)).uniform(0, spread, (cells, cells, 3))
+    texture = Image.fromarray((base + noise).astype(np.uint8))
+    clutter = []
+    for _ in range(rng.randint(0, 9)):
+        (x, y), reach = (rng.uniform(0, size[0]), rng.uniform(0, size[1])), rng.uniform(0.02, 0.4) * min(size)
+        far = (x + rng.uniform(0.2, 1) * reach, y + rng.uniform(0.2, 1) * reach)
+        grey = base + rng.uniform(-40, 80)
+        paint = tuple(int(min(255, max(0, grey + rng.uniform(-14, 14)))) for _ in range(3))
+        clutter.append((rng.choice(("line", "line", "ellipse", "rectangle")), [(x, y), far], paint, reach / 15))
+    return texture, clutter
+
+
+def make_scene(rng, side=640, count=None, sides=SIDES, repeat_colors=False, min_side_px=0):
+    """A random scene.
+
+    Args:
+        rng: random.Random; the scene is a function of its state alone.
+        side: sqrt of the canvas area in pixels; the aspect ratio is drawn from ASPECTS.
+        count: how many signs to try to place; 2 to 5 if None. Signs never overlap, so fewer may fit (never none).
+        sides: range of the sign's side relative to `side`, sampled log-uniformly.
+        repeat_colors: let several signs share a colour (for training the vision tower; questions need unique ones).
+        min_side_px: no sign is smaller than this many canvas pixels.
+    """
+    size = _canvas(rng, side)
+    texture, clutter = _background(rng, size)
+    count = count or rng.randint(2, 5)
+    colors = rng.choices(list(COLORS), k=count) if repeat_colors else rng.sample(list(COLORS), count)
+    signs = []
+    for color in colors:
+        for _ in range(25):
+            high = max(min_side_px, side * math.exp(rng.uniform(math.log(sides[0]), math.log(sides[1]))))
+            wide = high * rng.uniform(0.85, 1.15)
+            if wide >= size[0] or high >= size[1]:
+                continue
+            x, y = rng.uniform(0, size[0] - wide), rng.uniform(0, size[1] - high)
+            box = (x, y, x + wide, y + high)
+            gap = 0.01 * side
+            if all(
+                box[2] + gap < b[0] or b[2] + gap < x or box[3] + gap < b[1] or b[3] + gap < y
+                for b in (s.box for s in signs)
+            ):
+                light = rng.uniform(0.85, 1.0)
+                paint = tuple(int(light * channel) for channel in COLORS[color])
+                ink = (10, 10, 10) if color in DARK_INK else (250, 250, 250)
+                signs.append(Sign(color, str(rng.randrange(10)), box, ink, paint))
+                break
+    if not signs:
+        return make_scene(rng, side, count, sides, repeat_colors, min_side_px)
+    return Scene(size, signs, texture, clutter)
+
+
+def describe(scene):
+    """The answer to the general prompt: every sign in reading order, as in `red 7, blue 3`."""
+    ordered = sorted(scene.signs, key=lambda sign: (sign.box[1], sign.box[0]))
+    return ", ".join(f"{sign.color} {sign.digit}" for sign in ordered)
+
+
+def write_dataset(out, seed, per_size):
+    """Write `out`/data.json and `out`/images: `per_size` questions for each size class, several per image.
+
+    Every fourth canvas is larger than 1024 px on its longer side. A question never depends on what a model can do.
+    """
+    out, rng = Path(out), random.Random(f"dataset {seed}")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    open_slots, records, number = dict.fromkeys(SIZE_CLASSES, per_size), [], 0
+    with tqdm(total=per_size * len(SIZE_CLASSES), unit="question", desc=str(out)) as bar:
+        while any(open_slots.values()):
+            side = rng.uniform(1080, 1300) if number % 4 == 3 else rng.uniform(450, 760)
+            scene = make_scene(rng, side, min_side_px=MIN_SIDE_PX)
+            asked = []
+            for sign in scene.signs:
+                kind = size_class(sign, scene.size)
+                if open_slots[kind]:
+                    open_slots[kind] -= 1
+                    asked.append((sign, kind))
+            if not asked:
+                continue
+            name = f"scene_{number:05d}.jpg"
+            scene.render().save(out / "images" / name, quality=92)
+            for sign, kind in asked:
+                box = [math.floor(sign.box[0]), math.floor(sign.box[1]), math.ceil(sign.box[2]), math.ceil(sign.box[3])]
+                records.append({
+                    "id": f"{seed}-{number:05d}-{sign.color}",
+                    "question": NUMBER_QUESTIONS[0].format(color=sign.color),
+                    "labels": [sign.digit],
+                    "image_path": name,
+                    "gt_bbox": box,
+                    "size": kind,
+                })  # fmt: skip
+            number += 1
+            bar.update(len(asked))
+    (out / "data.json").write_text(json.dumps(records, indent=1) + "\n")
+    return records
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=2025, help="any seed is disjoint from the training scenes")
+    parser.add_argument("--per_size", type=int, default=120, help="questions per size class (small, medium, large)")
+    parser.add_argument("--out", default="data/demo", help="folder to write data.json and images/ into")
+    args = parser.parse_args()
+    records = write_dataset(args.out, args.seed, args.per_size)
+    print(f"{len(records)} questions about {len({r['image_path'] for r in records})} images in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
