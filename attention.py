@@ -284,7 +284,8 @@ class Look(ABC):
         """
         ids = self.tokens(prompt)
         cache = self._prefix(ids)
-        self._base(ids[:, cache.get_seq_length() : -1], cache)
+        if cache.get_seq_length() < ids.shape[1] - 1:
+            self._base(ids[:, cache.get_seq_length() : -1], cache)
         modules = [self.attention_modules[layer] for layer in layers]
         with torch.enable_grad(), watch(self._language_model(), modules, graph=True) as seen:
             v = self._confidence(self._base(ids[:, -1:], cache)).sum()

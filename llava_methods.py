@@ -99,6 +99,8 @@ class LlavaLook(Look):
             raise ValueError(
                 f"a LLaVA prompt holds {mark} exactly once, this one {prompt.count(mark)} times: {prompt!r}"
             )
+        if prompt.endswith(mark):
+            raise ValueError(f"a LLaVA prompt ends with a question, not with the image: {prompt!r}")
         text = prompt.replace(mark, mark * ((self._cells + self._extra) * images))
         return self.tokenizer(text, return_tensors="pt").input_ids.to(self.model.get_input_embeddings().weight.device)
 

@@ -6,7 +6,6 @@ python run.py --model llava_tiny --image photo.jpg --question "what number is on
 
 import argparse
 import importlib
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,7 +295,6 @@ def main(argv=None):
     args = parse(argv)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.captureWarnings(True)
     try:
         tried, failed = run_picture(args) if args.image else run_task(args)
     except (ValueError, OSError) as error:

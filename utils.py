@@ -235,7 +235,9 @@ def high_res(map_func, image, prompt, general_prompt, model, processor, *, geome
         (rows * h, columns * w) float32 array that covers the image.
     """
     tiles, rows, columns = high_res_split_threshold(load_image(image))
-    tiles = same_size(tiles, square=geometry == "exact" and crops_centre(processor))
+    # A square tile is shown whole, whether the processor crops the centre or the look pads to a square.
+    cut = crops_centre(processor) or options.get("image_fit") == "pad"
+    tiles = same_size(tiles, square=geometry == "exact" and cut)
     rest = (prompt, general_prompt, model, processor)
     if getattr(map_func, "batched", False):
         maps = map_func(tiles, *rest, geometry=geometry, **options)

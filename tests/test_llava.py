@@ -7,9 +7,9 @@ from conftest import GENERAL, QUESTION, build_llava, photo
 from torch.nn import functional as F
 
 import llava_methods
-from attention import ratio
+from attention import MapFunction, ratio, relative_attention
 from llava_methods import LlavaLook, grad_att, pure_grad, rel_att
-from utils import edge_mask
+from utils import edge_mask, high_res
 
 METHODS = {"rel_att": rel_att, "grad_att": grad_att, "pure_grad": pure_grad}
 
@@ -206,9 +206,9 @@ def test_the_default_layer_is_the_modules_constant(shaped, monkeypatch):
     assert not np.array_equal(default, rel_att(photo(), QUESTION, GENERAL, *shaped, layer=1))
 
 
-@pytest.mark.parametrize("prompt", ["no image here", "<image> twice <image>"])
+@pytest.mark.parametrize("prompt", ["no image here", "<image> twice <image>", "nothing after <image>"])
 def test_a_prompt_needs_one_image(llava, prompt):
-    with pytest.raises(ValueError, match="exactly once"):
+    with pytest.raises(ValueError, match="LLaVA prompt"):
         rel_att(photo(), prompt, GENERAL, *llava, layer=1)
 
 
@@ -261,3 +261,25 @@ def test_padding_shows_the_whole_image_in_a_square(llava):
 def test_unknown_geometry_is_refused(llava, keyword):
     with pytest.raises(ValueError, match="not 'square'|'stretch'"):
         LlavaLook([photo()], *llava, **keyword)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_token_after_the_image_is_enough(squashing_llava, method):
+    options = {} if method == "pure_grad" else {"layer": 1}
+    assert np.isfinite(METHODS[method](photo(), "USER: <image>?", "USER: <image>!", *squashing_llava, **options)).all()
+
+
+@pytest.mark.parametrize("fit", ["processor", "pad"])
+def test_tiles_of_a_centre_cropping_model_lose_nothing(llava, fit):
+    """Every pixel of a high-resolution image is in some tile's region."""
+    seen = []
+
+    class Recording(LlavaLook):
+        def __init__(self, images, *rest, **options):
+            super().__init__(images, *rest, **options)
+            seen.extend((image.size, region) for image, region in zip(self.images, self.regions, strict=True))
+
+    func = MapFunction("recording", Recording, relative_attention)
+    att_map = high_res(func, photo(600, 2000), QUESTION, GENERAL, *llava, layer=1, image_fit=fit)
+    assert att_map.shape == (12, 4)
+    assert [region for _, region in seen] == [(0, 0, *size) for size, _ in seen]

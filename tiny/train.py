@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -53,7 +54,7 @@ def pixels(scene, rng, window=None):
     x1, y1, x2, y2 = window or (0, 0, *scene.size)
     scale = rng.uniform(1.0, 4.0) * RESOLUTION / math.sqrt((x2 - x1) * (y2 - y1))
     image = scene.render(window, scale)
-    return np.asarray(image.resize((RESOLUTION, RESOLUTION), 3))
+    return np.array(image.resize((RESOLUTION, RESOLUTION), Image.Resampling.BICUBIC))
 
 
 def window_around(scene, rng, box, zoom=(1.3, 6.0)):
@@ -264,6 +265,9 @@ STAGES = {
         Stage("together", 2200, 6e-4, 12, PairedAnswerBatches, ("model", "lm_head")),
     ],
 }
+ATT_LAYERS = {
+    "llava": 2
+}  # the layer that rel_att and grad_att read by default: see the model card for how it was chosen
 LOSSES = {PatchBatches: patch_loss, AnswerBatches: answer_loss, PairedAnswerBatches: answer_loss}
 
 
@@ -359,6 +363,7 @@ def train(name, folder, checkpoint, device, workers):
         print(f"{stage.name}: held-out accuracy {state['scores'][stage.name]}", flush=True)
         state |= {"stage": number + 1, "step": 0, "seconds": time.monotonic() - began}
         save_atomically({**state, "model": model.state_dict(), "head": head.state_dict()}, checkpoint)
+    model.config.att_layer = ATT_LAYERS[name]
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     made = {
