@@ -211,22 +211,17 @@ class Look(ABC):
         return tuple(numbers)
 
     # -- one pass over the image, shared by all questions
-    def _prefix(self, ids, pixels=None):
-        """KV cache of the tokens up to the end of the first image, free to be continued: its tensors are shared.
-
-        DynamicCache never writes in place (it concatenates), so a copy of its layers, not of their tensors, is enough,
-        also when the tensors carry a graph.
-        """
-        stop = self.image_span(ids)[1]
-        head = tuple(ids[0, :stop].tolist())
-        if pixels is not None or head not in self._prefixes:
-            cache = DynamicCache(config=self.model.config.get_text_config())
-            inputs = self.prefix_inputs(self.pixels if pixels is None else pixels)
-            self._base(ids[:, :stop], cache, **inputs)
-            if pixels is not None:
-                return cache
-            self._prefixes[head] = cache
+    def _prefix(self, ids):
+        """KV cache of the tokens up to the end of the first image, to be continued: computed once, shared by prompts."""
+        head = tuple(ids[0, : self.image_span(ids)[1]].tolist())
+        if head not in self._prefixes:
+            self._prefixes[head] = self._prefill(ids, self.pixels)
         return continued(self._prefixes[head])
+
+    def _prefill(self, ids, pixels):
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        self._base(ids[:, : self.image_span(ids)[1]], cache, **self.prefix_inputs(pixels))
+        return cache
 
     def _base(self, ids, cache, **inputs):
         """Run the model (without its LM head) over the next tokens of a cache, the same ones for each image."""
@@ -307,7 +302,7 @@ class Look(ABC):
         gradients = []
         with torch.enable_grad():
             pixels = self.pixels.detach().requires_grad_()
-            cache = self._prefix(ids[0], pixels)
+            cache = self._prefill(ids[0], pixels)
             for number, each in enumerate(ids, 1):
                 hidden = self._base(each[:, cache.get_seq_length() :], continued(cache))
                 v = self._confidence(hidden).sum()
@@ -351,7 +346,11 @@ class Look(ABC):
 
 
 def continued(cache):
-    """A KV cache that goes on from `cache` and leaves it as it is; shares its tensors."""
+    """A KV cache that goes on from `cache` and leaves it as it is.
+
+    DynamicCache never writes in place (it concatenates), so its layers are copied but not their tensors; these may even
+    carry a graph.
+    """
     other = copy.copy(cache)
     other.layers = [copy.copy(layer) for layer in cache.layers]
     return other

@@ -122,6 +122,8 @@ def main():
     args = parser.parse_args()
     try:
         show(report(args.data_dir, args.save_path))
+        for parts in sorted(Path(args.data_dir).glob("*.parts")):
+            print(f"{parts.stem} is not finished and not scored: run the same command again")
     except (ValueError, OSError) as error:
         sys.exit(f"get_score.py: {error}")
 

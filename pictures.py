@@ -28,20 +28,20 @@ def overlay(image, att_map, region, strength=0.55):
 
 
 def draw_finding(image, question, title, finding, path):
-    """Write three panels (image with box, map, crop) with the question and both answers; see run.Finding."""
-    x1, y1, x2, y2 = finding.bbox
-    panels = [(image, f"without crop: {finding.original_answer}")]
+    """Write up to three panels to an image file: the picture and the map, both with the box, and the crop."""
+    whole = [(image, f"without crop: {finding.original_answer}")]
     if finding.att_map is not None:
-        panels.append((overlay(image, finding.att_map, finding.region), f"where it looks ({title})"))
-    panels.append((image.crop(finding.bbox), f"with crop: {finding.crop_answer}"))
+        whole.append((overlay(image, finding.att_map, finding.region), f"where it looks ({title})"))
+    panels = [*whole, (image.crop(finding.bbox), f"with crop: {finding.crop_answer}")]
     figure = Figure(figsize=(4.2 * len(panels), 4.6), layout="constrained")
     figure.suptitle(question, fontsize=14, fontweight="bold")
-    for axes, (picture, caption) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    all_axes = figure.subplots(1, len(panels))
+    for axes, (picture, caption) in zip(all_axes, panels, strict=True):
         axes.imshow(picture)
         axes.set_title(caption, fontsize=12)
         axes.set_axis_off()
-        if picture.size == image.size and picture is not panels[-1][0]:
-            corners = ([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1])
-            axes.plot(*corners, color="white", linewidth=4)
-            axes.plot(*corners, color="crimson", linewidth=2)
+    x1, y1, x2, y2 = finding.bbox
+    for axes in all_axes[: len(whole)]:
+        for color, width in (("white", 4), ("crimson", 2)):
+            axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, linewidth=width)
     figure.savefig(path, dpi=110)
