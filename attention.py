@@ -212,7 +212,7 @@ class Look(ABC):
 
     # -- one pass over the image, shared by all questions
     def _prefix(self, ids):
-        """KV cache of the tokens up to the end of the first image, to be continued: computed once, shared by prompts."""
+        """KV cache of the tokens up to the end of the first image, computed once, to be continued."""
         head = tuple(ids[0, : self.image_span(ids)[1]].tolist())
         if head not in self._prefixes:
             self._prefixes[head] = self._prefill(ids, self.pixels)
