@@ -17,6 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from utils import high_res_split_threshold, join_maps, same_size
+
 MAX_NEW_TOKENS = 20
 GEOMETRIES = ("exact", "upstream")
 LOOK_BATCH = 8  # at most so many images (tiles of a large one) go through the model together
@@ -28,23 +30,22 @@ class _SeenEnough(Exception):
 
 
 class Watch:
-    """What `watch` found: `watch[module]` is (batch, heads, rows, keys) float32, softmax over the keys."""
+    """What `watch` found: `watch[module]` is (batch, heads, 1, keys) float32, softmax over the keys."""
 
-    def __init__(self, modules, rows, graph, stop):
-        self.modules, self.rows, self.graph, self.stop = list(modules), rows, graph, stop
+    def __init__(self, modules, graph, stop):
+        self.modules, self.graph, self.stop = list(modules), graph, stop
         self.probs = {}
 
     def __getitem__(self, module):
         return self.probs[module]
 
     def read(self, module, query, key, value, mask, scaling):
-        """Store the watched rows; with a graph, also return the attention output that runs through them."""
+        """Store the last query's row; with a graph, also return the attention output that runs through it."""
         groups = query.shape[1] // key.shape[1]
-        rows = slice(None) if self.rows is None else slice(query.shape[2] - self.rows, None)
         keys = key.repeat_interleave(groups, dim=1).float()
-        scores = query[:, :, rows].float() @ keys.transpose(2, 3) * scaling  # (batch, heads, rows, keys)
+        scores = query[:, :, -1:].float() @ keys.transpose(2, 3) * scaling  # (batch, heads, 1, keys)
         if mask is not None:
-            allowed = mask[:, :, rows, : keys.shape[2]]
+            allowed = mask[:, :, -1:, : keys.shape[2]]
             scores = scores.masked_fill(~allowed, float("-inf")) if allowed.dtype == torch.bool else scores + allowed
         probs = scores.softmax(-1)
         if self.graph and not self.probs:
@@ -63,7 +64,7 @@ _WATCHES = {}  # module -> Watch, filled only inside `watch`
 
 
 def _watched_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """The attention function that `watch` puts into a model: SDPA, and the watched rows on the side."""
+    """The attention function that `watch` puts into a model: SDPA, and the last row of watched modules on the side."""
     watch = _WATCHES.get(module)
     if watch is not None and module not in watch.probs:  # a generation's later steps are not what was asked for
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -80,8 +81,8 @@ AttentionMaskInterface.register("watched", sdpa_mask)
 
 
 @contextmanager
-def watch(model, modules, rows=1, graph=False, stop=False):
-    """Read the softmax of attention modules during the next forward pass through `model`.
+def watch(model, modules, graph=False, stop=False):
+    """Read the last query's softmax of some attention modules during the next forward pass through `model`.
 
         with watch(language_model, [layer.self_attn]) as seen:
             model(...)
@@ -91,12 +92,10 @@ def watch(model, modules, rows=1, graph=False, stop=False):
         model: the PreTrainedModel that holds the modules; its attention implementation is swapped, and put back on
             exit whatever happened.
         modules: attention modules in the order in which the model runs them. Each is read once, at its first call.
-        rows: how many of the last query rows to read (1: the last token); None reads all of them.
-        graph: keep autograd's graph from the first module's softmax (a leaf) upwards. The pass must then consist of
-            the watched rows alone (a single-token step if rows=1).
+        graph: keep autograd's graph from the first module's softmax (a leaf) upwards; for single-token steps.
         stop: end the forward pass after the last module was read (the pass has no result then).
     """
-    seen, found = Watch(modules, rows, graph, stop), model.config._attn_implementation
+    seen, found = Watch(modules, graph, stop), model.config._attn_implementation
     model.set_attn_implementation("watched")
     _WATCHES.update(dict.fromkeys(seen.modules, seen))
     try:
@@ -150,15 +149,24 @@ class Look(ABC):
     continues from them. A subclass says how its model encodes images and where their tokens go.
 
     Attributes:
+        images: the PIL images, RGB.
+        pixels: what the model is given of them, (batch, 3, H, W) here, in its dtype.
         regions: per image, the rectangle that its map covers (xyxy pixels of the image; may reach beyond it).
         grid: (h, w), the cells of the map.
-        patch: (height, width) of one cell in pixels of the model's input.
         bbox_size: base side of the crop window in image pixels.
+        options: the keywords of the look, for another one of the same kind.
     """
 
-    def __init__(self, model, tokenizer):
-        self.model, self.tokenizer = model, tokenizer
-        self._prefixes, self._rows = {}, {}
+    images: list
+    pixels: torch.Tensor
+    regions: list
+    grid: tuple
+    bbox_size: int
+    needs_square_tiles = False  # would a tile that is not square lose something, or gain padding?
+
+    def __init__(self, model, processor, **options):
+        self.model, self.processor, self.options = model, processor, options
+        self._prefixes, self._rows, self._tiles = {}, {}, None
 
     # -- what a model has to say about itself
     @abstractmethod
@@ -181,6 +189,10 @@ class Look(ABC):
     def crop_inputs(self, crops):
         """Keyword arguments that give the model one more image each (a list of PIL images)."""
 
+    @abstractmethod
+    def edge_mask(self):
+        """(batch, H, W) bool tensor over the model's input pixels: where the image has edges."""
+
     @property
     @abstractmethod
     def attention_modules(self):
@@ -202,13 +214,13 @@ class Look(ABC):
         if layer == "mean":
             return tuple(range(count))
         layer = cls.default_layer(model) if layer is None else layer
-        numbers = sorted(layer) if isinstance(layer, (list, tuple)) and layer else [layer]
+        numbers = layer if isinstance(layer, (list, tuple)) and layer else [layer]
         for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
-                raise ValueError(
-                    f'layer {number!r} does not exist: this model has layers 0 to {count - 1} (or layer="mean")'
-                )
-        return tuple(numbers)
+            integer = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+            if not integer or not 0 <= number < count:
+                valid = f'this model has layers 0 to {count - 1} (or layer="mean")'
+                raise ValueError(f"layer {number!r} does not exist: {valid}")
+        return tuple(sorted({int(number) for number in numbers}))
 
     # -- one pass over the image, shared by all questions
     def _prefix(self, ids):
@@ -220,17 +232,18 @@ class Look(ABC):
 
     def _prefill(self, ids, pixels):
         cache = DynamicCache(config=self.model.config.get_text_config())
-        self._base(ids[:, : self.image_span(ids)[1]], cache, **self.prefix_inputs(pixels))
+        head = ids[:, : self.image_span(ids)[1]].expand(len(pixels), -1)
+        self._base(head, cache, **self.prefix_inputs(pixels))
         return cache
 
     def _base(self, ids, cache, **inputs):
-        """Run the model (without its LM head) over the next tokens of a cache, the same ones for each image."""
-        past, batch = cache.get_seq_length(), len(self.pixels)
+        """Hidden states of the model without its LM head, over the next tokens (batch, T) of a cache."""
+        past = cache.get_seq_length()
         length = past + ids.shape[1]
         return self.model.model(
-            input_ids=ids.expand(batch, -1),
-            attention_mask=ids.new_ones(batch, length),
-            position_ids=torch.arange(past, length, device=ids.device)[None].expand(batch, -1),
+            input_ids=ids,
+            attention_mask=ids.new_ones(len(ids), length),
+            position_ids=torch.arange(past, length, device=ids.device).expand(len(ids), -1),
             past_key_values=cache,
             use_cache=True,
             **inputs,
@@ -245,7 +258,7 @@ class Look(ABC):
         """(batch, layers, heads, h, w) from watched last rows."""
         start, stop = self.image_span(ids)
         rows = [seen[self.attention_modules[layer]][:, :, 0, start:stop] for layer in layers]
-        return torch.stack([row.to(rows[0].device) for row in rows], 1).unflatten(-1, self.grid)
+        return torch.stack([row.to(self.pixels.device) for row in rows], 1).unflatten(-1, self.grid)
 
     # -- the questions
     @quietly
@@ -260,7 +273,7 @@ class Look(ABC):
         """
         missing = [layer for layer in layers if (prompt, layer) not in self._rows]
         if missing:
-            ids = self.tokens(prompt)
+            ids = self.tokens(prompt).expand(len(self.pixels), -1)
             cache = self._prefix(ids)
             modules = [self.attention_modules[layer] for layer in missing]
             # accelerate's offload hooks bring weights in and out around each module: leave those to finish the pass.
@@ -277,7 +290,7 @@ class Look(ABC):
         The prompt's last token influences no other token, so a single-token step on top of the cached rest gives the
         exact gradient.
         """
-        ids = self.tokens(prompt)
+        ids = self.tokens(prompt).expand(len(self.pixels), -1)
         cache = self._prefix(ids)
         if cache.get_seq_length() < ids.shape[1] - 1:
             self._base(ids[:, cache.get_seq_length() : -1], cache)
@@ -295,23 +308,24 @@ class Look(ABC):
             list of (batch, H, W) float32 tensors over the model's input pixels.
         """
         ids = [self.tokens(prompt) for prompt in prompts]
-        stops = {self.image_span(each)[1] for each in ids}
-        heads = {tuple(each[0, : max(stops)].tolist()) for each in ids}
+        heads = {tuple(each[0, : self.image_span(each)[1]].tolist()) for each in ids}
         if len(heads) > 1:
-            raise ValueError("the prompts differ before or at the image: pure_grad needs one template for both")
-        gradients = []
-        with torch.enable_grad():
-            pixels = self.pixels.detach().requires_grad_()
-            cache = self._prefill(ids[0], pixels)
-            for number, each in enumerate(ids, 1):
-                hidden = self._base(each[:, cache.get_seq_length() :], continued(cache))
-                v = self._confidence(hidden).sum()
-                gradients.append(torch.autograd.grad(v, pixels, retain_graph=number < len(ids))[0])
-        return [self.pixel_norm(gradient.float()) for gradient in gradients]
+            raise ValueError("the prompts differ before the image: pure_grad needs one template for both")
+        # One image at a time: unlike the other methods this one keeps the graph of a whole pass.
+        images = [self._gradients_of(pixels, ids) for pixels in self.pixels.split(1)]
+        return [torch.cat(of_prompt) for of_prompt in zip(*images, strict=True)]
 
-    def pixel_norm(self, gradient):
-        """(batch, H, W) norm over colour of a gradient shaped like the model's pixel input, here (batch, 3, H, W)."""
-        return gradient.norm(dim=1)
+    def _gradients_of(self, pixels, prompts):
+        """Per prompt (token ids), the (1, H, W) gradient norm of one image."""
+        norms = []
+        with torch.enable_grad():
+            pixels = pixels.detach().clone().requires_grad_()
+            prefix = self._prefill(prompts[0], pixels)
+            for ids in prompts:
+                hidden = self._base(ids[:, prefix.get_seq_length() :], continued(prefix))
+                gradient = torch.autograd.grad(self._confidence(hidden).sum(), pixels, retain_graph=True)[0]
+                norms.append(gradient.float().norm(dim=1))
+        return norms
 
     @quietly
     def answer(self, prompt, crops=None, layers=()):
@@ -330,12 +344,11 @@ class Look(ABC):
             inputs |= self.crop_inputs(crops)
         modules = [self.attention_modules[layer] for layer in layers]
         with watch(self._language_model(), modules) if layers else nullcontext() as seen:
-            output = self.model.generate(**inputs, generation_config=greedy(self.model))
+            output = generate_greedily(self.model, inputs)
         if layers:
             self._remember(prompt, layers, self._map_rows(seen, layers, ids))
-        return [
-            text.strip() for text in self.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-        ]
+        texts = self.processor.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
     def _remember(self, prompt, layers, maps):
         for number, layer in enumerate(layers):
@@ -343,6 +356,23 @@ class Look(ABC):
 
     def _language_model(self):
         return self.model.get_decoder()
+
+    # -- high resolution
+    def tiles(self):
+        """(looks, rows, columns): looks at the tiles of this look's one image, row by row, at most LOOK_BATCH in each.
+
+        The looks of a moderate image are kept, so that methods and questions share them. Those of a huge one would hold
+        too many keys and values: they are made as they are asked for, and let go.
+        """
+        if self._tiles is None:
+            tiles, rows, columns = high_res_split_threshold(self.images[0])
+            tiles = same_size(tiles, square=self.needs_square_tiles)
+            chunks = [tiles[start : start + LOOK_BATCH] for start in range(0, len(tiles), LOOK_BATCH)]
+            looks = (type(self)(chunk, self.model, self.processor, **self.options) for chunk in chunks)
+            if len(chunks) > 1:
+                return looks, rows, columns
+            self._tiles = list(looks), rows, columns
+        return self._tiles
 
 
 def continued(cache):
@@ -356,25 +386,40 @@ def continued(cache):
     return other
 
 
-def greedy(model):
-    """The generation config of every answer: greedy, short, nothing inherited from the checkpoint but its token ids."""
-    own = model.generation_config
-    text = model.config.get_text_config()
-    end = own.eos_token_id if own.eos_token_id is not None else text.eos_token_id
-    pad = own.pad_token_id if own.pad_token_id is not None else text.pad_token_id
+def generate_greedily(model, inputs):
+    """Token ids (batch, T) of `model.generate`: greedy, short, with none of the checkpoint's own settings."""
+    found, text = model.generation_config, model.config.get_text_config()
+    end = found.eos_token_id if found.eos_token_id is not None else text.eos_token_id
+    pad = found.pad_token_id if found.pad_token_id is not None else text.pad_token_id
     if pad is None:
         pad = end[0] if isinstance(end, list) else end
-    return GenerationConfig(
-        max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1, eos_token_id=end, pad_token_id=pad, use_cache=True
-    )
+    # Handed over as an argument, a config would still inherit penalties and the like from the model's own.
+    model.generation_config = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, eos_token_id=end, pad_token_id=pad)
+    try:
+        return model.generate(**inputs)
+    finally:
+        model.generation_config = found
+
+
+def device_of(module):
+    """Where a module wants its inputs: where its weights are, or where accelerate brings them if they are offloaded."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        if getattr(hook, "execution_device", None) is not None:
+            return torch.device(hook.execution_device)
+    return next(module.parameters()).device
 
 
 # ----------------------------------------------------------------------------------------------------- the methods
 def ratio(a, b):
-    """a / b cell by cell. 0/0 is 1; x/0 is x over the smallest positive value of b's own map (h, w): always finite."""
+    """a / b cell by cell. 0/0 is 1; x/0 is x over the smallest positive value of b's own map (h, w).
+
+    Always finite: quotients end at 1e30, which no attention reaches unless b underflows.
+    """
     positive = b.masked_fill(b <= 0, float("inf")).amin((-2, -1), keepdim=True)
     floor = torch.where(positive.isinf(), torch.ones_like(positive), positive)
-    return torch.where((a == 0) & (b == 0), torch.ones_like(a), a / torch.where(b > 0, b, floor))
+    quotient = (a / torch.where(b > 0, b, floor)).clamp(max=1e30)
+    return torch.where((a == 0) & (b == 0), torch.ones_like(a), quotient)
 
 
 def relative_attention(look, prompt, general_prompt, layers):
@@ -392,7 +437,13 @@ def pure_gradient(look, prompt, general_prompt):
     """pure_grad, G(q) / G(q') per pixel where the image has edges, averaged over each patch. (batch, h, w)."""
     specific, general = look.pixel_gradients([prompt, general_prompt])
     masked = ratio(specific, general) * look.edge_mask().to(specific.device)
-    return masked.unflatten(-1, (look.grid[1], -1)).unflatten(-3, (look.grid[0], -1)).mean((-3, -1))
+    h, w = look.grid
+    height, width = masked.shape[1] // h, masked.shape[2] // w
+    patches = masked[:, : h * height, : w * width].reshape(-1, h, height, w, width)  # what no patch holds is not seen
+    return patches.mean((2, 4))
+
+
+READS_PREFILL = {relative_attention}  # made of rows that an answer's own first pass holds
 
 
 class MapFunction:
@@ -409,12 +460,11 @@ class MapFunction:
         ValueError: a layer that the model does not have; a layer for a method that reads none.
     """
 
-    batched = True  # utils.high_res may give it a list of tiles
-
     def __init__(self, name, look_class, formula):
         self.__name__, self.__doc__ = name, f"{formula.__doc__}\n\n{type(self).__doc__}"
         self.look_class, self.formula = look_class, formula
         self.reads_layers = "layers" in inspect.signature(formula).parameters
+        self.reads_prefill = formula in READS_PREFILL
 
     def __call__(self, image, prompt, general_prompt, model, processor, *, layer=None, **look):
         images = list(image) if isinstance(image, (list, tuple)) else [image]
@@ -429,6 +479,16 @@ class MapFunction:
         layers = self.layers(look.model, layer)
         found = self.formula(look, prompt, general_prompt, *([layers] if self.reads_layers else []))
         return found.float().cpu().numpy()
+
+    def of_tiles(self, look, prompt, general_prompt, layer=None):
+        """The `_high` map of a look's one image, joined from its tiles: float32 ndarray (rows * h, columns * w)."""
+        looks, rows, columns = look.tiles()
+        maps = [att_map for tiles in looks for att_map in self.of(tiles, prompt, general_prompt, layer)]
+        return join_maps(maps, rows, columns)
+
+    def high_res(self, image, prompt, general_prompt, model, processor, *, layer=None, **look):
+        """`of_tiles` for an image, with the arguments of a call; see utils.high_res."""
+        return self.of_tiles(self.look_class([image], model, processor, **look), prompt, general_prompt, layer)
 
     def layers(self, model, layer=None):
         """The layers that a call with `layer` reads; none for pure_grad, for which a layer is an error."""

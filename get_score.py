@@ -19,6 +19,8 @@ GROUPS = ("size", "category")  # fields of a record by which scores are broken d
 
 # ----------------------------------------------------------------------------------------------------------- graders
 def labels_of(record):
+    if "labels" not in record:
+        raise ValueError(f"record {record.get('id')!r} has no labels to score its answers by")
     labels = record["labels"]
     return labels if isinstance(labels, list) else [labels]
 
@@ -71,7 +73,7 @@ def rows_of(model, task, method, path):
     for part, members in parts.items():
         row = {"task": task, "model": model, "method": method, "part": part, "records": len(members),
                "errors": sum("error" in record for record in members)}  # fmt: skip
-        if grade:
+        if grade and members:
             before = [grade(record["original_answer"], record) for record in members]
             after = [grade(record["crop_answer"], record) for record in members]
             row["without_crop"], row["without_crop_margin"] = mean_and_margin(before)

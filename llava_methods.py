@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from attention import GEOMETRIES, Look, MapFunction, gradient_attention, pure_gradient, relative_attention
+from attention import GEOMETRIES, Look, MapFunction, device_of, gradient_attention, pure_gradient, relative_attention
 from utils import edge_mask, high_pass_filter, load_image, pad_to_square
 
 ATT_LAYER = 14
@@ -31,39 +31,35 @@ class LlavaLook(Look):
             raise ValueError(
                 f"geometry is one of {GEOMETRIES} and image_fit one of {IMAGE_FITS}, not {geometry!r}, {image_fit!r}"
             )
-        super().__init__(model, processor.tokenizer)
-        self.images, self.processor, self.geometry, self.image_fit = (
-            [load_image(i) for i in images],
-            processor,
-            geometry,
-            image_fit,
-        )
-        vision = model.config.vision_config
-        self.patch = (vision.patch_size, vision.patch_size)
-        self.bbox_size = vision.image_size
-        self.pixels = self._pixels(self.images)
-        self.grid = tuple(side // vision.patch_size for side in self.pixels.shape[2:])
+        super().__init__(model, processor, geometry=geometry, image_fit=image_fit)
+        vision, tower = model.config.vision_config, model.model.vision_tower
+        self.images = [load_image(image) for image in images]
+        self.shown = self._preprocess(self.images)
+        self.pixels = self.shown.to(device_of(tower), tower.dtype)
+        self.grid = tuple(side // vision.patch_size for side in self.shown.shape[2:])
         self.regions = [self._region(image.size) for image in self.images]
-        # LLaVA-1.5 drops the CLS feature; a checkpoint that keeps it ("full") has one more token, before the patches.
-        self._extra = 1 if model.config.vision_feature_select_strategy == "full" else 0
-        self._cells = self.grid[0] * self.grid[1]
+        self.bbox_size = vision.image_size
+        self.needs_square_tiles = geometry == "exact" and (
+            processor.image_processor.do_center_crop or image_fit == "pad"
+        )
+        # Tokens before the patches: a CLS feature, unless the checkpoint drops it as LLaVA-1.5 does.
+        dropped = model.config.vision_feature_select_strategy == "default"
+        self._extra = getattr(processor, "num_additional_image_tokens", 1) - dropped
 
-    def _pixels(self, images):
-        """(batch, 3, H, W) in the vision tower's dtype and on its device."""
-        if self.image_fit == "pad":
+    def _preprocess(self, images):
+        """(batch, 3, H, W) float32: normalised pixels as the processor makes them."""
+        if self.options["image_fit"] == "pad":
             mean = tuple(int(255 * channel) for channel in self.processor.image_processor.image_mean)
             images = [pad_to_square(image, mean) for image in images]
-        pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        weight = next(self.model.model.vision_tower.parameters())
-        return pixels.to(weight.device, weight.dtype)
+        return self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
 
     def _region(self, size):
         """The rectangle of a (width, height) image that the model's input shows, in xyxy pixels of the image."""
         width, height = size
-        if self.geometry == "upstream":
+        if self.options["geometry"] == "upstream":
             return 0, 0, width, height
         left = top = 0
-        if self.image_fit == "pad":
+        if self.options["image_fit"] == "pad":
             side = max(size)
             left, top = -((side - width) // 2), -((side - height) // 2)
             width = height = side
@@ -101,35 +97,34 @@ class LlavaLook(Look):
             )
         if prompt.endswith(mark):
             raise ValueError(f"a LLaVA prompt ends with a question, not with the image: {prompt!r}")
-        text = prompt.replace(mark, mark * ((self._cells + self._extra) * images))
-        return self.tokenizer(text, return_tensors="pt").input_ids.to(self.model.get_input_embeddings().weight.device)
+        text = prompt.replace(mark, mark * ((self.grid[0] * self.grid[1] + self._extra) * images))
+        ids = self.processor.tokenizer(text, return_tensors="pt").input_ids
+        return ids.to(device_of(self.model.get_input_embeddings()))
 
     def image_span(self, ids):
         start = int((ids[0] == self.model.config.image_token_id).nonzero()[0]) + self._extra
-        return start, start + self._cells
+        return start, start + self.grid[0] * self.grid[1]
 
     def prefix_inputs(self, pixels):
         return {"pixel_values": pixels}
 
     def crop_inputs(self, crops):
-        return {"pixel_values": self._pixels(crops)}
+        return {"pixel_values": self._preprocess(crops).to(self.pixels)}
 
     @property
     def attention_modules(self):
         return [layer.self_attn for layer in self.model.get_decoder().layers]
 
     def edge_mask(self):
-        """(batch, H, W) bool tensor over the model's input pixels: where the image has edges."""
-        if self.geometry == "upstream":  # the reference squashed the whole image, whatever the model saw
-            strengths = [high_pass_filter(image, tuple(self.pixels.shape[2:]), reduce=False) for image in self.images]
+        if self.options["geometry"] == "upstream":  # the reference squashed the whole image, whatever the model saw
+            strengths = [high_pass_filter(image, tuple(self.shown.shape[2:]), reduce=False) for image in self.images]
             return torch.from_numpy(np.stack([strength > np.median(strength) for strength in strengths]))
         processor = self.processor.image_processor
         mean, std = np.array(processor.image_mean), np.array(processor.image_std)
-        shown = self.pixels.float().permute(0, 2, 3, 1).cpu().numpy() * std + mean
+        shown = self.shown.permute(0, 2, 3, 1).numpy() * std + mean
         return torch.from_numpy(np.stack([edge_mask(pixels) for pixels in shown]))
 
 
 rel_att = rel_attention_llava = MapFunction("rel_attention_llava", LlavaLook, relative_attention)
 grad_att = gradient_attention_llava = MapFunction("gradient_attention_llava", LlavaLook, gradient_attention)
 pure_grad = pure_gradient_llava = MapFunction("pure_gradient_llava", LlavaLook, pure_gradient)
-Look = LlavaLook

@@ -34,11 +34,11 @@ def draw_finding(image, question, title, finding, path):
         whole.append((overlay(image, finding.att_map, finding.region), f"where it looks ({title})"))
     panels = [*whole, (image.crop(finding.bbox), f"with crop: {finding.crop_answer}")]
     figure = Figure(figsize=(4.2 * len(panels), 4.6), layout="constrained")
-    figure.suptitle(question, fontsize=14, fontweight="bold")
+    figure.suptitle(question, fontsize=14, fontweight="bold", parse_math=False)
     all_axes = figure.subplots(1, len(panels))
     for axes, (picture, caption) in zip(all_axes, panels, strict=True):
         axes.imshow(picture)
-        axes.set_title(caption, fontsize=12)
+        axes.set_title(caption, fontsize=12, parse_math=False)
         axes.set_axis_off()
     x1, y1, x2, y2 = finding.bbox
     for axes in all_axes[: len(whole)]:

@@ -30,7 +30,7 @@ def load_task(question_path):
     path = in_repository(question_path)
     if path.is_file():
         records = _parse(path)
-    elif path.suffix or str(question_path).count("/") != 1:
+    elif path.suffix in (".json", ".jsonl"):
         raise FileNotFoundError(f"no questions at {question_path}: see data/README.md for how to get or make them")
     else:
         records = _from_hub(str(question_path))
@@ -93,38 +93,28 @@ class Results:
     Args:
         path: the result file, `FOLDER/MODEL-TASK-METHOD.json`.
         settings: dict of what must be equal for old and new records to stand in one file.
-        overwrite: forget what was done before.
-    Raises:
-        ValueError: the existing results were made with other settings (names them).
     """
 
-    def __init__(self, path, settings, overwrite=False):
-        self.path = Path(path)
+    def __init__(self, path, settings):
+        self.path, self.settings = Path(path), settings
         self.parts, self.meta = self.path.with_suffix(".parts"), self.path.with_suffix(".meta.json")
         self._mine = None
-        if overwrite:
-            self.path.unlink(missing_ok=True)
-            self.meta.unlink(missing_ok=True)
-            shutil.rmtree(self.parts, ignore_errors=True)
-        self.parts.mkdir(parents=True, exist_ok=True)
-        if self.meta.exists():
-            made = json.loads(self.meta.read_text())
-            changed = [
-                f"{key} was {made.get(key)!r} and is now {value!r}"
-                for key, value in settings.items()
-                if made.get(key) != value
-            ]
-            if changed:
-                raise ValueError(
-                    f"{self.path} was made with other settings ({'; '.join(changed)}): use --overwrite or --save_path"
-                )
-        else:
-            write_atomically(self.meta, settings)
 
-    def done(self):
-        """{id: finished record} from the result file and all part files; a line torn by a kill does not count."""
-        finished = {}
-        for part in sorted(self.parts.glob("*.jsonl")):
+    def clear(self):
+        """Forget what was done before."""
+        self.path.unlink(missing_ok=True)
+        self.meta.unlink(missing_ok=True)
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def done(self, retry_errors=False):
+        """{id: finished record} from the result file and all part files.
+
+        A line torn by a kill does not count, nor do records that ended in an error if those are to be tried again.
+        Raises:
+            ValueError: there are finished records, made with other settings (names them).
+        """
+        newer = {}
+        for part in sorted(self.parts.glob("*.jsonl")):  # names begin with the time
             try:
                 lines = part.read_text().splitlines()
             except FileNotFoundError:
@@ -134,29 +124,48 @@ class Results:
                     record = json.loads(line)
                 except json.JSONDecodeError:
                     continue  # torn by a kill: the record is done again
-                finished[record["id"]] = record
-        if self.path.exists():
-            finished |= {record["id"]: record for record in json.loads(self.path.read_text())}
-        return finished
+                newer[record["id"]] = record
+        older = json.loads(self.path.read_text()) if self.path.exists() else []
+        finished = {record["id"]: record for record in older} | newer
+        if finished and self.meta.exists():
+            self._refuse_other_settings(json.loads(self.meta.read_text()))
+        return {key: record for key, record in finished.items() if not (retry_errors and "error" in record)}
+
+    def _refuse_other_settings(self, made):
+        new = self.settings
+        changed = [f"{key} was {made.get(key)!r} and is now {new[key]!r}" for key in new if made.get(key) != new[key]]
+        if changed:
+            what = "; ".join(changed)
+            raise ValueError(f"{self.path} was made with other settings ({what}): use --overwrite or --save_path")
 
     def append(self, record):
-        """Add a finished record to this process's own part file, on disk before this returns."""
+        """Add a finished record to this process's own part file, handed to the system before this returns."""
         if self._mine is None:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.meta, self.settings)
             name = f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl"
             self._mine = (self.parts / name).open("x")
         self._mine.write(json.dumps(record) + "\n")
         self._mine.flush()
 
-    def merge(self, records):
-        """Write the result file in dataset order if every record is done; returns how many are missing."""
+    def merge(self, wanted, records):
+        """Write the result file in dataset order if every wanted record is done.
+
+        Args:
+            wanted: the records that this run is about; records: all of the dataset, done or not.
+        Returns:
+            (number of wanted records that are not done yet, {id: error} of the wanted ones that failed)
+        """
         finished = self.done()
-        missing = sum(record["id"] not in finished for record in records)
-        if not missing:
-            write_atomically(self.path, [finished[record["id"]] for record in records])
+        missing = sum(record["id"] not in finished for record in wanted)
+        if not missing and finished:
+            write_atomically(self.path, [finished[record["id"]] for record in records if record["id"] in finished])
             if self._mine is not None:
                 self._mine.close()
             shutil.rmtree(self.parts, ignore_errors=True)
-        return missing
+        ids = (record["id"] for record in wanted)
+        errors = {key: finished[key]["error"] for key in ids if "error" in finished.get(key, ())}
+        return missing, errors
 
 
 def write_atomically(path, data):

@@ -5,6 +5,7 @@ python run.py --model llava_tiny --image photo.jpg --question "what number is on
 """
 
 import argparse
+import hashlib
 import importlib
 import sys
 from dataclasses import dataclass
@@ -34,42 +35,51 @@ class Finding:
     region: tuple
 
 
-def vicrop(look, functions, question, short_question=None, record=None, layer=None, **look_options):
-    """Both answers of each method about the image of a look; the look and the original answer are shared.
+class Case:
+    """One question about the image of a look: the original answer and every method's work share the look.
 
     Args:
-        look: a module's Look of one image.
-        functions: {method: what `choose` gives for it}.
-        question: asked with the model's template. short_question: asked in its place for the map only (V*).
+        look: an attention.Look of one image.
+        question: asked with the model's template.
+        short_question: asked in its place for the map only (V*).
         record: the data record, for boxes that come from it (gt_crop, random_crop).
         layer: see attention.MapFunction; for the methods that read layers.
-        look_options: the look's own keywords, given again to the looks at tiles.
-    Returns:
-        {method: Finding}
     """
-    if not question or not question.strip():
-        raise ValueError("the question is empty")
-    image, prompt, general = look.images[0], look.prompt(question), look.prompt(GENERAL_PROMPT)
-    map_prompt = look.prompt(short_question) if short_question else prompt
-    # The rows that the maps of this prompt need cost nothing during the answer's own first forward pass.
-    reading = [
-        function for function in functions.values() if isinstance(function, MapFunction) and function.reads_layers
-    ]
-    original = look.answer(prompt, layers=reading[0].layers(look.model, layer) if reading else ())[0]
-    findings = {}
-    for method, function in functions.items():
-        att_map, region = None, (0, 0, *image.size)
+
+    def __init__(self, look, question, short_question=None, record=None, layer=None):
+        if not question or not question.strip():
+            raise ValueError("the question is empty")
+        self.look, self.layer, self.record = look, layer, record or {}
+        self.prompt, self.general = look.prompt(question), look.prompt(GENERAL_PROMPT)
+        self.map_prompt = look.prompt(short_question) if short_question else self.prompt
+
+    def original_answer(self, functions):
+        """The answer without a crop; rows that a map of the same prompt will need are read off its first pass."""
+        layers = ()
+        for method, function in functions.items():
+            of_this_pass = self.map_prompt == self.prompt and not METHODS[method].get("tiles")
+            if of_this_pass and getattr(function, "reads_prefill", False):
+                layers = function.layers(self.look.model, self.layer)
+        return self.look.answer(self.prompt, layers=layers)[0]
+
+    def find(self, method, function):
+        """(box, map or None, region of the map) of a method, its function as given by `choose`."""
+        image, region = self.look.images[0], (0, 0, *self.look.images[0].size)
         if not isinstance(function, MapFunction):
-            bbox = function(record or {}, image.size, look.bbox_size)
+            return function(self.record, image.size, self.look.bbox_size), None, region
+        if METHODS[method]["tiles"]:
+            att_map = function.of_tiles(self.look, self.map_prompt, self.general, self.layer)
         else:
-            if METHODS[method]["tiles"]:
-                rest = (map_prompt, general, look.model, look.processor)
-                att_map = utils.high_res(function, image, *rest, layer=layer, **look_options)
-            else:
-                att_map, region = function.of(look, map_prompt, general, layer)[0], look.regions[0]
-            bbox = utils.bbox_in_region(att_map, region, image.size, look.bbox_size)
-        findings[method] = Finding(original, look.answer(prompt, crops=[image.crop(bbox)])[0], bbox, att_map, region)
-    return findings
+            att_map = function.of(self.look, self.map_prompt, self.general, self.layer)[0]
+            region = self.look.regions[0]
+        return utils.bbox_in_region(att_map, region, image.size, self.look.bbox_size), att_map, region
+
+    def crop_answer(self, bbox):
+        return self.look.answer(self.prompt, crops=[self.look.images[0].crop(bbox)])[0]
+
+    def finding(self, method, function, original_answer):
+        bbox, att_map, region = self.find(method, function)
+        return Finding(original_answer, self.crop_answer(bbox), bbox, att_map, region)
 
 
 def choose(module, methods, model, layer=None):
@@ -102,8 +112,9 @@ def vicrop_qa(model_name, method_name, image_path, question, model, processor, s
     """
     module, layer = model_module(model_name), options.pop("layer", None)
     functions = choose(module, [method_name], model, layer)
-    look = module.Look([image_path], model, processor, **options)
-    found = vicrop(look, functions, question, short_question, layer=layer, **options)[method_name]
+    look = module.rel_att.look_class([image_path], model, processor, **options)
+    case = Case(look, question, short_question, layer=layer)
+    found = case.finding(method_name, functions[method_name], case.original_answer(functions))
     return found.original_answer, found.crop_answer, found.bbox
 
 
@@ -117,6 +128,11 @@ def known(name, table, what):
 
 def model_module(name):
     return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
+
+
+def place(args, state=None):
+    """(device, dtype) for `load_model`; bfloat16 on a GPU and float32 on a CPU unless told otherwise."""
+    return args.device or (state.device if state else None), DTYPES[args.dtype]
 
 
 def load_model(name, model_id=None, device=None, dtype=None):
@@ -140,104 +156,103 @@ def load_model(name, model_id=None, device=None, dtype=None):
 # ---------------------------------------------------------------------------------------------------------- a dataset
 def settings(args, method):
     """What must be equal for records to stand in one result file."""
+    data = in_repository(args.question_path)
     return {
         "model": args.model, "model_id": args.model_id or MODELS[args.model]["id"], "task": args.task, "method": method,
-        "question_path": str(args.question_path), "layer": args.layer, "dtype": args.dtype, **look_options(args),
+        "layer": args.layer, "dtype": args.dtype, **look_options(args), "image_path": str(args.image_path),
+        "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else str(args.question_path),
     }  # fmt: skip
 
 
 def look_options(args):
+    """Keywords of the model's look."""
     return {"geometry": args.geometry, "image_fit": args.image_fit}
 
 
 def run_task(args):
-    """Answer what is still open of a task; returns (records tried, those that could not be answered)."""
+    """Answer what is still open of a task; returns {id: error} of the records that could not be answered."""
     state = PartialState()  # one process per GPU under `accelerate launch`; a single one otherwise
-    task = TASKS[args.task]
-    args.question_path = args.question_path or task["question_path"]
-    image_folder = in_repository(args.image_path or task["image_path"])
-    records = load_task(args.question_path)[: args.limit]
-    results = {}
-    for method in args.method:
-        path = Path(args.save_path) / f"{args.model}-{args.task}-{method}.json"
-        results[method] = Results(path, settings(args, method), args.overwrite)
-    done = {method: result.done() for method, result in results.items()}
-    mine = records[args.chunk_id :: args.total_chunks]
-    open_records = [r for r in mine if any(r["id"] not in finished for finished in done.values())]
+    args.question_path = args.question_path or TASKS[args.task]["question_path"]
+    args.image_path = args.image_path or TASKS[args.task]["image_path"]
+    records = load_task(args.question_path)
+    paths = {method: Path(args.save_path) / f"{args.model}-{args.task}-{method}.json" for method in args.method}
+    results = {method: Results(path, settings(args, method)) for method, path in paths.items()}
+    if args.overwrite:
+        if state.is_main_process:
+            for result in results.values():
+                result.clear()
+        state.wait_for_everyone()  # the only time that processes wait for each other
+    done = {method: result.done(args.retry_errors) for method, result in results.items()}
+    wanted = records[: args.limit]
+    mine = wanted[args.chunk_id :: args.total_chunks]
+    open_records = [record for record in mine if any(record["id"] not in finished for finished in done.values())]
     open_records = sorted(open_records, key=lambda record: str(record.get("image_path")))  # questions share a look
     with state.split_between_processes(open_records) as share:
-        failed = answer_records(args, share, results, done, image_folder, state) if share else []
-        tried = len(share)
+        if share:
+            answer_records(args, share, results, done, state)
+    failed = {}
     for result in results.values():
-        missing = result.merge(records)
+        missing, errors = result.merge(wanted, records)
+        failed |= errors
         if state.is_main_process:
-            print(f"{result.path}: {f'{missing} records still open' if missing else f'{len(records)} records'}")
-    return tried, failed
+            print(f"{result.path}: {f'{missing} records to come' if missing else f'{len(wanted)} records'}")
+    return failed if state.is_main_process else {}
 
 
-def answer_records(args, records, results, done, image_folder, state):
-    """Answer records and append them as they are finished; returns those that failed, each kept with its `error`."""
-    device = args.device or state.device
-    module, (model, processor) = (
-        model_module(args.model),
-        load_model(args.model, args.model_id, device, DTYPES[args.dtype]),
-    )
+def answer_records(args, records, results, done, state):
+    """Answer records and append them as they are finished; what cannot be answered is kept with its `error`."""
+    module, (model, processor) = model_module(args.model), load_model(args.model, args.model_id, *place(args, state))
     functions = choose(module, results, model, args.layer)
-    look, seen, failed = None, None, []
-    for record in tqdm(
-        records, desc=f"{args.model} {args.task} {','.join(results)}", disable=not state.is_local_main_process
-    ):
-        methods = {method: functions[method] for method in results if record["id"] not in done[method]}
+    look, seen, folder = None, None, in_repository(args.image_path)
+    bar = tqdm(records, desc=f"{args.model} {args.task}", unit="question", disable=not state.is_local_main_process)
+    for record in bar:
+        todo = {method: functions[method] for method in results if record["id"] not in done[method]}
+        original, problem = "", None
         try:
-            path = check_record(record, image_folder)
+            path = check_record(record, folder)
             if path != seen:
-                look = seen = None  # frees the old look before the new one is made
-                look, seen = module.Look([path], model, processor, **look_options(args)), path
-            found = vicrop(
-                look,
-                methods,
-                record["question"],
-                record.get("short_question"),
-                record,
-                args.layer,
-                **look_options(args),
-            )
-        except (ValueError, OSError, torch.OutOfMemoryError) as error:
-            failed.append(record | {"error": str(error)})
-            for method in methods:
-                results[method].append(
-                    record | {"original_answer": "", "crop_answer": "", "bbox": None, "error": str(error)}
-                )
-            continue
-        for method, finding in found.items():
-            answers = {"original_answer": finding.original_answer, "crop_answer": finding.crop_answer}
-            results[method].append(record | answers | {"bbox": [int(side) for side in finding.bbox]})
-    return failed
+                look = seen = None  # the old look is freed before the new one is made
+                look, seen = module.rel_att.look_class([path], model, processor, **look_options(args)), path
+            case = Case(look, record["question"], record.get("short_question"), record, args.layer)
+            original = case.original_answer(todo)
+        except FAILURES as error:
+            problem = error
+        for method, function in todo.items():
+            answered = {"original_answer": original, "crop_answer": "", "bbox": None}
+            try:
+                if problem:
+                    raise problem
+                finding = case.finding(method, function, original)
+                answered |= {"crop_answer": finding.crop_answer, "bbox": list(finding.bbox)}
+            except FAILURES as error:
+                answered["error"] = str(error)
+            results[method].append(record | answered)
 
 
 # -------------------------------------------------------------------------------------------------------- one picture
 def run_picture(args):
-    """Print both answers about one picture and write what each method looked at; returns as run_task does."""
+    """Print both answers about one picture and draw what each method looked at."""
     from pictures import draw_finding  # matplotlib is slow to import, and a dataset run draws nothing
 
     if not args.question or not args.question.strip():
         raise ValueError("--image needs a --question that is not empty")
-    image = utils.load_image(args.image)
-    model, processor = load_model(args.model, args.model_id, args.device, DTYPES[args.dtype])
-    module = model_module(args.model)
+    image, module = utils.load_image(args.image), model_module(args.model)
+    model, processor = load_model(args.model, args.model_id, *place(args))
     functions = choose(module, args.method, model, args.layer)
-    look = module.Look([image], model, processor, **look_options(args))
-    found = vicrop(look, functions, args.question, layer=args.layer, **look_options(args))
+    look = module.rel_att.look_class([image], model, processor, **look_options(args))
+    case = Case(look, args.question, layer=args.layer)
+    original = case.original_answer(functions)
     Path(args.save_path).mkdir(parents=True, exist_ok=True)
-    for method, finding in found.items():
+    for method, function in functions.items():
+        finding = case.finding(method, function, original)
         path = Path(args.save_path) / f"{Path(args.image).stem}-{args.model}-{method}.png"
         draw_finding(image, args.question, method, finding, path)
         print(f"{method}: box {finding.bbox}, drawn in {path}")
         print(f"  without crop: {finding.original_answer}\n  with crop:    {finding.crop_answer}")
-    return 1, []
 
 
 # ------------------------------------------------------------------------------------------------------- command line
+FAILURES = (ValueError, OSError, torch.OutOfMemoryError)  # of one record or command: a sentence, no traceback
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -279,6 +294,7 @@ def parse(argv=None):
     add("--total_chunks", type=int, default=1, help="cut the task into so many parts ...")
     add("--chunk_id", type=int, default=0, help="... and do this one (from 0)")
     add("--limit", type=int, help="only the first N records")
+    add("--retry_errors", action="store_true", help="try records again that ended in an error")
     add("--overwrite", action="store_true", help="forget earlier results of the same name")
     args = parser.parse_args(argv)
     try:
@@ -287,6 +303,8 @@ def parse(argv=None):
         parser.error(str(error))
     if not 0 <= args.chunk_id < args.total_chunks:
         parser.error(f"--chunk_id {args.chunk_id} is not between 0 and --total_chunks {args.total_chunks} - 1")
+    if args.overwrite and args.total_chunks > 1:
+        parser.error("--overwrite would forget what other chunks have done: use another --save_path")
     args.save_path = args.save_path or ("." if args.image else ROOT / "data" / "results")
     return args
 
@@ -296,14 +314,14 @@ def main(argv=None):
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        tried, failed = run_picture(args) if args.image else run_task(args)
-    except (ValueError, OSError) as error:
+        failed = run_picture(args) if args.image else run_task(args)
+    except FAILURES as error:
         sys.exit(f"run.py: {error}")
     if failed:
-        named = "; ".join(f"{record['id']}: {record['error']}" for record in failed[:5])
+        named = "; ".join(f"{number}: {error}" for number, error in list(failed.items())[:5])
         more = "; ..." if len(failed) > 5 else ""
         print(f"{len(failed)} records could not be answered and count as wrong ({named}{more})", file=sys.stderr)
-        sys.exit(int(len(failed) == tried))
+        print("--retry_errors tries them again", file=sys.stderr)
 
 
 if __name__ == "__main__":

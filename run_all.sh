@@ -7,15 +7,14 @@ cd "$(dirname "$0")"
 
 dataset=${1:-demo} model=${2:-llava_tiny} method=${3:-rel_att}
 python=${PYTHON:-python}
-read -r -a gpus <<< "${GPUS:-$("$python" -c 'import torch; print(*range(torch.cuda.device_count()))')}"
+if [[ -n ${GPUS:-} ]]; then
+    export CUDA_VISIBLE_DEVICES=${GPUS// /,}
+fi
+count=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 
 launch=("$python")
-if (( ${#gpus[@]} )); then
-    devices=$(IFS=,; echo "${gpus[*]}")
-    export CUDA_VISIBLE_DEVICES=$devices
-    if (( ${#gpus[@]} > 1 )); then
-        launch=("$python" -m accelerate.commands.launch --multi_gpu --num_processes "${#gpus[@]}")
-    fi
+if (( count > 1 )); then
+    launch=("$python" -m accelerate.commands.launch --multi_gpu --num_processes "$count" --main_process_port 0)
 fi
-"${launch[@]}" run.py --task "$dataset" --model "$model" --method "$method" "${@:4}"
+"${launch[@]}" run.py --task "$dataset" --model "$model" --method "$method"
 "$python" get_score.py --data_dir data/results --save_path .

@@ -47,10 +47,11 @@ def load_image(source):
 
 def _as_seen(image):
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits per pixel; "I" and "F" are how 16-bit files may load
+    if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        scale = 255 / 65535 if values.max(initial=0) > 255 else 1
-        image = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
+        # "I;16" says that it has 16 bits. "I" and "F" do not say how much is white: 65535 if they go beyond 255.
+        deep = image.mode.startswith("I;16") or values.max(initial=0) > 255
+        image = Image.fromarray((values / (257 if deep else 1)).clip(0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -155,11 +156,11 @@ def clip_box(box, image_size):
     return x1, y1, x2, y2
 
 
-# Boxes that no map chooses: baselines for a data record (see info.METHODS). All of them take a window that the methods
-# could have chosen as well, so that the comparison is one of place alone.
+# Boxes that no map chooses: baselines for a data record (see info.METHODS). They take windows of the sizes that the
+# methods choose from, so that the comparison is one of place; only gt_crop goes beyond where its box does not fit.
 def gt_crop(record, image_size, bbox_size):
     """The smallest of the methods' windows around `gt_bbox` that holds it (or the square that does)."""
-    if "gt_bbox" not in record:
+    if not record.get("gt_bbox"):
         raise ValueError(f"record {record.get('id')!r} has no gt_bbox, and gt_crop crops there")
     x1, y1, x2, y2 = record["gt_bbox"]
     longest = max(x2 - x1, y2 - y1)
@@ -211,39 +212,31 @@ def same_size(tiles, square=False):
 
 
 def join_maps(maps, rows, columns):
-    """(rows * h, columns * w) from rows * columns maps (h, w), given row by row."""
-    maps = np.stack(list(maps))  # (tiles, h, w)
+    """(rows * h, columns * w) float32 from rows * columns maps (h, w), given row by row."""
+    maps = np.stack(list(maps)).astype(np.float32)  # (tiles, h, w)
     h, w = maps.shape[1:]
     return maps.reshape(rows, columns, h, w).swapaxes(1, 2).reshape(rows * h, columns * w)
-
-
-def crops_centre(processor):
-    """Does the processor throw away what lies outside the image's central square?"""
-    return bool(getattr(getattr(processor, "image_processor", None), "do_center_crop", False))
 
 
 def high_res(map_func, image, prompt, general_prompt, model, processor, *, geometry="exact", **options):
     """An importance map of the whole image made of one map per tile.
 
     Args:
-        map_func: any `(image, prompt, general_prompt, model, processor) -> (h, w)`, e.g. `rel_attention_llava`. One
-            with an attribute `batched` (ours have it) gets a list of tiles at once and returns (tiles, h, w).
+        map_func: any `(image, prompt, general_prompt, model, processor) -> (h, w)`, e.g. `rel_attention_llava`. Ours
+            take all tiles through the model together; any other function is called tile by tile.
         image: PIL image of any size.
         geometry: "exact" stretches tiles to squares where the processor would crop their centre; "upstream" does not.
-        options: further keywords for map_func (`layer=`, ...); geometry is passed on to batched ones.
+        options: further keywords for map_func (`layer=`, ...).
     Returns:
         (rows * h, columns * w) float32 array that covers the image.
     """
-    tiles, rows, columns = high_res_split_threshold(load_image(image))
-    # A square tile is shown whole, whether the processor crops the centre or the look pads to a square.
-    cut = crops_centre(processor) or options.get("image_fit") == "pad"
-    tiles = same_size(tiles, square=geometry == "exact" and cut)
     rest = (prompt, general_prompt, model, processor)
-    if getattr(map_func, "batched", False):
-        maps = map_func(tiles, *rest, geometry=geometry, **options)
-    else:
-        maps = [np.asarray(map_func(tile, *rest, **options)) for tile in tiles]
-    return join_maps(maps, rows, columns).astype(np.float32)
+    if hasattr(map_func, "high_res"):  # an attention.MapFunction
+        return map_func.high_res(load_image(image), *rest, geometry=geometry, **options)
+    tiles, rows, columns = high_res_split_threshold(load_image(image))
+    cuts = getattr(getattr(processor, "image_processor", None), "do_center_crop", False)
+    tiles = same_size(tiles, square=geometry == "exact" and bool(cuts))
+    return join_maps([map_func(tile, *rest, **options) for tile in tiles], rows, columns)
 
 
 # --------------------------------------------------------------------------------------------------------- filters

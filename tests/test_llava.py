@@ -1,11 +1,13 @@
 """LLaVA's maps and answers equal the plain computation: eager attention, all attentions, full backward, no caches."""
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 from conftest import GENERAL, QUESTION, build_llava, photo
 from torch.nn import functional as F
 
+import attention
 import llava_methods
 from attention import MapFunction, ratio, relative_attention
 from llava_methods import LlavaLook, grad_att, pure_grad, rel_att
@@ -134,13 +136,36 @@ def test_any_attention_implementation_and_the_model_is_left_as_found(method, imp
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_model_is_left_as_found_after_an_exception(llava, monkeypatch):
+@pytest.mark.parametrize("method", [rel_att, grad_att])
+def test_the_model_is_left_as_found_after_an_exception(llava, monkeypatch, method):
     model, processor = llava
+    rel_att(photo(), QUESTION, GENERAL, model, processor, layer=1)
     before = state_of(model)
-    monkeypatch.setattr(LlavaLook, "_base", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("attention.Watch.read", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        rel_att(photo(), QUESTION, GENERAL, model, processor, layer=1)
+        method(photo(), QUESTION, GENERAL, model, processor, layer=1)
     assert state_of(model) == before
+    assert not attention._WATCHES
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_offloaded_model_gives_the_same_maps(method):
+    model, processor = build_llava(layers=3)
+    options = {} if method == "pure_grad" else {"layer": 1}
+    wanted = METHODS[method](photo(), QUESTION, GENERAL, model, processor, **options)
+    accelerate.cpu_offload(model)
+    assert relative_error(METHODS[method](photo(), QUESTION, GENERAL, model, processor, **options), wanted) <= 1e-6
+    assert next(model.parameters()).device.type == "meta"
+
+
+def test_a_checkpoints_own_generation_settings_do_not_change_an_answer(llava, monkeypatch):
+    model, processor = llava
+    plain_answer = LlavaLook([photo()], model, processor).answer(QUESTION)
+    monkeypatch.setattr(model.generation_config, "repetition_penalty", 50.0)
+    monkeypatch.setattr(model.generation_config, "do_sample", True)
+    found = model.generation_config
+    assert LlavaLook([photo()], model, processor).answer(QUESTION) == plain_answer
+    assert model.generation_config is found
 
 
 @pytest.mark.parametrize("center_crop", [True, False])
@@ -188,10 +213,16 @@ def test_the_order_of_questions_does_not_matter(llava):
     assert np.array_equal(first[2], again[2])
 
 
-@pytest.mark.parametrize("layer", [4, -1, 1.0, True, "all"])
+@pytest.mark.parametrize("layer", [4, -1, 1.0, True, "all", [1, "mean"], [], None])
 def test_a_layer_that_does_not_exist_names_the_range(llava, layer):
-    with pytest.raises(ValueError, match="0 to 3"):
+    with pytest.raises(ValueError, match="0 to 3"):  # None: LLaVA-1.5's own layer, which this small model does not have
         rel_att(photo(), QUESTION, GENERAL, *llava, layer=layer)
+
+
+def test_a_list_of_layers_is_averaged(llava):
+    one, two = (rel_att(photo(), QUESTION, GENERAL, *llava, layer=layer) for layer in (1, np.int64(2)))
+    both = rel_att(photo(), QUESTION, GENERAL, *llava, layer=[2, 1, 1])
+    np.testing.assert_allclose(both, (one + two) / 2, rtol=1e-5)
 
 
 def test_pure_grad_refuses_a_layer(llava):
@@ -217,6 +248,7 @@ def test_ratio_is_finite_everywhere():
     b = torch.tensor([[[0.0, 0.0], [0.1, 0.8]]])
     torch.testing.assert_close(ratio(a, b), torch.tensor([[[1.0, 2.0], [3.0, 0.5]]]))
     assert ratio(a, torch.zeros_like(b)).isfinite().all()
+    assert ratio(a, torch.full_like(b, 1e-40)).sum().isfinite()
 
 
 # ------------------------------------------------------------------------------------------------------- geometry
@@ -282,4 +314,6 @@ def test_tiles_of_a_centre_cropping_model_lose_nothing(llava, fit):
     func = MapFunction("recording", Recording, relative_attention)
     att_map = high_res(func, photo(600, 2000), QUESTION, GENERAL, *llava, layer=1, image_fit=fit)
     assert att_map.shape == (12, 4)
-    assert [region for _, region in seen] == [(0, 0, *size) for size, _ in seen]
+    tiles = seen[1:]  # the first look is at the whole image
+    assert len(tiles) == 3
+    assert [region for _, region in tiles] == [(0, 0, *size) for size, _ in tiles]

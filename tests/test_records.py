@@ -53,14 +53,14 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     first = Results(path, {"layer": 1})
     for record in RECORDS[:7]:
         first.append(record | {"crop_answer": "1"})
-    assert first.merge(RECORDS) == 13
+    assert first.merge(RECORDS, RECORDS) == (13, {})
     part = next(first.parts.glob("*.jsonl"))
     part.write_text(part.read_text()[:-10])  # the kill tore the last line
     second = Results(path, {"layer": 1})
     assert list(second.done()) == [record["id"] for record in RECORDS[:6]]
     for record in reversed(RECORDS[6:]):
         second.append(record | {"crop_answer": "2"})
-    assert second.merge(RECORDS) == 0
+    assert second.merge(RECORDS, RECORDS) == (0, {})
     merged = json.loads(path.read_text())
     assert [record["id"] for record in merged] == [record["id"] for record in RECORDS]
     assert [record["crop_answer"] for record in merged] == ["1"] * 6 + ["2"] * 14
@@ -73,7 +73,7 @@ def test_processes_write_side_by_side(tmp_path):
         results = Results(tmp_path / "m-t-x.json", {})
         for record in RECORDS[rank::4]:
             results.append(record)
-        return results.merge(RECORDS)
+        return results.merge(RECORDS, RECORDS)[0]
 
     with ThreadPoolExecutor(4) as pool:
         assert min(pool.map(process, range(4))) == 0
@@ -82,7 +82,31 @@ def test_processes_write_side_by_side(tmp_path):
 
 def test_other_settings_do_not_mix(tmp_path):
     Results(tmp_path / "m-t-x.json", {"layer": 1, "dtype": "auto"}).append(RECORDS[0])
+    fresh = Results(tmp_path / "m-t-x.json", {"layer": 2, "dtype": "auto"})
     with pytest.raises(ValueError, match="layer was 1 and is now 2"):
-        Results(tmp_path / "m-t-x.json", {"layer": 2, "dtype": "auto"})
-    fresh = Results(tmp_path / "m-t-x.json", {"layer": 2, "dtype": "auto"}, overwrite=True)
+        fresh.done()
+    fresh.clear()
     assert fresh.done() == {}
+
+
+def test_fewer_wanted_records_do_not_shrink_the_file(tmp_path):
+    results = Results(tmp_path / "m-t-x.json", {})
+    for record in RECORDS:
+        results.append(record)
+    assert results.merge(RECORDS, RECORDS) == (0, {})
+    assert Results(tmp_path / "m-t-x.json", {}).merge(RECORDS[:3], RECORDS) == (0, {})
+    assert json.loads((tmp_path / "m-t-x.json").read_text()) == RECORDS
+
+
+def test_errors_are_reported_and_can_be_tried_again(tmp_path):
+    results = Results(tmp_path / "m-t-x.json", {})
+    for record in RECORDS[:-1]:
+        results.append(record)
+    results.append(RECORDS[-1] | {"error": "no image"})
+    assert results.merge(RECORDS, RECORDS) == (0, {"19": "no image"})
+    again = Results(tmp_path / "m-t-x.json", {})
+    assert "19" in again.done()
+    assert "19" not in again.done(retry_errors=True)
+    again.append(RECORDS[-1])
+    assert again.merge(RECORDS, RECORDS) == (0, {})
+    assert json.loads((tmp_path / "m-t-x.json").read_text()) == RECORDS

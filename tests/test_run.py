@@ -10,6 +10,7 @@ from conftest import build_llava, photo
 import get_score
 import run
 from info import METHODS, MODELS, TASKS
+from llava_methods import LlavaLook
 from utils import load_image
 
 
@@ -111,16 +112,16 @@ def test_vicrop_qa_is_what_the_command_writes(checkpoint, dataset):
 
 
 def test_an_interrupted_run_goes_on_and_answers_nothing_twice(checkpoint, dataset, monkeypatch):
-    asked, ask = [], run.vicrop
+    asked, check = [], run.check_record
 
-    def interrupted(look, functions, question, *rest, **keywords):
-        if len(asked) == 1 and "stop" not in asked:
+    def interrupted(record, folder):
+        if len(asked) == 1:
             asked.append("stop")
             raise KeyboardInterrupt
-        asked.append(question)
-        return ask(look, functions, question, *rest, **keywords)
+        asked.append(record["question"])
+        return check(record, folder)
 
-    monkeypatch.setattr(run, "vicrop", interrupted)
+    monkeypatch.setattr(run, "check_record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.main(options(checkpoint, dataset))
     assert not (dataset / "out" / "llava-demo-rel_att.json").exists()
@@ -146,9 +147,7 @@ def test_a_bad_record_is_kept_with_its_error_and_stops_nothing(checkpoint, datas
     records.append({"id": "4", "question": "four?", "labels": ["4"], "image_path": "text.png"})
     records.append({"id": "5", "question": "", "labels": ["5"], "image_path": "a.png"})
     write(dataset, records)
-    with pytest.raises(SystemExit) as stopped:
-        run.main(options(checkpoint, dataset))
-    assert stopped.value.code == 0
+    run.main(options(checkpoint, dataset))
     found = results(dataset, "rel_att")
     assert [("error" in record) for record in found] == [False, True, False, True, True]
     assert [record["crop_answer"] for record in found if "error" in record] == [""] * 3
@@ -157,21 +156,62 @@ def test_a_bad_record_is_kept_with_its_error_and_stops_nothing(checkpoint, datas
     assert "gone.png" in printed
     rows = get_score.report(dataset / "out", dataset)
     assert rows[0]["errors"] == 3
+    photo().save(dataset / "images" / "gone.png")
+    photo().save(dataset / "images" / "text.png")
+    run.main(options(checkpoint, dataset))
+    assert results(dataset, "rel_att") == found  # what ended in an error is done, unless told otherwise
+    run.main(options(checkpoint, dataset, "--retry_errors"))
+    assert [("error" in record) for record in results(dataset, "rel_att")] == [False] * 4 + [True]
+
+
+def test_a_method_that_fails_takes_no_other_with_it(checkpoint, dataset):
+    records = json.loads((dataset / "data.json").read_text())
+    records[0]["gt_bbox"] = None
+    write(dataset, records)
+    run.main(options(checkpoint, dataset, "--method", "gt_crop,rel_att"))
+    failed, fine = results(dataset, "gt_crop"), results(dataset, "rel_att")
+    assert ["error" in record for record in failed] == [True, False, False]
+    assert not any("error" in record for record in fine)
+    assert [record["original_answer"] for record in failed] == [record["original_answer"] for record in fine]
+
+
+def test_a_limit_and_then_the_rest(checkpoint, dataset):
+    run.main(options(checkpoint, dataset, "--limit", "2"))
+    assert len(results(dataset, "rel_att")) == 2
+    run.main(options(checkpoint, dataset))
+    run.main(options(checkpoint, dataset, "--limit", "1"))
+    assert [record["id"] for record in results(dataset, "rel_att")] == ["1", "2", "3"]
+
+
+def test_a_wrong_layer_leaves_nothing_behind(checkpoint, dataset):
+    with pytest.raises(SystemExit):
+        run.main(options(checkpoint, dataset, "--layer", "9"))
+    run.main(options(checkpoint, dataset, "--layer", "1"))
+    assert len(results(dataset, "rel_att")) == 3
+    with pytest.raises(SystemExit, match="layer was 1 and is now 2"):
+        run.main(options(checkpoint, dataset, "--layer", "2"))
+    run.main(options(checkpoint, dataset, "--layer", "2", "--overwrite"))
+
+
+def test_methods_share_the_work(checkpoint, dataset, monkeypatch):
+    """One prefix for each image and one for its tiles, whatever is asked."""
+    prefilled, prefill = [], LlavaLook._prefill
+    monkeypatch.setattr(LlavaLook, "_prefill", lambda look, *rest: prefilled.append(look) or prefill(look, *rest))
+    run.main(options(checkpoint, dataset, "--method", "rel_att,grad_att,rel_att_high,grad_att_high,center_crop"))
+    assert len(prefilled) == 4  # two images, two sets of tiles
 
 
 def test_a_map_with_nan_is_an_error_of_its_record(checkpoint, dataset, monkeypatch):
     broken = np.full((1, 4, 4), np.nan, dtype=np.float32)
     monkeypatch.setattr("attention.MapFunction.of", lambda *_: broken)
-    with pytest.raises(SystemExit) as stopped:
-        run.main(options(checkpoint, dataset))
-    assert stopped.value.code == 1  # nothing could be answered
+    run.main(options(checkpoint, dataset))
     assert all("16 of the importance map's 16 cells" in record["error"] for record in results(dataset, "rel_att"))
 
 
 def test_one_picture(checkpoint, tmp_path, capsys):
     photo(300, 200).save(tmp_path / "photo.png")
     common = ["--model", "llava", "--model_id", checkpoint, "--device", "cpu", "--save_path", tmp_path]
-    ask = ["--image", tmp_path / "photo.png", "--question", "what number is on the red sign?"]
+    ask = ["--image", tmp_path / "photo.png", "--question", "what is $x_$ on the red sign?"]
     run.main([str(option) for option in [*common, *ask, "--method", "rel_att,center_crop"]])
     printed = capsys.readouterr().out
     assert printed.count("without crop:") == printed.count("with crop:") == 2
@@ -189,6 +229,7 @@ def test_one_picture(checkpoint, tmp_path, capsys):
         (["--layer", "1", "--method", "pure_grad"], "reads pixels"),
         (["--question_path", "missing.json"], "missing.json"),
         (["--chunk_id", "2", "--total_chunks", "2"], "--chunk_id 2"),
+        (["--overwrite", "--total_chunks", "2"], "other chunks"),
         (["--image", "missing.png", "--question", "what?"], "missing.png"),
         (["--image", "missing.png", "--question", " "], "not empty"),
     ],
@@ -227,5 +268,8 @@ def test_exact_grader(answer, labels, score):
 def test_the_tables_fit_together():
     for row in MODELS.values():
         module = run.importlib.import_module(row["module"])
-        assert all(callable(getattr(module, name)) for name in ("rel_att", "grad_att", "pure_grad", "Look"))
+        assert all(
+            callable(getattr(module, name))
+            for name in ("rel_att", "grad_att", "pure_grad", "MODEL_CLASS", "PROCESSOR_CLASS")
+        )
     assert {row["grader"] for row in TASKS.values()} <= {None, *get_score.GRADERS}

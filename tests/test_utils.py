@@ -171,6 +171,8 @@ def test_images_are_read_as_a_person_sees_them(tmp_path):
     assert near(stored(tmp_path, rgb.convert("CMYK"), "cmyk.tif"), rgb, 2)
     deep = Image.fromarray(ramp.astype(np.uint16) * 257)
     assert near(stored(tmp_path, deep, "deep.png"), Image.fromarray(ramp).convert("RGB"), 1)
+    dark = np.asarray(stored(tmp_path, Image.fromarray(np.full((9, 9), 200, np.uint16)), "dark.png"))
+    assert dark.max() <= 1  # 200 of 65535 is black
     glass = rgb.copy()
     glass.putalpha(Image.fromarray(np.where(np.arange(40) < 20, 255, 0).astype(np.uint8)[None].repeat(20, 0)))
     seen = np.asarray(stored(tmp_path, glass, "rgba.png"))

@@ -165,9 +165,9 @@ def pack(prefix, turns, length, pad):
 
 
 class AnswerBatches(Batches):
-    """Questions about single images and, from `pairs_from` of the stage on, every second batch about (image, crop)."""
+    """Questions about single images, a share `pairs` of the batches about pairs (image, crop around some sign)."""
 
-    pairs_from = 2.0  # of the stage's progress: never
+    pairs = 0.0
 
     def curriculum(self, progress):
         """(most signs per scene, smallest side)."""
@@ -183,7 +183,7 @@ class AnswerBatches(Batches):
 
     def make(self, rng, progress):
         most, low = self.curriculum(progress)
-        pair = progress >= self.pairs_from and rng.random() < 0.55
+        pair = bool(self.pairs) and rng.random() < self.pairs
         prefix = [self.language.tokenizer.bos_token_id]
         prefix += [self.language.tokenizer.image_token_id] * (GRID * GRID * (2 if pair else 1))
         images, sequences, sizes = [], [], []
@@ -205,7 +205,7 @@ class AnswerBatches(Batches):
 
 
 class PairedAnswerBatches(AnswerBatches):
-    pairs_from = 0.0
+    pairs = 0.55
 
     def curriculum(self, progress):
         return 5, SIDES[0]
@@ -293,12 +293,12 @@ def save_atomically(state, path):
     os.replace(path.with_suffix(".new"), path)
 
 
-def loader(stage, seed, language, start, workers, steps=None):
-    data = stage.data(stage, seed, language)
+def loader(stage, language, start, workers):
+    data = stage.data(stage, "train", language)
     return torch.utils.data.DataLoader(
         data,
         batch_size=None,
-        sampler=range(start, steps or stage.steps),
+        sampler=range(start, stage.steps),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )
@@ -313,8 +313,7 @@ def forward(stage, model, head, batch, processor, device):
 def held_out(stage, model, head, processor, language, device, batches=40):
     """{name: accuracy in %} on scenes that training never draws (their random state has another seed)."""
     model.eval()
-    totals, end = {}, Stage(**{**vars(stage), "steps": batches})
-    data = stage.data(end, "held-out", language)
+    totals, data = {}, stage.data(stage, "held-out", language)
     for step in range(batches):
         rng = random.Random(f"held-out {stage.name} {step}")
         for name, value in forward(stage, model, head, data.make(rng, 1.0), processor, device)[1].items():
@@ -342,7 +341,7 @@ def train(name, folder, checkpoint, device, workers):
         if start:
             optimizer.load_state_dict(state["optimizer"])
         running = {}
-        bar = tqdm(loader(stage, "train", language, start, workers), desc=stage.name, initial=start, total=stage.steps)
+        bar = tqdm(loader(stage, language, start, workers), desc=stage.name, initial=start, total=stage.steps)
         for step, batch in enumerate(bar, start):
             for group in optimizer.param_groups:
                 group["lr"] = schedule(step, stage)

@@ -54,16 +54,15 @@ def attention_ratio(att_map, region, box):
 def layers(args):
     """Rows of {layer, attention ratio over all questions and over the wrongly answered ones, accuracy with crop}."""
     module, (model, processor) = model_module(args.model), load_model(args.model, args.model_id, args.device)
-    grade, folder = (
-        GRADERS[TASKS[args.task]["grader"]],
-        in_repository(args.image_path or TASKS[args.task]["image_path"]),
-    )
-    every = module.Look.layers(model, "mean")
+    grade, folder = GRADERS[TASKS[args.task]["grader"]], in_repository(args.image_path)
+    every = module.rel_att.layers(model, "mean")
     choices = [*every, "mean"]
     ratios, correct, wrong = {layer: [] for layer in every}, {choice: [] for choice in choices}, []
-    records = load_task(args.question_path or TASKS[args.task]["question_path"])[: args.limit]
+    records = load_task(args.question_path)[: args.limit]
     for record in tqdm(records, unit="question"):
-        look = module.Look([check_record(record, folder)], model, processor)
+        if not record.get("gt_bbox"):
+            raise ValueError(f"record {record['id']!r} has no gt_bbox, and the attention ratio is about that box")
+        look = module.rel_att.look_class([check_record(record, folder)], model, processor)
         prompt, general = look.prompt(record["question"]), look.prompt(GENERAL_PROMPT)
         wrong.append(not grade(look.answer(prompt, layers=every)[0], record))
         attention = look.attention(prompt, every).mean(2)[0].float().cpu().numpy()  # (layers, h, w)
@@ -99,10 +98,11 @@ def main():
     add = parser.add_argument
     add("finding", choices=FINDINGS)
     add("--model", choices=MODELS, default="llava_tiny")
-    add("--task", choices=[task for task, row in TASKS.items() if row["grader"]], default="demo")
+    graded = [task for task, row in TASKS.items() if row["grader"]]
+    add("--task", choices=graded, default="demo", help="whose grader judges the answers")
     add("--model_id", help="another checkpoint of the same family: hub id or folder")
-    add("--question_path", help="data.json to use instead of the task's own")
-    add("--image_path", help="folder of the images to use instead of the task's own")
+    add("--question_path", required=True, help="questions with gt_bbox; for choosing a layer not those of a test set")
+    add("--image_path", required=True, help="folder of their images")
     add("--device", help="torch device; default: the GPU if there is one")
     add("--limit", type=int, help="only the first N records")
     args = parser.parse_args()
