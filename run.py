@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,7 @@ def settings(args, method):
     data = in_repository(args.question_path)
     return {
         "model": args.model, "model_id": args.model_id or MODELS[args.model]["id"], "task": args.task, "method": method,
-        "layer": args.layer, "dtype": args.dtype, **look_options(args), "image_path": str(args.image_path),
+        "layer": args.layer, "dtype": args.dtype, **look_options(args),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else str(args.question_path),
     }  # fmt: skip
 
@@ -200,33 +201,37 @@ def run_task(args):
 
 
 def answer_records(args, records, results, done, state):
-    """Answer records and append them as they are finished; what cannot be answered is kept with its `error`."""
+    """Answer records and append them to the results of each method as they are finished."""
     module, (model, processor) = model_module(args.model), load_model(args.model, args.model_id, *place(args, state))
-    functions = choose(module, results, model, args.layer)
-    look, seen, folder = None, None, in_repository(args.image_path)
+    functions, folder = choose(module, results, model, args.layer), in_repository(args.image_path)
+
+    @lru_cache(maxsize=1)  # records come in image order
+    def look_at(path):
+        return module.rel_att.look_class([path], model, processor, **look_options(args))
+
     bar = tqdm(records, desc=f"{args.model} {args.task}", unit="question", disable=not state.is_local_main_process)
     for record in bar:
         todo = {method: functions[method] for method in results if record["id"] not in done[method]}
-        original, problem = "", None
+        case, original, problem = None, "", None
         try:
-            path = check_record(record, folder)
-            if path != seen:
-                look = seen = None  # the old look is freed before the new one is made
-                look, seen = module.rel_att.look_class([path], model, processor, **look_options(args)), path
+            look = look_at(check_record(record, folder))
             case = Case(look, record["question"], record.get("short_question"), record, args.layer)
             original = case.original_answer(todo)
         except FAILURES as error:
-            problem = error
+            problem = str(error)
         for method, function in todo.items():
-            answered = {"original_answer": original, "crop_answer": "", "bbox": None}
-            try:
-                if problem:
-                    raise problem
-                finding = case.finding(method, function, original)
-                answered |= {"crop_answer": finding.crop_answer, "bbox": list(finding.bbox)}
-            except FAILURES as error:
-                answered["error"] = str(error)
-            results[method].append(record | answered)
+            fields = {"original_answer": original, "crop_answer": "", "bbox": None}
+            fields |= {"error": problem} if problem else answered(case, method, function, original)
+            results[method].append(record | fields)
+
+
+def answered(case, method, function, original):
+    """What a method adds to a record: its answer and box, or the error that took their place."""
+    try:
+        finding = case.finding(method, function, original)
+    except FAILURES as error:
+        return {"error": str(error)}
+    return {"crop_answer": finding.crop_answer, "bbox": list(finding.bbox)}
 
 
 # -------------------------------------------------------------------------------------------------------- one picture
