@@ -50,7 +50,8 @@ def result_files(folder):
         raise ValueError(f"{', '.join(strange)} in {folder}: not named MODEL-TASK-METHOD.json with names of info.py")
     if not found:
         raise ValueError(f"no result files in {folder}: run `bash run_all.sh` or run.py first")
-    return found
+    order = {name: place for place, name in enumerate([*TASKS, *MODELS, *METHODS])}
+    return sorted(found, key=lambda file: [order[name] for name in (file[1], file[0], file[2])])
 
 
 def mean_and_margin(values):
