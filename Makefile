@@ -1,6 +1,7 @@
 # make demo: install into .venv, run ViCrop on the demo dataset, print the scores.   make test: run the tests.
 PYTHON ?= python3
 BIN := .venv/bin
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test clean
 

@@ -7,10 +7,14 @@ python run.py --model llava_tiny --image photo.jpg --question "what number is on
 import argparse
 import hashlib
 import importlib
+import os
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+# Threads that spin while they wait for each other crawl on cores that do other work as well. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
