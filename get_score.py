@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from info import METHODS, MODELS, TASKS
+from records import in_repository
 
 GROUPS = ("size", "category")  # fields of a record by which scores are broken down, where records have them
 
@@ -49,7 +50,9 @@ def result_files(folder):
     if strange:
         raise ValueError(f"{', '.join(strange)} in {folder}: not named MODEL-TASK-METHOD.json with names of info.py")
     if not found:
-        raise ValueError(f"no result files in {folder}: run `bash run_all.sh` or run.py first")
+        unfinished = [parts.stem for parts in sorted(Path(folder).glob("*.parts"))]
+        begun = f" (begun, not finished: {', '.join(unfinished)})" if unfinished else ""
+        raise ValueError(f"no result files in {folder}{begun}: run `bash run_all.sh` or run.py first")
     order = {name: place for place, name in enumerate([*TASKS, *MODELS, *METHODS])}
     return sorted(found, key=lambda file: [order[name] for name in (file[1], file[0], file[2])])
 
@@ -124,8 +127,9 @@ def main():
     parser.add_argument("--save_path", default="./", help="folder for the report")
     args = parser.parse_args()
     try:
-        show(report(args.data_dir, args.save_path))
-        for parts in sorted(Path(args.data_dir).glob("*.parts")):
+        folder = in_repository(args.data_dir)
+        show(report(folder, args.save_path))
+        for parts in sorted(folder.glob("*.parts")):
             print(f"{parts.stem} is not finished and not scored: run the same command again")
     except (ValueError, OSError) as error:
         sys.exit(f"get_score.py: {error}")

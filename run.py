@@ -99,6 +99,8 @@ def choose(module, methods, model, layer=None):
         functions[method] = getattr(module, row["map"]) if "map" in row else getattr(utils, row["box"])
         if isinstance(functions[method], MapFunction):
             functions[method].layers(model, layer)
+        elif layer is not None and len(methods) == 1:
+            raise ValueError(f"{method} reads no layer: layer={layer!r} has no meaning for it")
     return functions
 
 
@@ -165,6 +167,7 @@ def settings(args, method):
     return {
         "model": args.model, "model_id": args.model_id or MODELS[args.model]["id"], "task": args.task, "method": method,
         "layer": args.layer, "dtype": args.dtype, **look_options(args),
+        "image_path": os.path.relpath(in_repository(args.image_path).resolve(), ROOT),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else str(args.question_path),
     }  # fmt: skip
 
@@ -177,9 +180,13 @@ def look_options(args):
 def run_task(args):
     """Answer what is still open of a task; returns {id: error} of the records that could not be answered."""
     state = PartialState()  # one process per GPU under `accelerate launch`; a single one otherwise
+    if not args.image_path:  # other questions than the task's own have their images beside them
+        own = not args.question_path
+        args.image_path = TASKS[args.task]["image_path"] if own else Path(args.question_path).parent / "images"
     args.question_path = args.question_path or TASKS[args.task]["question_path"]
-    args.image_path = args.image_path or TASKS[args.task]["image_path"]
     records = load_task(args.question_path)
+    if not in_repository(args.image_path).is_dir():
+        raise FileNotFoundError(f"no image folder at {args.image_path}: --image_path names it")
     paths = {method: Path(args.save_path) / f"{args.model}-{args.task}-{method}.json" for method in args.method}
     results = {method: Results(path, settings(args, method)) for method, path in paths.items()}
     if args.overwrite:
@@ -266,11 +273,21 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "f
 
 
 def method_list(text):
-    return [known(name, METHODS, "method") for name in text.split(",")]
+    return [known(name.strip(), METHODS, "method") for name in text.split(",")]
 
 
 def layer_option(text):
+    if text != "mean" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is neither a layer number (from 0) nor "mean"')
     return text if text == "mean" else int(text)
+
+
+def device_option(text):
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return text
 
 
 def parse(argv=None):
@@ -283,7 +300,7 @@ def parse(argv=None):
     add("--image", help="ask about one picture instead of a task")
     add("--question", help="what to ask about --image")
     add("--question_path", help="data.json to use instead of the task's own")
-    add("--image_path", help="folder of the images to use instead of the task's own")
+    add("--image_path", help="folder of the images; default: the task's own, or images/ beside --question_path")
     add("--save_path", help="folder for results (data/results) or, with --image, for the pictures (the current folder)")
     add("--layer", type=layer_option, help='layer to read, zero-based, or "mean"')
     add(
@@ -299,7 +316,7 @@ def parse(argv=None):
         help="pad: show LLaVA the whole image in a square",
     )
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
-    add("--device", help="torch device; default: the GPU of this process, else the CPU")
+    add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
     add("--total_chunks", type=int, default=1, help="cut the task into so many parts ...")
     add("--chunk_id", type=int, default=0, help="... and do this one (from 0)")
     add("--limit", type=int, help="only the first N records")
@@ -312,6 +329,8 @@ def parse(argv=None):
         parser.error(str(error))
     if not 0 <= args.chunk_id < args.total_chunks:
         parser.error(f"--chunk_id {args.chunk_id} is not between 0 and --total_chunks {args.total_chunks} - 1")
+    if args.question is not None and not args.image:
+        parser.error("--question asks about one picture: --image names it")
     if args.overwrite and args.total_chunks > 1:
         parser.error("--overwrite would forget what other chunks have done: use another --save_path")
     args.save_path = args.save_path or ("." if args.image else ROOT / "data" / "results")

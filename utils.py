@@ -161,7 +161,7 @@ def clip_box(box, image_size):
 def gt_crop(record, image_size, bbox_size):
     """The smallest of the methods' windows around `gt_bbox` that holds it (or the square that does)."""
     if not record.get("gt_bbox"):
-        raise ValueError(f"record {record.get('id')!r} has no gt_bbox, and gt_crop crops there")
+        raise ValueError(f"gt_crop crops at a record's gt_bbox, and record {record.get('id')!r} has none")
     x1, y1, x2, y2 = record["gt_bbox"]
     longest = max(x2 - x1, y2 - y1)
     side = next((bbox_size * ratio for ratio in WINDOW_RATIOS if bbox_size * ratio >= longest), longest)

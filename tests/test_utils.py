@@ -99,7 +99,7 @@ def test_baseline_boxes():
     others = {utils.random_crop({"id": number}, size, 112) for number in range(50)}
     assert len(others) > 45
     assert all(0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 800 for x1, y1, x2, y2 in others)
-    with pytest.raises(ValueError, match="no gt_bbox"):
+    with pytest.raises(ValueError, match="gt_bbox, and record 'a' has none"):
         utils.gt_crop({"id": "a"}, size, 112)
 
 
