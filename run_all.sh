@@ -7,8 +7,9 @@ cd "$(dirname "$0")"
 
 dataset=${1:-demo} model=${2:-llava_tiny} method=${3:-rel_att}
 python=${PYTHON:-python}
-if [[ -z ${PYTHON:-} && -x .venv/bin/python ]] && ! "$python" -c 'import torch' 2> /dev/null; then
+if ! "$python" -c 'import torch' 2> /dev/null; then
     python=.venv/bin/python  # what `make demo` has installed
+    [[ -x $python ]] || { echo "run_all.sh: no torch here: pip install -r requirements.txt, or make demo" >&2; exit 1; }
 fi
 if [[ -n ${GPUS:-} ]]; then
     export CUDA_VISIBLE_DEVICES=${GPUS// /,}
