@@ -18,7 +18,8 @@ count=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 
 launch=("$python")
 if (( count > 1 )); then
-    launch=("$python" -m accelerate.commands.launch --multi_gpu --num_processes "$count" --main_process_port 0)
+    launch=("$python" -m accelerate.commands.launch --multi_gpu --num_processes "$count"
+            --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no)
 fi
 "${launch[@]}" run.py --task "$dataset" --model "$model" --method "$method"
 "$python" get_score.py --data_dir data/results --save_path .

@@ -96,14 +96,15 @@ def test_equals_plain_computation(shaped, method, size):
         assert relative_error(found, wanted) <= TOLERANCE[method], keywords
 
 
-# In bfloat16 the plain computation itself is rounded to 8 bits at every step; the bound is measured against it in
-# float32 on the same (rounded) weights: maps stay within a tenth of their maximum, gradients within a quarter.
-@pytest.mark.parametrize(("method", "bound"), [("rel_att", 0.1), ("grad_att", 0.25)])
-def test_bfloat16_stays_near_float32(method, bound):
+# In bfloat16 every step is rounded to 8 bits, in the plain computation too; so ours is held against the plain one in
+# float32 on the same (rounded) weights. The stated bounds are shares of the map's maximum.
+@pytest.mark.parametrize(("method", "bound"), [("rel_att", 0.05), ("grad_att", 0.05), ("pure_grad", 0.15)])
+def test_bfloat16_stays_near_the_plain_computation(method, bound):
     model, processor = build_llava(layers=3)
     model.bfloat16()
-    found = METHODS[method](photo(), QUESTION, GENERAL, model, processor, layer=1)
-    wanted = METHODS[method](photo(), QUESTION, GENERAL, model.float(), processor, layer=1)
+    options = {} if method == "pure_grad" else {"layer": 1}
+    found = METHODS[method](photo(), QUESTION, GENERAL, model, processor, **options)
+    wanted = PLAIN[method](model.float(), processor, photo(), (1,))
     assert found.dtype == np.float32
     assert relative_error(found, wanted) <= bound
 
