@@ -1,5 +1,6 @@
 """The embedded model and its scenes: fair data, a real checkpoint, and answers that it generates."""
 
+import dataclasses
 import json
 import random
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+import tiny.train
 from get_score import exact
 from info import GENERAL_PROMPT
 from records import ROOT, load_task
@@ -130,6 +132,37 @@ def test_crops_are_drawn_without_the_question(untrained):
     other = stage.data(stage, 0, language)[7]
     first = slice(0, 2 if asked["pair"] else 1)
     assert torch.equal(asked["pixels"][first], other["pixels"][first])
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    short = [dataclasses.replace(stage, steps=4, batch=2) for stage in STAGES["llava"]]
+    monkeypatch.setitem(STAGES, "llava", short)
+    monkeypatch.setattr("tiny.train.SAVE_EVERY", 2)
+    monkeypatch.setattr("tiny.train.held_out", lambda *_: {})
+    save = tiny.train.save_atomically
+
+    def run(name, kill_at=None):
+        """Train; if asked to, die right after the checkpoint of that number and begin again."""
+        saved = []
+
+        def save_and_die(state, path):
+            save(state, path)
+            saved.append(path)
+            if len(saved) == kill_at:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("tiny.train.save_atomically", save_and_die)
+        arguments = ("llava", tmp_path / name, tmp_path / f"{name}.pt", torch.device("cpu"), 0)
+        if kill_at:
+            with pytest.raises(KeyboardInterrupt):
+                tiny.train.train(*arguments)
+        tiny.train.train(*arguments)
+        return LlavaForConditionalGeneration.from_pretrained(tmp_path / name).state_dict()
+
+    whole = run("whole")
+    for kill_at in (1, 5):  # within the first stage, and after a later stage's first checkpoint
+        resumed = run(f"killed{kill_at}", kill_at)
+        assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
 
 
 # ------------------------------------------------------------------------------------------------ what is committed

@@ -14,6 +14,7 @@ import os
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS, SIDES, des
 GRID = RESOLUTION // PATCH
 COLOR_INDEX = {color: index for index, color in enumerate(COLORS)}
 IGNORE = -100
+SAVE_EVERY = 200  # steps between checkpoints
 
 
 @dataclass(frozen=True)
@@ -322,7 +324,26 @@ def held_out(stage, model, head, processor, language, device, batches=40):
     return {name: round(100 * sum(v) / len(v), 1) for name, v in sorted(totals.items())}
 
 
+def steps(stage, bar, start, optimizer, learns, loss_of):
+    """Take a stage's training steps over the batches of a tqdm bar; yields the number of steps taken after each."""
+    running = {}
+    for step, batch in enumerate(bar, start):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(step, stage)
+        loss, scores = loss_of(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(learns, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for key, value in {"loss": loss.item(), **scores}.items():
+            running[key] = 0.97 * running.get(key, value) + 0.03 * value
+        if step % 20 == 0:
+            bar.set_postfix({key: f"{value:.2f}" for key, value in sorted(running.items())}, refresh=False)
+        yield step + 1
+
+
 def train(name, folder, checkpoint, device, workers):
+    torch.manual_seed(0)
     model, processor = MODELS[name]([PROMPT.format(question=GENERAL_PROMPT)])
     head = nn.Linear(model.config.vision_config.hidden_size, len(COLORS) + 1 + 10)
     model.to(device).train(), head.to(device)
@@ -332,6 +353,11 @@ def train(name, folder, checkpoint, device, workers):
         state = torch.load(checkpoint, map_location=device)
         model.load_state_dict(state.pop("model")), head.load_state_dict(state.pop("head"))
     began = time.monotonic() - state["seconds"]
+
+    def save(number, step, **more):
+        state.update(stage=number, step=step, seconds=time.monotonic() - began)
+        save_atomically({**state, "model": model.state_dict(), "head": head.state_dict(), **more}, checkpoint)
+
     for number, stage in enumerate(STAGES[name]):
         if number < state["stage"]:
             continue
@@ -340,28 +366,15 @@ def train(name, folder, checkpoint, device, workers):
         optimizer = torch.optim.AdamW(learns, stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
         if start:
             optimizer.load_state_dict(state["optimizer"])
-        running = {}
+        state["optimizer"] = None  # it is in `optimizer` now, and goes into the next checkpoint from there
         bar = tqdm(loader(stage, language, start, workers), desc=stage.name, initial=start, total=stage.steps)
-        for step, batch in enumerate(bar, start):
-            for group in optimizer.param_groups:
-                group["lr"] = schedule(step, stage)
-            loss, scores = forward(stage, model, head, batch, processor, device)
-            loss.backward()
-            nn.utils.clip_grad_norm_(learns, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            for key, value in {"loss": loss.item(), **scores}.items():
-                running[key] = 0.97 * running.get(key, value) + 0.03 * value
-            if step % 20 == 0:
-                bar.set_postfix({key: f"{value:.2f}" for key, value in sorted(running.items())}, refresh=False)
-            if (step + 1) % 200 == 0:
-                state |= {"stage": number, "step": step + 1, "seconds": time.monotonic() - began}
-                weights = {"model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict()}
-                save_atomically({**state, **weights}, checkpoint)
+        loss_of = partial(forward, stage, model, head, processor=processor, device=device)
+        for step in steps(stage, bar, start, optimizer, learns, loss_of):
+            if step % SAVE_EVERY == 0:
+                save(number, step, optimizer=optimizer.state_dict())
         state["scores"][stage.name] = held_out(stage, model, head, processor, language, device)
         print(f"{stage.name}: held-out accuracy {state['scores'][stage.name]}", flush=True)
-        state |= {"stage": number + 1, "step": 0, "seconds": time.monotonic() - began}
-        save_atomically({**state, "model": model.state_dict(), "head": head.state_dict()}, checkpoint)
+        save(number + 1, 0)
     model.config.att_layer = ATT_LAYERS[name]
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
