@@ -9,18 +9,19 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, nullcontext
-from functools import wraps
+from functools import cached_property, wraps
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, GenerationConfig
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from utils import high_res_split_threshold, join_maps, same_size
+from info import OPTIONS
+from utils import edge_mask, high_pass_filter, high_res_split_threshold, join_maps, load_image, same_size
 
 MAX_NEW_TOKENS = 20
-GEOMETRIES = ("exact", "upstream")
 LOOK_BATCH = 8  # at most so many images (tiles of a large one) go through the model together
 
 
@@ -30,7 +31,7 @@ class _SeenEnough(Exception):
 
 
 class Watch:
-    """What `watch` found: `watch[module]` is (batch, heads, 1, keys) float32, softmax over the keys."""
+    """What `watch` found: `watch[module]` is (batch, heads, rows, keys) float32, softmax over the keys."""
 
     def __init__(self, modules, graph, stop):
         self.modules, self.graph, self.stop = list(modules), graph, stop
@@ -40,19 +41,20 @@ class Watch:
         return self.probs[module]
 
     def read(self, module, query, key, value, mask, scaling):
-        """Store the last query's row; with a graph, also return the attention output that runs through it."""
+        """Store a module's rows; with a graph, also return the attention output (batch, rows, heads, dim) of them."""
         groups = query.shape[1] // key.shape[1]
         keys = key.repeat_interleave(groups, dim=1).float()
-        scores = query[:, :, -1:].float() @ keys.transpose(2, 3) * scaling  # (batch, heads, 1, keys)
+        first = first_row(module, query)
+        scores = query[:, :, first:].float() @ keys.transpose(2, 3) * scaling  # (batch, heads, rows, keys)
         if mask is not None:
-            allowed = mask[:, :, -1:, : keys.shape[2]]
+            allowed = mask[:, :, first:, : keys.shape[2]]
             scores = scores.masked_fill(~allowed, float("-inf")) if allowed.dtype == torch.bool else scores + allowed
         probs = scores.softmax(-1)
-        if self.graph and not self.probs:
-            # Only the first (lowest) module's row is a leaf. Later rows depend on it, so they stay in the graph: were
-            # they leaves as well, the gradient of the lower ones would lose every path through them.
-            probs = probs.detach().requires_grad_()
-        self.probs[module] = probs
+        if not self.graph or not self.probs:
+            # With a graph, only the first (lowest) module's softmax is a leaf. Later ones depend on it, so they stay in
+            # the graph: were they leaves as well, the gradient of the lower ones would lose every path through them.
+            probs = probs.detach()
+        self.probs[module] = probs.requires_grad_() if self.graph else probs
         if self.stop and len(self.probs) == len(self.modules):
             raise _SeenEnough
         if not self.graph:
@@ -60,18 +62,25 @@ class Watch:
         return (probs.to(value.dtype) @ value.repeat_interleave(groups, dim=1)).transpose(1, 2)
 
 
+def first_row(module, query):
+    """The first query row to read: of causal attention the last only, of any other (a Q-Former's) all."""
+    return query.shape[2] - 1 if getattr(module, "is_causal", True) else 0
+
+
 _WATCHES = {}  # module -> Watch, filled only inside `watch`
 
 
 def _watched_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """The attention function that `watch` puts into a model: SDPA, and the last row of watched modules on the side."""
-    watch = _WATCHES.get(module)
+    """The attention function that `watch` puts into a model: SDPA, and some rows of watched modules on the side."""
+    watch, read = _WATCHES.get(module), None
     if watch is not None and module not in watch.probs:  # a generation's later steps are not what was asked for
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        output = watch.read(module, query, key, value, attention_mask, scale)
-        if output is not None:
-            return output, None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        read = watch.read(module, query, key, value, attention_mask, scale)
+        if read is not None and read.shape[1] == query.shape[2]:
+            return read, None
+    options = {"scaling": scaling, "dropout": dropout, **kwargs}
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return (output if read is None else torch.cat([output[:, : -read.shape[1]], read], 1)), None
 
 
 AttentionInterface.register("watched", _watched_attention)
@@ -81,22 +90,23 @@ AttentionMaskInterface.register("watched", sdpa_mask)
 
 
 @contextmanager
-def watch(model, modules, graph=False, stop=False):
-    """Read the last query's softmax of some attention modules during the next forward pass through `model`.
+def watch(models, modules, graph=False, stop=False):
+    """Read the softmax of some attention modules during the next forward pass: the last query's, where it is causal.
 
-        with watch(language_model, [layer.self_attn]) as seen:
+        with watch([language_model], [layer.self_attn]) as seen:
             model(...)
         seen[layer.self_attn]                  # (batch, heads, 1, keys) float32
 
     Args:
-        model: the PreTrainedModel that holds the modules; its attention implementation is swapped, and put back on
+        models: the PreTrainedModels that hold the modules; their attention implementation is swapped, and put back on
             exit whatever happened.
-        modules: attention modules in the order in which the model runs them. Each is read once, at its first call.
-        graph: keep autograd's graph from the first module's softmax (a leaf) upwards; for single-token steps.
+        modules: attention modules in the order in which they run. Each is read once, at its first call.
+        graph: keep autograd's graph from the first module's softmax (a leaf) upwards.
         stop: end the forward pass after the last module was read (the pass has no result then).
     """
-    seen, found = Watch(modules, graph, stop), model.config._attn_implementation
-    model.set_attn_implementation("watched")
+    seen, found = Watch(modules, graph, stop), [model.config._attn_implementation for model in models]
+    for model in models:
+        model.set_attn_implementation("watched")
     _WATCHES.update(dict.fromkeys(seen.modules, seen))
     try:
         yield seen
@@ -105,7 +115,8 @@ def watch(model, modules, graph=False, stop=False):
     finally:
         for module in seen.modules:
             _WATCHES.pop(module, None)
-        model.set_attn_implementation(found)
+        for model, implementation in zip(models, found, strict=True):
+            model.set_attn_implementation(implementation)
     missed = len(seen.modules) - len(seen.probs)
     if missed:
         raise RuntimeError(f"{missed} of {len(seen.modules)} watched modules never ran their attention function")
@@ -142,61 +153,128 @@ def quietly(method):
 
 
 # -------------------------------------------------------------------------------------------------------- the look
+class Script(NamedTuple):
+    """A prompt as a language model reads it."""
+
+    ids: torch.Tensor  # (batch, T)
+    positions: torch.Tensor  # (batch, T), or (axes, batch, T) for rotary positions of several axes
+
+
 class Look(ABC):
     """What a model has seen of a batch of images, open to any number of questions.
 
     The image comes before the question, so its keys and values are computed once (`_prefix`) and every question
-    continues from them. A subclass says how its model encodes images and where their tokens go.
+    continues from them: the maps, the answer, and the answer with a crop. All forward passes are `_forward`, the
+    embeddings of tokens and images through the language model. A subclass says how its model's images and prompts
+    get there.
 
     Attributes:
-        images: the PIL images, RGB.
-        pixels: what the model is given of them, (batch, 3, H, W) here, in its dtype.
+        images: the PIL images, RGB; those of one look have maps of one size.
+        pixels: their normalised pixels, float32 on the CPU, laid out as the model's processor does.
+        inputs: what the vision tower is given of them (`preprocess`), pixels among it, in its dtype and on its device.
         regions: per image, the rectangle that its map covers (xyxy pixels of the image; may reach beyond it).
         grid: (h, w), the cells of the map.
         bbox_size: base side of the crop window in image pixels.
         options: the keywords of the look, for another one of the same kind.
     """
 
-    images: list
-    pixels: torch.Tensor
-    regions: list
     grid: tuple
     bbox_size: int
+    reads_question = False  # does the question reach the image's tokens (as in a Q-Former)?
     needs_square_tiles = False  # would a tile that is not square lose something, or gain padding?
 
-    def __init__(self, model, processor, **options):
-        self.model, self.processor, self.options = model, processor, options
-        self._prefixes, self._rows, self._tiles = {}, {}, None
+    def __init__(self, images, model, processor, geometry="exact", **options):
+        self.model, self.processor, self.options = model, processor, {"geometry": geometry, **options}
+        self.check(model, **self.options)
+        self.images = [load_image(image) for image in images]
+        self.regions = [(0, 0, *image.size) for image in self.images]
+        self.device = device_of(model.get_input_embeddings())
+        prepared = self.preprocess(self.images)
+        self.inputs, self.pixels = self.placed(prepared), prepared["pixel_values"]
+        self._prefixes, self._rows, self._connector, self._tiles = {}, {}, {}, None
+
+    @classmethod
+    def check(cls, model, **options):
+        """Raises ValueError, before any image is loaded, for a model or an option that such a look cannot have."""
+        for name, value in options.items():
+            choices = OPTIONS[name].get("choices", (value,))
+            if value not in choices:
+                raise ValueError(f"{name} is one of {choices}, not {value!r}")
 
     # -- what a model has to say about itself
+    @property
+    @abstractmethod
+    def vision(self):
+        """The module that encodes images."""
+
+    @abstractmethod
+    def preprocess(self, images):
+        """{name: CPU tensor} of the vision side for PIL images, "pixel_values" among them."""
+
+    @abstractmethod
+    def token_count(self, inputs):
+        """The number of tokens that stand for each of the images in `inputs`."""
+
     @abstractmethod
     def prompt(self, question):
         """The whole prompt of a question about one image: the model's own template, filled in."""
 
-    @abstractmethod
-    def tokens(self, prompt, images=1):
-        """(1, T) token ids of a prompt about `images` images, each image's placeholder expanded to its tokens."""
+    @property
+    def block(self):
+        """The text that stands for an image in a prompt; it holds the image token once."""
+        return self.processor.image_token
+
+    def tokens(self, prompt, counts):
+        """(1, T) token ids of a prompt about images of so many tokens each; it names one image.
+
+        Raises:
+            ValueError: the prompt has no place for an image, or several, or nothing after it.
+        """
+        block, token = self.block, self.processor.image_token
+        if prompt.count(block) != 1:
+            raise ValueError(f"a prompt holds {block} exactly once, this one {prompt.count(block)} times: {prompt!r}")
+        if prompt.endswith(block):
+            raise ValueError(f"a prompt ends with a question, not with the image: {prompt!r}")
+        text = prompt.replace(block, "".join(block.replace(token, token * count) for count in counts))
+        return self.processor.tokenizer(text, return_tensors="pt").input_ids
+
+    def positions(self, ids, shown):
+        """(..., 1, T) positions of ids (1, T) about the images of `shown`, a list of `inputs`."""
+        return torch.arange(ids.shape[1], device=ids.device)[None]
 
     @abstractmethod
     def image_span(self, ids):
-        """(start, stop) of the first image's map tokens in `ids`, row 0 of the map first."""
+        """(start, stop) of the first image's map tokens in `ids` (batch, T)."""
 
-    @abstractmethod
-    def prefix_inputs(self, pixels):
-        """Keyword arguments that give the model the looked-at images."""
+    def cells(self, rows, found):
+        """(batch, layers, heads, h, w) from rows (batch, layers, heads, tokens); `found` holds all that was watched."""
+        return rows.unflatten(-1, self.grid)
 
-    @abstractmethod
-    def crop_inputs(self, crops):
-        """Keyword arguments that give the model one more image each (a list of PIL images)."""
+    def see(self, inputs):
+        """(batch, ...) vision features: as much of the images' encoding as no question changes."""
+        return torch.stack(list(self.model.get_image_features(**inputs).pooler_output))
 
-    @abstractmethod
-    def edge_mask(self):
-        """(batch, H, W) bool tensor over the model's input pixels: where the image has edges."""
+    def embed(self, seen, prompt):
+        """(batch, tokens, dim): what the language model gets to see, given vision features and the prompt."""
+        return seen
+
+    def canvas(self, values):
+        """(batch, copies, 3, H, W): values laid out as `pixels`, as pictures; some models see several copies."""
+        return values[:, None]
+
+    def record_fields(self, crop):
+        """{name: value} that a result record carries beside the answers."""
+        return {}
 
     @property
-    @abstractmethod
+    def generator(self):
+        """The model whose generation config ends an answer."""
+        return self.model
+
+    @property
     def attention_modules(self):
         """The language model's attention modules, layer by layer."""
+        return [layer.self_attn for layer in self.model.get_decoder().layers]
 
     @staticmethod
     @abstractmethod
@@ -215,55 +293,82 @@ class Look(ABC):
             return tuple(range(count))
         layer = cls.default_layer(model) if layer is None else layer
         numbers = layer if isinstance(layer, (list, tuple)) and layer else [layer]
-        for number in numbers:
-            integer = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
-            if not integer or not 0 <= number < count:
-                valid = f'this model has layers 0 to {count - 1} (or layer="mean")'
-                raise ValueError(f"layer {number!r} does not exist: {valid}")
-        return tuple(sorted({int(number) for number in numbers}))
+        return tuple(sorted({valid_layer(number, count, 'this model (or layer="mean")') for number in numbers}))
 
     # -- one pass over the image, shared by all questions
-    def _prefix(self, ids):
+    def placed(self, inputs):
+        """The inputs where the vision tower wants them; floating ones in its dtype."""
+        device, dtype = device_of(self.vision), self.vision.dtype
+        floats = {name: dtype if value.is_floating_point() else value.dtype for name, value in inputs.items()}
+        return {name: value.to(device, floats[name]) for name, value in inputs.items()}
+
+    def script(self, prompt, crops=None):
+        """The Script of a prompt about each of the look's images, or (image, crop) with the crops' inputs."""
+        shown = [self.inputs] if crops is None else [self.inputs, crops]
+        ids = self.tokens(prompt, [self.token_count(inputs) for inputs in shown]).to(self.device)
+        positions = self.positions(ids, shown)
+        count = len(self.images)
+        return Script(ids.expand(count, -1), positions.expand(*positions.shape[:-2], count, -1))
+
+    @cached_property
+    def seen(self):
+        return self.see(self.inputs)
+
+    def _prefix(self, prompt, script, prefixes=None, seen=None):
         """KV cache of the tokens up to the end of the first image, computed once, to be continued."""
-        head = tuple(ids[0, : self.image_span(ids)[1]].tolist())
-        if head not in self._prefixes:
-            self._prefixes[head] = self._prefill(ids, self.pixels)
-        return continued(self._prefixes[head])
+        prefixes = self._prefixes if prefixes is None else prefixes
+        stop = self.image_span(script.ids)[1]
+        key = tuple(script.ids[0, :stop].tolist()), prompt if self.reads_question else None
+        if key not in prefixes:
+            cache = self.new_cache()
+            self._encode(prompt, script, stop, cache, self.seen if seen is None else seen)
+            prefixes[key] = cache
+        return continued(prefixes[key])
 
-    def _prefill(self, ids, pixels):
-        cache = DynamicCache(config=self.model.config.get_text_config())
-        head = ids[:, : self.image_span(ids)[1]].expand(len(pixels), -1)
-        self._base(head, cache, **self.prefix_inputs(pixels))
-        return cache
+    def new_cache(self):
+        return DynamicCache(config=self.model.config.get_text_config())
 
-    def _base(self, ids, cache, **inputs):
-        """Hidden states of the model without its LM head, over the next tokens (batch, T) of a cache."""
-        past = cache.get_seq_length()
-        length = past + ids.shape[1]
-        return self.model.model(
-            input_ids=ids,
-            attention_mask=ids.new_ones(len(ids), length),
-            position_ids=torch.arange(past, length, device=ids.device).expand(len(ids), -1),
+    def _encode(self, prompt, script, stop, cache, seen):
+        """Fill an empty cache with the first `stop` tokens."""
+        self._forward(script.ids[:, :stop], script.positions[..., :stop], cache, self.embed(seen, prompt))
+
+    def _forward(self, ids, positions, cache, features=None):
+        """Hidden states (batch, T, dim) over the next tokens of a cache; `features` take the place of image tokens."""
+        embeds = self.model.get_input_embeddings()(ids)
+        if features is not None:
+            image = (ids == self.model.config.image_token_id)[..., None]
+            embeds = embeds.masked_scatter(image, features.to(embeds.device, embeds.dtype))
+        return self.model.get_decoder()(
+            inputs_embeds=embeds,
+            attention_mask=ids.new_ones(len(ids), cache.get_seq_length() + ids.shape[1]),
+            position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            **inputs,
         ).last_hidden_state
 
-    def _confidence(self, hidden):
-        """v = log max softmax(z), one per image, z the logits after the last token."""
-        logits = self.model.get_output_embeddings()(hidden[:, -1])
-        return logits.float().log_softmax(-1).amax(-1)
+    def _rest(self, script, cache, features=None, stop=None):
+        """`_forward` over what the cache does not hold yet, up to token number `stop`."""
+        start = cache.get_seq_length()
+        return self._forward(script.ids[:, start:stop], script.positions[..., start:stop], cache, features)
 
-    def _map_rows(self, seen, layers, ids):
-        """(batch, layers, heads, h, w) from watched last rows."""
-        start, stop = self.image_span(ids)
-        rows = [seen[self.attention_modules[layer]][:, :, 0, start:stop] for layer in layers]
-        return torch.stack([row.to(self.pixels.device) for row in rows], 1).unflatten(-1, self.grid)
+    def _logits(self, hidden):
+        """(batch, vocabulary) float32 after the last token."""
+        return self.model.get_output_embeddings()(hidden[:, -1]).float()
+
+    def _confidence(self, hidden):
+        """v = log max softmax(z), one per image."""
+        return self._logits(hidden).log_softmax(-1).amax(-1)
+
+    def _maps(self, found, layers, script):
+        """(batch, layers, heads, h, w) from {module: (batch, heads, rows, keys)}, of each the last row."""
+        start, stop = self.image_span(script.ids)
+        rows = [found[self.attention_modules[layer]][:, :, -1, start:stop].to(self.device) for layer in layers]
+        return self.cells(torch.stack(rows, 1), found)
 
     # -- the questions
     @quietly
     def attention(self, prompt, layers):
-        """A_st: attention of the prompt's last token to the image tokens.
+        """A_st: attention of the prompt's last token to the image (times A_ti where a connector is in between).
 
         Args:
             prompt: the whole prompt, template included.
@@ -273,32 +378,48 @@ class Look(ABC):
         """
         missing = [layer for layer in layers if (prompt, layer) not in self._rows]
         if missing:
-            ids = self.tokens(prompt).expand(len(self.pixels), -1)
-            cache = self._prefix(ids)
+            script = self.script(prompt)
+            cache = self._prefix(prompt, script)
             modules = [self.attention_modules[layer] for layer in missing]
             # accelerate's offload hooks bring weights in and out around each module: leave those to finish the pass.
             stop = not any(hasattr(module, "_hf_hook") for module in self.model.modules())
-            with watch(self._language_model(), modules, stop=stop) as seen:
-                self._base(ids[:, cache.get_seq_length() :], cache)
-            self._remember(prompt, missing, self._map_rows(seen, missing, ids))
+            with watch([self.model.get_decoder()], modules, stop=stop) as seen:
+                self._rest(script, cache)
+            self._remember(prompt, script, missing, seen)
         return torch.stack([self._rows[prompt, layer] for layer in layers], 1)
+
+    def _remember(self, prompt, script, layers, seen):
+        maps = self._maps({**seen.probs, **self._connector.get(prompt, {})}, layers, script)
+        for number, layer in enumerate(layers):
+            self._rows[prompt, layer] = maps[:, number]
 
     @quietly
     def weighted_attention(self, prompt, layers):
         """A_st * relu(dv/dA_st) with v the log-probability of the likeliest next token; shapes as `attention`.
 
+        Where a connector is in between, that times A_ti * relu(dv/dA_ti).
+        """
+        script = self.script(prompt)
+        cache, models, modules = self._before_gradients(prompt, script, layers)
+        with torch.enable_grad(), watch(models, modules, graph=True) as seen:
+            features = None if cache.get_seq_length() else self.embed(self.seen, prompt)
+            v = self._confidence(self._rest(script, cache, features)).sum()
+        gradients = torch.autograd.grad(v, [seen[module] for module in modules])
+        weighted = {
+            module: seen[module].detach() * gradient.relu() for module, gradient in zip(modules, gradients, strict=True)
+        }
+        return self._maps(weighted, layers, script)
+
+    def _before_gradients(self, prompt, script, layers):
+        """(cache, models, modules): where to start a pass that keeps a graph, and what to watch in it.
+
         The prompt's last token influences no other token, so a single-token step on top of the cached rest gives the
         exact gradient.
         """
-        ids = self.tokens(prompt).expand(len(self.pixels), -1)
-        cache = self._prefix(ids)
-        if cache.get_seq_length() < ids.shape[1] - 1:
-            self._base(ids[:, cache.get_seq_length() : -1], cache)
-        modules = [self.attention_modules[layer] for layer in layers]
-        with torch.enable_grad(), watch(self._language_model(), modules, graph=True) as seen:
-            v = self._confidence(self._base(ids[:, -1:], cache)).sum()
-        gradients = dict(zip(modules, torch.autograd.grad(v, [seen[module] for module in modules]), strict=True))
-        return self._map_rows(seen, layers, ids).detach() * self._map_rows(gradients, layers, ids).relu()
+        cache = self._prefix(prompt, script)
+        if cache.get_seq_length() < script.ids.shape[1] - 1:
+            self._rest(script, cache, stop=-1)
+        return cache, [self.model.get_decoder()], [self.attention_modules[layer] for layer in layers]
 
     @quietly
     def pixel_gradients(self, prompts):
@@ -307,25 +428,30 @@ class Look(ABC):
         Returns:
             list of (batch, H, W) float32 tensors over the model's input pixels.
         """
-        ids = [self.tokens(prompt) for prompt in prompts]
-        heads = {tuple(each[0, : self.image_span(each)[1]].tolist()) for each in ids}
-        if len(heads) > 1:
-            raise ValueError("the prompts differ before the image: pure_grad needs one template for both")
-        # One image at a time: unlike the other methods this one keeps the graph of a whole pass.
-        images = [self._gradients_of(pixels, ids) for pixels in self.pixels.split(1)]
-        return [torch.cat(of_prompt) for of_prompt in zip(*images, strict=True)]
-
-    def _gradients_of(self, pixels, prompts):
-        """Per prompt (token ids), the (1, H, W) gradient norm of one image."""
-        norms = []
+        if len(self.images) > 1:  # one at a time: unlike the other methods this one keeps the graph of a whole pass
+            alone = (type(self)([image], self.model, self.processor, **self.options) for image in self.images)
+            return [torch.cat(norms) for norms in zip(*(look.pixel_gradients(prompts) for look in alone), strict=True)]
         with torch.enable_grad():
-            pixels = pixels.detach().clone().requires_grad_()
-            prefix = self._prefill(prompts[0], pixels)
-            for ids in prompts:
-                hidden = self._base(ids[:, prefix.get_seq_length() :], continued(prefix))
-                gradient = torch.autograd.grad(self._confidence(hidden).sum(), pixels, retain_graph=True)[0]
-                norms.append(gradient.float().norm(dim=1))
+            pixels = self.inputs["pixel_values"].detach().clone().requires_grad_()
+            seen, prefixes = self.see({**self.inputs, "pixel_values": pixels}), {}
+            norms = []
+            for prompt in prompts:
+                script = self.script(prompt)
+                v = self._confidence(self._rest(script, self._prefix(prompt, script, prefixes, seen))).sum()
+                gradient = torch.autograd.grad(v, pixels, retain_graph=True)[0]
+                norms.append(self.canvas(gradient.float()).sum(1).norm(dim=1))
         return norms
+
+    def edge_mask(self):
+        """(batch, H, W) bool tensor over the model's input pixels: where the image has edges."""
+        shown = self.canvas(self.pixels)[:, 0]
+        if self.options["geometry"] == "upstream":  # the reference squashed the whole image, whatever the model saw
+            size = tuple(shown.shape[2:])
+            strengths = [high_pass_filter(image, size, reduce=False) for image in self.images]
+            return torch.from_numpy(np.stack([strength > np.median(strength) for strength in strengths]))
+        settings = self.processor.image_processor
+        shown = shown.permute(0, 2, 3, 1).numpy() * np.array(settings.image_std) + np.array(settings.image_mean)
+        return torch.from_numpy(np.stack([edge_mask(pixels) for pixels in shown]))
 
     @quietly
     def answer(self, prompt, crops=None, layers=()):
@@ -336,26 +462,31 @@ class Look(ABC):
             crops: one more image per image (PIL), appended after it; None asks about the images alone.
             layers: layers whose `attention(prompt, ...)` will be asked for: read off this answer's own prefill.
         """
-        ids = self.tokens(prompt, images=2 if crops else 1)
-        cache = self._prefix(ids)
-        ids = ids.expand(len(self.pixels), -1)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": cache}
-        if crops:
-            inputs |= self.crop_inputs(crops)
+        inputs = self.placed(self.preprocess(crops)) if crops else None
+        script = self.script(prompt, inputs)
+        cache = self._prefix(prompt, script)
+        features = self.embed(self.see(inputs), prompt) if crops else None
         modules = [self.attention_modules[layer] for layer in layers]
-        with watch(self._language_model(), modules) if layers else nullcontext() as seen:
-            output = generate_greedily(self.model, inputs)
+        with watch([self.model.get_decoder()], modules) if layers else nullcontext() as seen:
+            hidden = self._rest(script, cache, features)
         if layers:
-            self._remember(prompt, layers, self._map_rows(seen, layers, ids))
-        texts = self.processor.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+            self._remember(prompt, script, layers, seen)
+        return [
+            self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            for tokens in self._continuation(hidden, script.positions[..., -1:], cache)
+        ]
 
-    def _remember(self, prompt, layers, maps):
-        for number, layer in enumerate(layers):
-            self._rows[prompt, layer] = maps[:, number]
-
-    def _language_model(self):
-        return self.model.get_decoder()
+    def _continuation(self, hidden, positions, cache):
+        """Token ids per image, greedily, up to an end token: what `generate` gives, with nothing set up anew."""
+        ends = torch.tensor(end_tokens(self.generator), device=self.device)
+        tokens = self._logits(hidden).argmax(-1, keepdim=True).to(self.device)  # (batch, 1)
+        answers = tokens
+        while answers.shape[1] < MAX_NEW_TOKENS and not torch.isin(answers, ends).any(1).all():
+            positions = positions + 1
+            tokens = self._logits(self._forward(tokens, positions, cache)).argmax(-1, keepdim=True).to(self.device)
+            answers = torch.cat([answers, tokens], 1)
+        ended = torch.isin(answers, ends).cumsum(1) > 0
+        return [row[~over].tolist() for row, over in zip(answers, ended, strict=True)]
 
     # -- high resolution
     def tiles(self):
@@ -375,6 +506,14 @@ class Look(ABC):
         return self._tiles
 
 
+def valid_layer(number, count, whose):
+    """The number as an int, if it is one of `count` layers; else a ValueError that names the valid ones."""
+    integer = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    if not integer or not 0 <= number < count:
+        raise ValueError(f"layer {number!r} does not exist: {whose} has layers 0 to {count - 1}")
+    return int(number)
+
+
 def continued(cache):
     """A KV cache that goes on from `cache` and leaves it as it is.
 
@@ -386,19 +525,11 @@ def continued(cache):
     return other
 
 
-def generate_greedily(model, inputs):
-    """Token ids (batch, T) of `model.generate`: greedy, short, with none of the checkpoint's own settings."""
-    found, text = model.generation_config, model.config.get_text_config()
-    end = found.eos_token_id if found.eos_token_id is not None else text.eos_token_id
-    pad = found.pad_token_id if found.pad_token_id is not None else text.pad_token_id
-    if pad is None:
-        pad = end[0] if isinstance(end, list) else end
-    # Handed over as an argument, a config would still inherit penalties and the like from the model's own.
-    model.generation_config = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, eos_token_id=end, pad_token_id=pad)
-    try:
-        return model.generate(**inputs)
-    finally:
-        model.generation_config = found
+def end_tokens(model):
+    """Ids that end an answer: those with which the checkpoint generates, else those of its text config."""
+    found = model.generation_config.eos_token_id
+    found = model.config.get_text_config().eos_token_id if found is None else found
+    return found if isinstance(found, list) else [found]
 
 
 def device_of(module):
@@ -408,6 +539,20 @@ def device_of(module):
         if getattr(hook, "execution_device", None) is not None:
             return torch.device(hook.execution_device)
     return next(module.parameters()).device
+
+
+@contextmanager
+def brought_in(module):
+    """A module's own parameters are there to be used, as in its forward pass, also if accelerate has offloaded them."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None:
+        yield
+        return
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
 
 
 # ----------------------------------------------------------------------------------------------------- the methods

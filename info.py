@@ -1,11 +1,16 @@
-"""The three tables: models, tasks and methods. Everything else (choices, score table, tests) is derived from them."""
+"""The tables: models, tasks, methods and options. Everything else (choices, score table, tests) is derived from them."""
 
 GENERAL_PROMPT = "Write a general description of the image."
 
 # name -> where the weights are (hub id, or a folder of this repository) and the module that knows the model.
 MODELS = {
     "llava": {"id": "llava-hf/llava-1.5-7b-hf", "module": "llava_methods"},
+    "llava_next": {"id": "llava-hf/llava-v1.6-vicuna-7b-hf", "module": "llava_next_methods"},
+    "blip": {"id": "Salesforce/instructblip-vicuna-7b", "module": "blip_methods"},
+    "qwen2_5": {"id": "Qwen/Qwen2.5-VL-3B-Instruct", "module": "qwen2_5_methods"},
     "llava_tiny": {"id": "data/tiny/llava", "module": "llava_methods"},
+    "blip_tiny": {"id": "data/tiny/blip", "module": "blip_methods"},
+    "qwen2_5_tiny": {"id": "data/tiny/qwen2_5", "module": "qwen2_5_methods"},
 }
 
 # name -> the questions (see data/README.md), the folder of their images, and a grader of get_score.py (None: not yet).
@@ -32,4 +37,23 @@ METHODS = {
     "gt_crop": {"box": "gt_crop"},
     "center_crop": {"box": "center_crop"},
     "random_crop": {"box": "random_crop"},
+}
+
+# What can be told to a model's look, as arguments of argparse; a model whose look has no such option refuses it.
+OPTIONS = {
+    "geometry": {
+        "choices": ("exact", "upstream"),
+        "help": "which pixels the map covers: what the model saw (exact, the default), or as the published code has it",
+    },
+    "image_fit": {
+        "choices": ("processor", "pad"),
+        "help": "LLaVA-1.5: what it is shown of an image that is not square: as its processor cuts it (the default), or "
+        "all of it, padded to a square",
+    },
+    "min_pixels": {"type": int, "help": "Qwen2.5-VL: images are scaled up to so many pixels"},
+    "max_pixels": {"type": int, "help": "Qwen2.5-VL: images are scaled down to so many pixels (default 256 * 28 * 28)"},
+    "qformer_layer": {
+        "type": int,
+        "help": "InstructBLIP: Q-Former layer to read, counting from 0 those with cross-attention (default 2)",
+    },
 }

@@ -3,17 +3,14 @@
 To add a model of your own, write a module like this one and name it in info.MODELS.
 """
 
-import numpy as np
-import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from attention import GEOMETRIES, Look, MapFunction, device_of, gradient_attention, pure_gradient, relative_attention
-from utils import edge_mask, high_pass_filter, load_image, pad_to_square
+from attention import Look, MapFunction, gradient_attention, pure_gradient, relative_attention
+from utils import pad_to_square
 
 ATT_LAYER = 14
 PROMPT = "<image>\nUSER: {question} Answer the question using a single word or phrase.\nASSISTANT:"
-MODEL_CLASS, PROCESSOR_CLASS = LlavaForConditionalGeneration, AutoProcessor
-IMAGE_FITS = ("processor", "pad")
+MODEL_CLASS, load_processor = LlavaForConditionalGeneration, AutoProcessor.from_pretrained
 
 
 class LlavaLook(Look):
@@ -27,31 +24,27 @@ class LlavaLook(Look):
     """
 
     def __init__(self, images, model, processor, geometry="exact", image_fit="processor"):
-        if geometry not in GEOMETRIES or image_fit not in IMAGE_FITS:
-            raise ValueError(
-                f"geometry is one of {GEOMETRIES} and image_fit one of {IMAGE_FITS}, not {geometry!r}, {image_fit!r}"
-            )
-        super().__init__(model, processor, geometry=geometry, image_fit=image_fit)
-        vision, tower = model.config.vision_config, model.model.vision_tower
-        self.images = [load_image(image) for image in images]
-        self.shown = self._preprocess(self.images)
-        self.pixels = self.shown.to(device_of(tower), tower.dtype)
-        self.grid = tuple(side // vision.patch_size for side in self.shown.shape[2:])
+        super().__init__(images, model, processor, geometry, image_fit=image_fit)
+        settings, vision = model.config, model.config.vision_config
+        self.grid = tuple(side // vision.patch_size for side in self.pixels.shape[2:])
         self.regions = [self._region(image.size) for image in self.images]
         self.bbox_size = vision.image_size
         self.needs_square_tiles = geometry == "exact" and (
             processor.image_processor.do_center_crop or image_fit == "pad"
         )
         # Tokens before the patches: a CLS feature, unless the checkpoint drops it as LLaVA-1.5 does.
-        dropped = model.config.vision_feature_select_strategy == "default"
+        dropped = settings.vision_feature_select_strategy == "default"
         self._extra = getattr(processor, "num_additional_image_tokens", 1) - dropped
 
-    def _preprocess(self, images):
-        """(batch, 3, H, W) float32: normalised pixels as the processor makes them."""
+    @property
+    def vision(self):
+        return self.model.model.vision_tower
+
+    def preprocess(self, images):
         if self.options["image_fit"] == "pad":
             mean = tuple(int(255 * channel) for channel in self.processor.image_processor.image_mean)
             images = [pad_to_square(image, mean) for image in images]
-        return self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]}
 
     def _region(self, size):
         """The rectangle of a (width, height) image that the model's input shows, in xyxy pixels of the image."""
@@ -89,40 +82,12 @@ class LlavaLook(Look):
     def prompt(self, question):
         return PROMPT.format(question=question)
 
-    def tokens(self, prompt, images=1):
-        mark = self.processor.image_token
-        if prompt.count(mark) != 1:
-            raise ValueError(
-                f"a LLaVA prompt holds {mark} exactly once, this one {prompt.count(mark)} times: {prompt!r}"
-            )
-        if prompt.endswith(mark):
-            raise ValueError(f"a LLaVA prompt ends with a question, not with the image: {prompt!r}")
-        text = prompt.replace(mark, mark * ((self.grid[0] * self.grid[1] + self._extra) * images))
-        ids = self.processor.tokenizer(text, return_tensors="pt").input_ids
-        return ids.to(device_of(self.model.get_input_embeddings()))
+    def token_count(self, inputs):
+        return self.grid[0] * self.grid[1] + self._extra
 
     def image_span(self, ids):
         start = int((ids[0] == self.model.config.image_token_id).nonzero()[0]) + self._extra
         return start, start + self.grid[0] * self.grid[1]
-
-    def prefix_inputs(self, pixels):
-        return {"pixel_values": pixels}
-
-    def crop_inputs(self, crops):
-        return {"pixel_values": self._preprocess(crops).to(self.pixels)}
-
-    @property
-    def attention_modules(self):
-        return [layer.self_attn for layer in self.model.get_decoder().layers]
-
-    def edge_mask(self):
-        if self.options["geometry"] == "upstream":  # the reference squashed the whole image, whatever the model saw
-            strengths = [high_pass_filter(image, tuple(self.shown.shape[2:]), reduce=False) for image in self.images]
-            return torch.from_numpy(np.stack([strength > np.median(strength) for strength in strengths]))
-        processor = self.processor.image_processor
-        mean, std = np.array(processor.image_mean), np.array(processor.image_std)
-        shown = self.shown.permute(0, 2, 3, 1).numpy() * std + mean
-        return torch.from_numpy(np.stack([edge_mask(pixels) for pixels in shown]))
 
 
 rel_att = rel_attention_llava = MapFunction("rel_attention_llava", LlavaLook, relative_attention)

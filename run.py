@@ -7,9 +7,10 @@ python run.py --model llava_tiny --image photo.jpg --question "what number is on
 import argparse
 import hashlib
 import importlib
+import inspect
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,21 +24,25 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import utils
-from attention import GEOMETRIES, MapFunction
-from info import GENERAL_PROMPT, METHODS, MODELS, TASKS
+from attention import MapFunction
+from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS
 from records import ROOT, Results, check_record, in_repository, load_task
 
 
 # ------------------------------------------------------------------------------------------------------- one question
 @dataclass
 class Finding:
-    """What a method found: both answers, the crop's box (xyxy pixels), and its map with the region that it covers."""
+    """What a method found: both answers, the crop's box (xyxy pixels), and its map with the region that it covers.
+
+    `fields` are what the model's records carry besides.
+    """
 
     original_answer: str
     crop_answer: str
     bbox: tuple
     att_map: np.ndarray | None
     region: tuple
+    fields: dict = field(default_factory=dict)
 
 
 class Case:
@@ -79,20 +84,21 @@ class Case:
             region = self.look.regions[0]
         return utils.bbox_in_region(att_map, region, image.size, self.look.bbox_size), att_map, region
 
-    def crop_answer(self, bbox):
-        return self.look.answer(self.prompt, crops=[self.look.images[0].crop(bbox)])[0]
-
     def finding(self, method, function, original_answer):
         bbox, att_map, region = self.find(method, function)
-        return Finding(original_answer, self.crop_answer(bbox), bbox, att_map, region)
+        crop = self.look.images[0].crop(bbox)
+        answer = self.look.answer(self.prompt, crops=[crop])[0]
+        return Finding(original_answer, answer, bbox, att_map, region, self.look.record_fields(crop))
 
 
-def choose(module, methods, model, layer=None):
+def choose(module, methods, model, layer=None, **options):
     """{method: the module's MapFunction for it, or the function of utils that gives its box without a map}.
 
     Raises:
-        ValueError: an unknown method; a layer that the model does not have, or for a method that reads none.
+        ValueError: an unknown method; a model or an option that the module's look cannot have; a layer that the model
+            does not have, or for a method that reads none.
     """
+    look_class(module).check(model, **options)
     functions = {}
     for method in methods:
         row = METHODS[known(method, METHODS, "method")]
@@ -118,8 +124,8 @@ def vicrop_qa(model_name, method_name, image_path, question, model, processor, s
         (original_answer, crop_answer, bbox): strings and (x1, y1, x2, y2) ints in pixels of the image.
     """
     module, layer = model_module(model_name), options.pop("layer", None)
-    functions = choose(module, [method_name], model, layer)
-    look = module.rel_att.look_class([image_path], model, processor, **options)
+    functions = choose(module, [method_name], model, layer, **options)
+    look = look_class(module)([image_path], model, processor, **options)
     case = Case(look, question, short_question, layer=layer)
     found = case.finding(method_name, functions[method_name], case.original_answer(functions))
     return found.original_answer, found.crop_answer, found.bbox
@@ -135,6 +141,11 @@ def known(name, table, what):
 
 def model_module(name):
     return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
+
+
+def look_class(module):
+    """The attention.Look that a model's methods share."""
+    return module.rel_att.look_class
 
 
 def place(args, state=None):
@@ -157,7 +168,7 @@ def load_model(name, model_id=None, device=None, dtype=None):
     if (ROOT / source).is_dir():
         source = ROOT / source
     model = module.MODEL_CLASS.from_pretrained(source, dtype=dtype).to(device).eval()
-    return model, module.PROCESSOR_CLASS.from_pretrained(source)
+    return model, module.load_processor(source)
 
 
 # ---------------------------------------------------------------------------------------------------------- a dataset
@@ -173,8 +184,18 @@ def settings(args, method):
 
 
 def look_options(args):
-    """Keywords of the model's look."""
-    return {"geometry": args.geometry, "image_fit": args.image_fit}
+    """Keywords of the model's look: what the command line says, else the look's own defaults.
+
+    Raises:
+        ValueError: naming an option that the model's look does not have.
+    """
+    known = inspect.signature(look_class(model_module(args.model))).parameters
+    for name in OPTIONS:
+        if getattr(args, name) is not None and name not in known:
+            has = ", ".join(f"--{option}" for option in OPTIONS if option in known)
+            raise ValueError(f"--{name} has no meaning for {args.model}, which has {has}")
+    given = {name: getattr(args, name) for name in OPTIONS if name in known}
+    return {name: known[name].default if value is None else value for name, value in given.items()}
 
 
 def run_task(args):
@@ -214,11 +235,12 @@ def run_task(args):
 def answer_records(args, records, results, done, state):
     """Answer records and append them to the results of each method as they are finished."""
     module, (model, processor) = model_module(args.model), load_model(args.model, args.model_id, *place(args, state))
-    functions, folder = choose(module, results, model, args.layer), in_repository(args.image_path)
+    folder, options = in_repository(args.image_path), look_options(args)
+    functions = choose(module, results, model, args.layer, **options)
 
     @lru_cache(maxsize=1)  # records come in image order
     def look_at(path):
-        return module.rel_att.look_class([path], model, processor, **look_options(args))
+        return look_class(module)([path], model, processor, **options)
 
     bar = tqdm(records, desc=f"{args.model} {args.task}", unit="question", disable=not state.is_local_main_process)
     for record in bar:
@@ -242,7 +264,7 @@ def answered(case, method, function, original):
         finding = case.finding(method, function, original)
     except FAILURES as error:
         return {"error": str(error)}
-    return {"crop_answer": finding.crop_answer, "bbox": list(finding.bbox)}
+    return {"crop_answer": finding.crop_answer, "bbox": list(finding.bbox), **finding.fields}
 
 
 # -------------------------------------------------------------------------------------------------------- one picture
@@ -254,8 +276,9 @@ def run_picture(args):
         raise ValueError("--image needs a --question that is not empty")
     image, module = utils.load_image(args.image), model_module(args.model)
     model, processor = load_model(args.model, args.model_id, *place(args))
-    functions = choose(module, args.method, model, args.layer)
-    look = module.rel_att.look_class([image], model, processor, **look_options(args))
+    options = look_options(args)
+    functions = choose(module, args.method, model, args.layer, **options)
+    look = look_class(module)([image], model, processor, **options)
     case = Case(look, args.question, layer=args.layer)
     original = case.original_answer(functions)
     Path(args.save_path).mkdir(parents=True, exist_ok=True)
@@ -290,33 +313,29 @@ def device_option(text):
     return text
 
 
+def add_model_options(parser):
+    """The arguments that say which model looks, where and how; for `load_model`, `place` and `look_options`."""
+    add = parser.add_argument
+    add("--model", choices=MODELS, default="llava_tiny")
+    add("--model_id", help="another checkpoint of the same family: hub id or folder")
+    add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
+    add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
+    for name, argument in OPTIONS.items():
+        add(f"--{name}", **argument)
+
+
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", choices=MODELS, default="llava_tiny")
     add("--task", choices=TASKS, default="demo")
     add("--method", default="rel_att", help=f"one or several, comma-separated: {', '.join(METHODS)}")
-    add("--model_id", help="another checkpoint of the same family: hub id or folder")
     add("--image", help="ask about one picture instead of a task")
     add("--question", help="what to ask about --image")
     add("--question_path", help="data.json to use instead of the task's own")
     add("--image_path", help="folder of the images; default: the task's own, or images/ beside --question_path")
     add("--save_path", help="folder for results (data/results) or, with --image, for the pictures (the current folder)")
     add("--layer", type=layer_option, help='layer to read, zero-based, or "mean"')
-    add(
-        "--geometry",
-        choices=GEOMETRIES,
-        default="exact",
-        help="which pixels the map covers; upstream: as the published code",
-    )
-    add(
-        "--image_fit",
-        choices=("processor", "pad"),
-        default="processor",
-        help="pad: show LLaVA the whole image in a square",
-    )
-    add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
-    add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
+    add_model_options(parser)
     add("--total_chunks", type=int, default=1, help="cut the task into so many parts ...")
     add("--chunk_id", type=int, default=0, help="... and do this one (from 0)")
     add("--limit", type=int, help="only the first N records")
@@ -325,6 +344,7 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     try:
         args.method = method_list(args.method)
+        look_options(args)
     except ValueError as error:
         parser.error(str(error))
     if not 0 <= args.chunk_id < args.total_chunks:

@@ -17,6 +17,7 @@ from scipy import ndimage
 WINDOW_RATIOS = (1, 1.2, 1.4, 1.6, 1.8, 2)
 TILE_SIDE = 1024
 TILE_ASPECT = 1.5
+MAX_PIXELS = 256 * 28 * 28  # of an image for Qwen2.5-VL
 
 
 # ---------------------------------------------------------------------------------------------------------- images
@@ -68,11 +69,43 @@ def pad_to_square(image, color):
     return square
 
 
+def resize_to_multiple(image, factor):
+    """The image with both sides at the nearest multiple of `factor` pixels (bicubic); at least one of them."""
+    width, height = (max(factor, round(side / factor) * factor) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
 def encode_base64(image):
     """A PIL image as a base64 PNG string, as chat messages carry it."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def prepare_qwen2_5_input(messages, processor, max_pixels=MAX_PIXELS):
+    """What a Qwen2.5-VL model is given for chat messages: token ids, mask, pixels and grid, ready for `generate`.
+
+    Args:
+        messages: [{"role", "content": [{"type": "image", "image": ...}, {"type": "text", "text": ...}]}]; an image is
+            PIL, a path (with or without file://), or a data URI with the base64 of `encode_base64`.
+        processor: with or without its video half.
+        max_pixels: images are scaled down to so many.
+    """
+    settings, images = processor.image_processor, []
+    for message in messages:
+        for part in message["content"] if isinstance(message["content"], list) else []:
+            if part["type"] == "image":
+                image = part["image"]
+                if isinstance(image, str) and image.startswith("data:image"):
+                    image = Image.open(io.BytesIO(base64.b64decode(image.partition("base64,")[2])))
+                elif isinstance(image, str):
+                    image = image.removeprefix("file://")
+                images.append(resize_to_multiple(load_image(image), settings.patch_size * settings.merge_size))
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    size = {"shortest_edge": min(settings.size["shortest_edge"], max_pixels), "longest_edge": max_pixels}
+    return processor(
+        images=images or None, text=[text], return_tensors="pt", padding=True, images_kwargs={"size": size}
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- boxes

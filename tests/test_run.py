@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import build_llava, photo
+from builders import build_llava, photo
 
 import get_score
 import run
@@ -195,8 +195,8 @@ def test_a_wrong_layer_leaves_nothing_behind(checkpoint, dataset):
 
 def test_methods_share_the_work(checkpoint, dataset, monkeypatch):
     """One prefix for each image and one for its tiles, whatever is asked."""
-    prefilled, prefill = [], LlavaLook._prefill
-    monkeypatch.setattr(LlavaLook, "_prefill", lambda look, *rest: prefilled.append(look) or prefill(look, *rest))
+    prefilled, encode = [], LlavaLook._encode
+    monkeypatch.setattr(LlavaLook, "_encode", lambda look, *rest: prefilled.append(look) or encode(look, *rest))
     run.main(options(checkpoint, dataset, "--method", "rel_att,grad_att,rel_att_high,grad_att_high,center_crop"))
     assert len(prefilled) == 4  # two images, two sets of tiles
 
@@ -275,6 +275,6 @@ def test_the_tables_fit_together():
         module = run.importlib.import_module(row["module"])
         assert all(
             callable(getattr(module, name))
-            for name in ("rel_att", "grad_att", "pure_grad", "MODEL_CLASS", "PROCESSOR_CLASS")
+            for name in ("rel_att", "grad_att", "pure_grad", "MODEL_CLASS", "load_processor")
         )
     assert {row["grader"] for row in TASKS.values()} <= {None, *get_score.GRADERS}

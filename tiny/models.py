@@ -1,51 +1,72 @@
-"""The embedded models before training: tokenizer, processor, real transformers models of a few million parameters."""
+"""The embedded models before training: tokenizers, processors, real transformers models of a few million parameters.
+
+A `Family` is also all that training has to know about a kind of model: what it is shown, how it is asked, where its
+vision features come from, and how several questions about an image go through it at once.
+"""
+
+import math
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn import functional as F
 from transformers import (
     CLIPVisionConfig,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
 )
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+import blip_methods
+import llava_methods
+import qwen2_5_methods
+from info import GENERAL_PROMPT
+from records import ROOT
 from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS
 
-RESOLUTION, PATCH = 112, 8  # a 14 x 14 map
-SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "image_token": "<image>"}
+IGNORE = -100  # label of a token that is no part of an answer
+TEXT = {"hidden_size": 128, "intermediate_size": 304, "num_hidden_layers": 6, "num_attention_heads": 8}
 
 
-def make_tokenizer(prompts):
+def make_tokenizer(prompts, bos="<s>", eos="</s>", pad="<pad>", **marks):
     """A byte-level BPE tokenizer: every word of the scenes' language is one token, any other text falls into bytes.
 
     Args:
         prompts: the texts around the questions (templates already filled in), so that their words become tokens too.
+        bos: put before every text; None: nothing is.
+        marks: further special tokens, by the attribute that holds them (`image_token="<image>"`).
     """
     questions = [q.format(color=color) for q in NUMBER_QUESTIONS + PRESENCE_QUESTIONS for color in COLORS]
     answers = [f" {color} {digit}, yes no" for color in COLORS for digit in range(10)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    special = {"pad_token": pad, "bos_token": bos, "eos_token": eos}
+    special = {name: token for name, token in special.items() if token}
     trainer = trainers.BpeTrainer(
         vocab_size=640,
-        special_tokens=list(SPECIAL.values()),
+        special_tokens=[*special.values(), *marks.values()],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator((questions + answers + list(prompts)) * 5, trainer)
-    bos = SPECIAL["bos_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-    )
-    special = {name: token for name, token in SPECIAL.items() if name != "image_token"}
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        extra_special_tokens={"image_token": SPECIAL["image_token"]},
-        padding_side="left",
-        **special,
+        tokenizer_object=tokenizer, extra_special_tokens=marks, padding_side="left", **special
     )
 
 
@@ -56,49 +77,404 @@ def fan_in_init(module, generator):
     """
     for name, weight in module.named_parameters():
         if weight.dim() == 2:
-            into_stream = any(part in name for part in ("o_proj", "down_proj", "out_proj", "fc2"))
+            into_stream = any(
+                part in name for part in ("o_proj", "down_proj", "out_proj", "fc2", "attn.proj", "projection")
+            )
             std = 1.0 if "embed_tokens" in name else weight.shape[1] ** -0.5 * (0.5 if into_stream else 1.0)
             weight.data.normal_(std=std, generator=generator)
 
 
-def make_llava(prompts):
-    """An untrained tiny LLaVA-1.5: CLIP vision tower, two-layer projector, Llama with 6 layers of 8 heads.
+def pack(prefix, turns, length, pad):
+    """One sequence of a shared prefix and several turns that see the prefix and themselves, but not each other.
+
+    Equal to asking each question alone, for the price of one pass over the image.
+    Returns:
+        ids, labels, positions (length,) and mask (length, length), True where attention is allowed.
+    """
+    ids, labels = torch.full((length,), pad), torch.full((length,), IGNORE)
+    positions, mask = torch.zeros(length, dtype=torch.long), torch.eye(length, dtype=torch.bool)
+    start = len(prefix)
+    ids[:start], positions[:start] = torch.tensor(prefix), torch.arange(start)
+    mask[:start, :start] = True
+    for prompt, answer in turns:
+        end = start + len(prompt) + len(answer)
+        ids[start:end] = torch.tensor(prompt + answer)
+        labels[start + len(prompt) : end] = torch.tensor(answer)
+        positions[start:end] = len(prefix) + torch.arange(end - start)
+        mask[start:end, : len(prefix)] = mask[start:end, start:end] = True
+        start = end
+    return ids, labels, positions, mask.tril()
+
+
+# ------------------------------------------------------------------------------------- from llava_tiny's vision tower
+# The other towers begin with its weights, so that they need a short look stage only. Layer by layer the functions are
+# the same; what has no counterpart (CLIP's norm before the first layer, its learned positions in Qwen's tower) is
+# approximated or dropped, and training has to mend it.
+def trained_clip():
+    return LlavaForConditionalGeneration.from_pretrained(ROOT / "data/tiny/llava").model.vision_tower
+
+
+def centred(weight):
+    """Without its mean over the output channels: what a layer norm afterwards would remove anyway."""
+    return weight - weight.mean(0)
+
+
+def patch_weights(clip, values):
+    """(channels, 3, p, p) with CLIP's first norm in them, its standard deviation the average over `values`; scale."""
+    scale = clip.pre_layrnorm.weight / clip.embeddings(values).std(-1).mean()
+    return centred(clip.embeddings.patch_embedding.weight) * scale[:, None, None, None], scale
+
+
+def query_key_value(layer):
+    parts = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+    return torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+
+
+@torch.no_grad()
+def turn_into_blip_tower(vision, clip, values):
+    """Copy a trained CLIP tower into an InstructBLIP tower of the same shape; `values` are example pixels."""
+    old, new = clip.embeddings, vision.embeddings
+    patches, scale = patch_weights(clip, values)
+    new.patch_embedding.weight.copy_(patches), new.patch_embedding.bias.zero_()
+    new.class_embedding.copy_(centred(old.class_embedding) * scale)
+    places = old.position_embedding.weight
+    new.position_embedding.copy_((places - places.mean(-1, keepdim=True)) * scale + clip.pre_layrnorm.bias)
+    for mine, theirs in zip(vision.encoder.layers, clip.encoder.layers, strict=True):
+        weight, bias = query_key_value(theirs)
+        mine.self_attn.qkv.weight.copy_(weight), mine.self_attn.qkv.bias.copy_(bias)
+        mine.self_attn.projection.load_state_dict(theirs.self_attn.out_proj.state_dict())
+        for name in ("mlp", "layer_norm1", "layer_norm2"):
+            getattr(mine, name).load_state_dict(getattr(theirs, name).state_dict())
+
+
+@torch.no_grad()
+def turn_into_qwen_tower(vision, clip, values):
+    """Copy a trained CLIP tower into a Qwen2.5-VL tower of the same width; `values` are example pixels.
+
+    On a centred stream a layer norm is an RMS norm and a bias; a gated MLP whose second factor is 1 is a plain one.
+    It keeps the strongest of the MLP's channels.
+    """
+    patches, _ = patch_weights(clip, values)
+    vision.patch_embed.proj.weight.copy_(patches[:, :, None].expand_as(vision.patch_embed.proj.weight) / 2)
+    for mine, theirs in zip(vision.blocks, clip.encoder.layers, strict=True):
+        weight, bias = query_key_value(theirs)
+        mine.norm1.weight.copy_(theirs.layer_norm1.weight), mine.norm2.weight.copy_(theirs.layer_norm2.weight)
+        mine.attn.qkv.weight.copy_(weight), mine.attn.qkv.bias.copy_(bias + weight @ theirs.layer_norm1.bias)
+        out, up, down = theirs.self_attn.out_proj, theirs.mlp.fc1, theirs.mlp.fc2
+        mine.attn.proj.weight.copy_(centred(out.weight)), mine.attn.proj.bias.copy_(centred(out.bias))
+        strength = up.weight.norm(dim=1) * down.weight.norm(dim=0)
+        kept = strength.topk(mine.mlp.gate_proj.out_features).indices
+        bias = up.bias + up.weight @ theirs.layer_norm2.bias
+        mine.mlp.gate_proj.weight.copy_(up.weight[kept]), mine.mlp.gate_proj.bias.copy_(bias[kept])
+        mine.mlp.up_proj.weight.zero_(), mine.mlp.up_proj.bias.fill_(1)
+        (
+            mine.mlp.down_proj.weight.copy_(centred(down.weight)[:, kept]),
+            mine.mlp.down_proj.bias.copy_(centred(down.bias)),
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- the three kinds
+class Family:
+    """What training knows about a kind of model; this base asks by packing all turns about an image behind it.
+
+    Attributes:
+        model, processor: untrained, as `__init__` makes them.
+        cell: side of a map cell in input pixels.
+        att_layer, ...: `constants`, the checkpoint's own, written into its config.json.
+    """
+
+    cell: int
+    keeps_aspect = False  # is an image's aspect ratio kept, or squashed?
+    answer_start = " "  # between prompt and answer
+    turns_per_image = None  # None: all
+
+    def __init__(self):
+        self.model, self.processor = self.make()
+        self.tokenizer = self.processor.tokenizer
+
+    def shape(self, aspect=1.0):
+        """(height, width) in pixels of what the model is shown of an image of that aspect ratio (width / height)."""
+        raise NotImplementedError
+
+    def prompt(self, question):
+        """The whole prompt about one image."""
+        raise NotImplementedError
+
+    def features(self, values):
+        """(batch, cells, width) of the vision tower, row by row, for the look stage's head."""
+        raise NotImplementedError
+
+    def hidden(self, batch, values, crops):
+        """Hidden states (rows, T, width) of the language model over a collated batch.
+
+        Args:
+            values, crops: (images, 3, H, W) normalised pixels; crops is None where each question is about one image.
+        """
+        raise NotImplementedError
+
+    def encode(self, text, special=False):
+        return self.tokenizer(text, add_special_tokens=special).input_ids
+
+    def turn(self, question, answer):
+        """(prompt ids after the image, answer ids with the end token)."""
+        tail = self.encode(self.prompt(question).rpartition(self.mark)[2])
+        return tail, self.encode(self.answer_start + answer) + [self.tokenizer.eos_token_id]
+
+    def head(self, shapes):
+        """Token ids up to the end of the images, which have these (height, width)s."""
+        text = self.prompt("").rpartition(self.mark)[0] + self.mark
+        text = self.between.join([text, *[self.mark] * (len(shapes) - 1)])
+        cells = iter(height * width // self.cell**2 for height, width in shapes)
+        first, *rest = text.split(self.mark)
+        ids = self.encode(first, special=True)
+        for piece in rest:
+            ids += [self.tokenizer.image_token_id] * next(cells) + self.encode(piece)
+        return ids
+
+    def collate(self, turns, shapes):
+        """Tensors of a batch of images with their turns [(prompt ids, answer ids)], for `hidden`."""
+        prefix = self.head(shapes)
+        length = len(prefix) + max(sum(len(p) + len(a) for p, a in each) for each in turns)
+        packed = [pack(prefix, each, length, self.tokenizer.pad_token_id) for each in turns]
+        ids, labels, positions, mask = map(torch.stack, zip(*packed, strict=True))
+        return {"ids": ids, "labels": labels, "positions": positions, "mask": mask[:, None], "prefix": len(prefix)}
+
+
+class Llava(Family):
+    """LLaVA-1.5: CLIP vision tower, two-layer projector, Llama with 6 layers of 8 heads.
 
     Its processor squashes the whole image to a square (no centre crop), so its map covers the whole image.
-    Returns:
-        (LlavaForConditionalGeneration, LlavaProcessor)
     """
-    tokenizer = make_tokenizer(prompts)
-    side = {"height": RESOLUTION, "width": RESOLUTION}
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        image_size=RESOLUTION, patch_size=PATCH, projection_dim=128,
-    )  # fmt: skip
-    text = LlamaConfig(
-        hidden_size=128, intermediate_size=304, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8,
-        vocab_size=len(tokenizer), max_position_embeddings=2048, tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.image_token_id,
-        image_seq_length=(RESOLUTION // PATCH) ** 2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-    )
-    model = LlavaForConditionalGeneration(config)
-    generator = torch.Generator().manual_seed(0)
-    fan_in_init(model, generator)
-    model.lm_head.weight.data.normal_(std=0.02, generator=generator)
-    return model, processor
+
+    side, cell = 112, 8  # a 14 x 14 map
+    mark, between = "<image>", ""
+    constants = {"att_layer": 2}
+
+    def make(self):
+        tokenizer = make_tokenizer([self.prompt(GENERAL_PROMPT)], image_token=self.mark)
+        side = {"height": self.side, "width": self.side}
+        processor = LlavaProcessor(
+            image_processor=CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
+            tokenizer=tokenizer,
+            patch_size=self.cell,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        )
+        vision = CLIPVisionConfig(
+            hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+            image_size=self.side, patch_size=self.cell, projection_dim=128,
+        )  # fmt: skip
+        text = LlamaConfig(
+            **TEXT, num_key_value_heads=8, vocab_size=len(tokenizer), max_position_embeddings=2048,
+            tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        config = LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=tokenizer.image_token_id,
+            image_seq_length=(self.side // self.cell) ** 2,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+        )
+        model = LlavaForConditionalGeneration(config)
+        generator = torch.Generator().manual_seed(0)
+        fan_in_init(model, generator)
+        model.lm_head.weight.data.normal_(std=0.02, generator=generator)
+        return model, processor
+
+    def shape(self, aspect=1.0):
+        return self.side, self.side
+
+    def prompt(self, question):
+        return llava_methods.PROMPT.format(question=question)
+
+    def features(self, values):
+        tower = self.model.model.vision_tower
+        return tower(pixel_values=values, output_hidden_states=True).hidden_states[-1][:, 1:]
+
+    def hidden(self, batch, values, crops):
+        if crops is not None:
+            values = torch.stack([values, crops], 1).flatten(0, 1)
+        return self.model.model(
+            input_ids=batch["ids"],
+            pixel_values=values,
+            position_ids=batch["positions"],
+            attention_mask=batch["mask"],
+        ).last_hidden_state
 
 
-MODELS = {"llava": make_llava}
+class Qwen2_5(Family):
+    """Qwen2.5-VL: windowed vision tower with rotary positions, 2x2 merger, grouped-query language model with mrope.
+
+    It keeps an image's aspect ratio and shows it in about 64 cells of 16 x 16 pixels.
+    """
+
+    patch, cell = 8, 16
+    keeps_aspect = True
+    mark, between = "<|image_pad|>", "<|vision_end|><|vision_start|>"
+    answer_start = ""
+    constants = {"att_layer": 2, "bbox_size": 112, "min_pixels": 64 * cell**2, "max_pixels": 72 * cell**2}
+    chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{% for part in message.content %}"
+        "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+    def make(self):
+        marks = {
+            "image_token": self.mark, "video_token": "<|video_pad|>", "turn_token": "<|im_start|>",
+            "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>",
+        }  # fmt: skip
+        texts = ["user\n assistant\n" + qwen2_5_methods.PROMPT.format(question=GENERAL_PROMPT)]
+        words = [f"{color}\nyes\nno" for color in COLORS]  # an answer begins without a space
+        tokenizer = make_tokenizer(texts + words, bos=None, eos="<|im_end|>", pad="<|endoftext|>", **marks)
+        pixels = {"shortest_edge": self.constants["min_pixels"], "longest_edge": self.constants["max_pixels"]}
+        image_processor = Qwen2VLImageProcessorPil(size=pixels, patch_size=self.patch, merge_size=2)
+        processor = qwen2_5_methods.ImageTextProcessor(image_processor, tokenizer, self.chat_template)
+        vision = {
+            "hidden_size": 128, "depth": 4, "num_heads": 4, "intermediate_size": 384, "out_hidden_size": 128,
+            "patch_size": self.patch, "spatial_merge_size": 2, "window_size": 64, "fullatt_block_indexes": [1, 3],
+            "hidden_act": "quick_gelu",
+        }  # fmt: skip
+        text = {
+            **TEXT, "num_key_value_heads": 4, "vocab_size": len(tokenizer), "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+            "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+        }  # fmt: skip
+        config = Qwen2_5_VLConfig(
+            vision_config=vision, text_config=text, image_token_id=tokenizer.image_token_id,
+            video_token_id=tokenizer.video_token_id, vision_start_token_id=tokenizer.vision_start_token_id,
+            vision_end_token_id=tokenizer.vision_end_token_id,
+        )  # fmt: skip
+        model = Qwen2_5_VLForConditionalGeneration(config)
+        generator = torch.Generator().manual_seed(0)
+        fan_in_init(model, generator)
+        turn_into_qwen_tower(model.model.visual, trained_clip(), torch.randn(2, 3, 112, 112, generator=generator))
+        model.lm_head.weight.data.normal_(std=0.02, generator=generator)
+        return model, processor
+
+    def shape(self, aspect=1.0):
+        size = round(640 / math.sqrt(aspect)), round(640 * math.sqrt(aspect))
+        return smart_resize(*size, self.cell, self.constants["min_pixels"], self.constants["max_pixels"])
+
+    def prompt(self, question):
+        return qwen2_5_methods.chat_prompt(self.processor, qwen2_5_methods.PROMPT.format(question=question))
+
+    def patches(self, values):
+        """(images, patches, 3 * 2 * 8 * 8) as the processor lays them out: 2x2 neighbours after each other."""
+        p, (count, _, height, width) = self.patch, values.shape
+        blocks = values.reshape(count, 3, height // p // 2, 2, p, width // p // 2, 2, p)
+        blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7)  # (images, h, w, 2, 2, 3, p, p)
+        return blocks.unsqueeze(6).expand(*blocks.shape[:6], 2, p, p).flatten(1, 4).flatten(2)
+
+    def grids(self, *shapes):
+        return torch.tensor([[1, height // self.patch, width // self.patch] for height, width in shapes])
+
+    def features(self, values):
+        grids = self.grids(*[values.shape[2:]] * len(values)).to(values.device)
+        seen = self.model.model.visual(self.patches(values).flatten(0, 1), grid_thw=grids).pooler_output
+        return seen.unflatten(0, (len(values), -1))
+
+    def hidden(self, batch, values, crops):
+        images = [values] if crops is None else [values, crops]
+        patches = torch.cat([self.patches(each) for each in images], 1).flatten(0, 1)
+        grids = self.grids(*[each.shape[2:] for each in images]).to(values.device)
+        head = batch["ids"][:1, : batch["prefix"]]
+        places, _ = self.model.model.get_rope_index(head, (head == self.tokenizer.image_token_id).int(), grids)
+        turns = batch["positions"][:, batch["prefix"] :] + (places.max() + 1 - batch["prefix"])  # (rows, T)
+        places = torch.cat([places.expand(3, len(turns), -1), turns.expand(3, *turns.shape)], 2)
+        return self.model.model(
+            input_ids=batch["ids"],
+            pixel_values=patches,
+            image_grid_thw=grids.repeat(len(values), 1),
+            position_ids=places,
+            attention_mask=batch["mask"],
+        ).last_hidden_state
+
+
+class Blip(Family):
+    """InstructBLIP: vision tower, Q-Former that reads the question, Llama. Its vision tower begins as llava_tiny's.
+
+    The Q-Former's outputs depend on the question, so every question is a row of its own; the vision features are shared.
+    """
+
+    side, cell = 112, 8
+    queries = 32
+    turns_per_image = 5
+    constants = {"att_layer": 2, "qformer_layer": 1}
+
+    def make(self):
+        tokenizer, reader = (make_tokenizer([self.prompt(GENERAL_PROMPT)]) for _ in range(2))
+        side = {"height": self.side, "width": self.side}
+        processor = InstructBlipProcessor(BlipImageProcessorPil(size=side), tokenizer, reader, self.queries)
+        vision = InstructBlipVisionConfig(
+            hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+            image_size=self.side, patch_size=self.cell, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+        )  # fmt: skip
+        qformer = InstructBlipQFormerConfig(
+            hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, vocab_size=len(reader),
+            max_position_embeddings=128, pad_token_id=reader.pad_token_id, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        text = LlamaConfig(
+            **TEXT, num_key_value_heads=8, vocab_size=len(tokenizer), max_position_embeddings=2048,
+            tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        config = InstructBlipConfig(
+            vision_config=vision.to_dict(), qformer_config=qformer.to_dict(), text_config=text.to_dict(),
+            num_query_tokens=self.queries, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        )  # fmt: skip
+        model = InstructBlipForConditionalGeneration(config)
+        generator = torch.Generator().manual_seed(0)
+        fan_in_init(model, generator)
+        model.query_tokens.data.normal_(generator=generator)
+        turn_into_blip_tower(model.vision_model, trained_clip(), torch.randn(2, 3, 112, 112, generator=generator))
+        model.language_model.lm_head.weight.data.normal_(std=0.02, generator=generator)
+        return model, processor
+
+    def shape(self, aspect=1.0):
+        return self.side, self.side
+
+    def prompt(self, question):
+        return blip_methods.PROMPT.format(question=question)
+
+    def features(self, values):
+        return self.model.vision_model(values).last_hidden_state[:, 1:]
+
+    def turn(self, question, answer):
+        return self.encode(self.prompt(question)), self.encode(self.answer_start + answer) + [
+            self.tokenizer.eos_token_id
+        ]
+
+    def collate(self, turns, shapes):
+        images = [self.model.config.image_token_id] * (self.queries * len(shapes)) + [self.tokenizer.bos_token_id]
+        reader, owners, rows, asked = self.processor.qformer_tokenizer, [], [], []
+        for owner, each in enumerate(turns):
+            for prompt, answer in each:
+                labels = [IGNORE] * (len(images) + len(prompt)) + answer
+                rows.append((torch.tensor(images + prompt + answer), torch.tensor(labels)))
+                asked.append(torch.tensor([reader.bos_token_id, *prompt]))
+                owners.append(owner)
+        pad = lambda rows, value: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)  # noqa: E731
+        ids, labels = zip(*rows, strict=True)
+        return {
+            "ids": pad(ids, self.tokenizer.pad_token_id), "labels": pad(labels, IGNORE),
+            "asked": pad(asked, reader.pad_token_id), "owners": torch.tensor(owners),
+        }  # fmt: skip
+
+    def hidden(self, batch, values, crops):
+        seen = [self.model.vision_model(each).last_hidden_state for each in (values, crops) if each is not None]
+        asked = batch["asked"]
+        heard = asked != self.processor.qformer_tokenizer.pad_token_id
+        tokens = [blip_methods.image_tokens(self.model, each[batch["owners"]], asked, heard) for each in seen]
+        embeds = self.model.get_input_embeddings()(batch["ids"])
+        at = (batch["ids"] == self.model.config.image_token_id)[..., None]
+        embeds = embeds.masked_scatter(at, torch.cat(tokens, 1).to(embeds))
+        mask = (batch["ids"] != self.tokenizer.pad_token_id).long()
+        return self.model.get_decoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+
+
+FAMILIES = {"llava": Llava, "blip": Blip, "qwen2_5": Qwen2_5}

@@ -97,8 +97,8 @@ def size_class(sign, size):
     return next(name for name, (low, high) in SIZE_CLASSES.items() if low <= share < high)
 
 
-def _canvas(rng, side):
-    aspect = rng.choice(ASPECTS)
+def _canvas(rng, side, aspect):
+    aspect = aspect or rng.choice(ASPECTS)
     return round(side * math.sqrt(aspect)), round(side / math.sqrt(aspect))
 
 
@@ -116,18 +116,19 @@ def _background(rng, size):
     return texture, clutter
 
 
-def make_scene(rng, side=640, count=None, sides=SIDES, repeat_colors=False, min_side_px=0):
+def make_scene(rng, side=640, count=None, sides=SIDES, repeat_colors=False, min_side_px=0, aspect=None):
     """A random scene.
 
     Args:
         rng: random.Random; the scene is a function of its state alone.
-        side: sqrt of the canvas area in pixels; the aspect ratio is drawn from ASPECTS.
+        side: sqrt of the canvas area in pixels.
         count: how many signs to try to place; 2 to 5 if None. Signs never overlap, so fewer may fit (never none).
         sides: range of the sign's side relative to `side`, sampled log-uniformly.
         repeat_colors: let several signs share a colour (for training the vision tower; questions need unique ones).
         min_side_px: no sign is smaller than this many canvas pixels.
+        aspect: width / height of the canvas; drawn from ASPECTS if None.
     """
-    size = _canvas(rng, side)
+    size = _canvas(rng, side, aspect)
     texture, clutter = _background(rng, size)
     count = count or rng.randint(2, 5)
     colors = rng.choices(list(COLORS), k=count) if repeat_colors else rng.sample(list(COLORS), count)
@@ -151,7 +152,7 @@ def make_scene(rng, side=640, count=None, sides=SIDES, repeat_colors=False, min_
                 signs.append(Sign(color, str(rng.randrange(10)), box, ink, paint))
                 break
     if not signs:
-        return make_scene(rng, side, count, sides, repeat_colors, min_side_px)
+        return make_scene(rng, side, count, sides, repeat_colors, min_side_px, aspect)
     return Scene(size, signs, texture, clutter)
 
 

@@ -26,13 +26,20 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from info import GENERAL_PROMPT
-from llava_methods import PROMPT
-from tiny.models import MODELS, PATCH, RESOLUTION
-from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS, SIDES, describe, make_scene, size_class
+from tiny.models import FAMILIES, IGNORE
+from tiny.scenes import (
+    ASPECTS,
+    COLORS,
+    NUMBER_QUESTIONS,
+    PRESENCE_QUESTIONS,
+    SIDES,
+    describe,
+    make_scene,
+    size_class,
+)
 
-GRID = RESOLUTION // PATCH
 COLOR_INDEX = {color: index for index, color in enumerate(COLORS)}
-IGNORE = -100
+LEGIBLE = 5.2  # a digit on a sign narrower than this many pixels is not asked of the vision tower
 SAVE_EVERY = 200  # steps between checkpoints
 
 
@@ -47,16 +54,17 @@ class Stage:
 
 
 # ---------------------------------------------------------------------------------------------------------- data
-def pixels(scene, rng, window=None):
-    """What the model sees of a scene: (RESOLUTION, RESOLUTION, 3) uint8, squashed exactly as the processor squashes.
+def pixels(scene, rng, shape, window=None):
+    """What the model sees of a scene: (height, width, 3) uint8 of that `shape`, resized as the processor resizes.
 
     The window is drawn at a random one to four times the resolution first, so that the model meets sharp and
     downscaled edges alike, as it will in photos of any size and in crops.
     """
     x1, y1, x2, y2 = window or (0, 0, *scene.size)
-    scale = rng.uniform(1.0, 4.0) * RESOLUTION / math.sqrt((x2 - x1) * (y2 - y1))
+    height, width = shape
+    scale = rng.uniform(1.0, 4.0) * math.sqrt(height * width / ((x2 - x1) * (y2 - y1)))
     image = scene.render(window, scale)
-    return np.array(image.resize((RESOLUTION, RESOLUTION), Image.Resampling.BICUBIC))
+    return np.array(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def window_around(scene, rng, box, zoom=(1.3, 6.0)):
@@ -70,19 +78,20 @@ def window_around(scene, rng, box, zoom=(1.3, 6.0)):
     return x, y, x + wide, y + high
 
 
-def patch_labels(scene, window=None):
-    """Per patch, (GRID, GRID, 2) int: 1 + colour index of the sign that covers it (0: none), and its digit."""
+def patch_labels(scene, shape, cell, window=None):
+    """Per map cell, (h, w, 2) int: 1 + colour index of the sign that covers it (0: none), and its digit."""
     x1, y1, x2, y2 = window or (0, 0, *scene.size)
-    labels = np.zeros((GRID, GRID, 2), np.int64)
+    h, w = (side // cell for side in shape)
+    labels = np.zeros((h, w, 2), np.int64)
     labels[..., 1] = IGNORE
-    scale = np.array([GRID / (x2 - x1), GRID / (y2 - y1)] * 2)
+    scale = np.array([w / (x2 - x1), h / (y2 - y1)] * 2)
     for sign in scene.signs:
-        a, b, c, d = box = (np.array(sign.box) - (x1, y1, x1, y1)) * scale  # in patches
-        inside = np.clip(box, 0, GRID)
+        a, b, c, d = box = (np.array(sign.box) - (x1, y1, x1, y1)) * scale  # in cells
+        inside = np.clip(box, 0, [w, h, w, h])
         area, visible = (c - a) * (d - b), (inside[2] - inside[0]) * (inside[3] - inside[1])
         if visible <= 0:
             continue
-        digit = int(sign.digit) if visible > 0.9 * area and min(c - a, d - b) > 0.65 else IGNORE
+        digit = int(sign.digit) if visible > 0.9 * area and min(c - a, d - b) * cell > LEGIBLE else IGNORE
         for row in range(int(inside[1]), math.ceil(inside[3])):
             for column in range(int(inside[0]), math.ceil(inside[2])):
                 overlap = (min(c, column + 1) - max(a, column)) * (min(d, row + 1) - max(b, row))
@@ -94,15 +103,19 @@ def patch_labels(scene, window=None):
 class Batches(torch.utils.data.Dataset):
     """Batch `step` of a stage, made from the random state (seed, stage, step): restartable, by any worker."""
 
-    def __init__(self, stage, seed, language=None):
-        self.stage, self.seed, self.language = stage, seed, language
+    def __init__(self, stage, family, seed):
+        self.stage, self.family, self.seed = stage, family, seed
 
     def __len__(self):
         return self.stage.steps
 
     def __getitem__(self, step):
-        rng = random.Random(f"{self.seed} {self.stage.name} {step}")
-        return self.make(rng, step / self.stage.steps)
+        return self.make(random.Random(f"{self.seed} {self.stage.name} {step}"), step / self.stage.steps)
+
+    def frame(self, rng):
+        """(aspect ratio of a batch's scenes or None for any, shape of what the model is shown of them)."""
+        aspect = rng.choice(ASPECTS) if self.family.keeps_aspect else None
+        return aspect, self.family.shape(aspect or 1.0)
 
 
 class PatchBatches(Batches):
@@ -110,60 +123,26 @@ class PatchBatches(Batches):
 
     def make(self, rng, progress):
         low = 0.16 if progress < 0.08 else 0.1 if progress < 0.25 else 0.055
+        aspect, shape = self.frame(rng)
         images, labels = [], []
         for _ in range(self.stage.batch):
-            scene = make_scene(rng, 640, rng.randint(6, 16), (low, 0.42), repeat_colors=True)
+            scene = make_scene(rng, 640, rng.randint(6, 16), (low, 0.42), repeat_colors=True, aspect=aspect)
             anchor = rng.choice(scene.signs).box
             window = window_around(scene, rng, anchor, (1.3, 5.0)) if rng.random() < 0.3 else None
-            images.append(pixels(scene, rng, window))
-            labels.append(patch_labels(scene, window))
+            images.append(pixels(scene, rng, shape, window))
+            labels.append(patch_labels(scene, shape, self.family.cell, window))
         return {"pixels": torch.from_numpy(np.stack(images)), "labels": torch.from_numpy(np.stack(labels))}
 
 
-class Language:
-    """Token ids of prompts and answers, as the model's own processor would make them."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-        image, text = PROMPT.split("<image>")
-        assert not image, "the prompt template is expected to begin with the image"
-        self.text = text
-
-    def turn(self, question, answer):
-        """(prompt ids after the image, answer ids with the end token)."""
-        encode = lambda text: self.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
-        return encode(self.text.format(question=question)), encode(" " + answer) + [self.tokenizer.eos_token_id]
-
-    def turns(self, scene, rng):
-        """Independent single questions about one scene: [(question, answer, sign or None)]."""
-        turns = [(rng.choice(NUMBER_QUESTIONS).format(color=s.color), s.digit, s) for s in scene.signs]
-        present = {sign.color for sign in scene.signs}
-        for color in (rng.choice(sorted(present)), rng.choice(sorted(set(COLORS) - present))):
-            question = rng.choice(PRESENCE_QUESTIONS).format(color=color)
-            turns.append((question, "yes" if color in present else "no", None))
-        return [*turns, (GENERAL_PROMPT, describe(scene), None)]
-
-
-def pack(prefix, turns, length, pad):
-    """One sequence of a shared prefix and several turns that see the prefix and themselves, but not each other.
-
-    Equal to asking each question alone, for the price of one pass over the image.
-    Returns:
-        ids, labels, positions (length,) and mask (length, length), True where attention is allowed.
-    """
-    ids, labels = torch.full((length,), pad), torch.full((length,), IGNORE)
-    positions, mask = torch.zeros(length, dtype=torch.long), torch.eye(length, dtype=torch.bool)
-    start = len(prefix)
-    ids[:start], positions[:start] = torch.tensor(prefix), torch.arange(start)
-    mask[:start, :start] = True
-    for prompt, answer in turns:
-        end = start + len(prompt) + len(answer)
-        ids[start:end] = torch.tensor(prompt + answer)
-        labels[start + len(prompt) : end] = torch.tensor(answer)
-        positions[start:end] = len(prefix) + torch.arange(end - start)
-        mask[start:end, : len(prefix)] = mask[start:end, start:end] = True
-        start = end
-    return ids, labels, positions, mask.tril()
+def turns_about(scene, rng, most=None):
+    """Independent single questions about one scene: [(question, answer, sign or None)]; a choice of `most` of them."""
+    turns = [(rng.choice(NUMBER_QUESTIONS).format(color=sign.color), sign.digit, sign) for sign in scene.signs]
+    present = {sign.color for sign in scene.signs}
+    for color in (rng.choice(sorted(present)), rng.choice(sorted(set(COLORS) - present))):
+        question = rng.choice(PRESENCE_QUESTIONS).format(color=color)
+        turns.append((question, "yes" if color in present else "no", None))
+    turns.append((GENERAL_PROMPT, describe(scene), None))
+    return turns if most is None or len(turns) <= most else rng.sample(turns, most)
 
 
 class AnswerBatches(Batches):
@@ -186,24 +165,20 @@ class AnswerBatches(Batches):
     def make(self, rng, progress):
         most, low = self.curriculum(progress)
         pair = bool(self.pairs) and rng.random() < self.pairs
-        prefix = [self.language.tokenizer.bos_token_id]
-        prefix += [self.language.tokenizer.image_token_id] * (GRID * GRID * (2 if pair else 1))
-        images, sequences, sizes = [], [], []
+        aspect, shape = self.frame(rng)
+        shapes = [shape, self.family.shape()] if pair else [shape]
+        images, crops, asked, sizes = [], [], [], []
         for _ in range(self.stage.batch):
-            scene = make_scene(rng, 640, rng.randint(min(2, most), most), (low, SIDES[1]))
-            images.append(pixels(scene, rng))
+            scene = make_scene(rng, 640, rng.randint(min(2, most), most), (low, SIDES[1]), aspect=aspect)
+            images.append(torch.from_numpy(pixels(scene, rng, shape)))
             if pair:  # a crop around some sign, drawn before any question is: never the method's, never the asked one's
-                images.append(pixels(scene, rng, window_around(scene, rng, rng.choice(scene.signs).box)))
-            turns = self.language.turns(scene, rng)
-            sequences.append([self.language.turn(question, answer) for question, answer, _ in turns])
+                window = window_around(scene, rng, rng.choice(scene.signs).box)
+                crops.append(torch.from_numpy(pixels(scene, rng, shapes[1], window)))
+            turns = turns_about(scene, rng, self.family.turns_per_image)
+            asked.append([self.family.turn(question, answer) for question, answer, _ in turns])
             sizes.append([size_class(sign, scene.size) if sign else "other" for *_, sign in turns])
-        length = len(prefix) + max(sum(len(p) + len(a) for p, a in turns) for turns in sequences)
-        packed = [pack(prefix, turns, length, self.language.tokenizer.pad_token_id) for turns in sequences]
-        ids, labels, positions, mask = map(torch.stack, zip(*packed, strict=True))
-        return {
-            "pixels": torch.from_numpy(np.stack(images)), "input_ids": ids, "labels": labels,
-            "position_ids": positions, "mask": mask[:, None], "sizes": sizes, "pair": pair,
-        }  # fmt: skip
+        batch = {"pixels": torch.stack(images), "sizes": sizes, **self.family.collate(asked, shapes)}
+        return batch | {"crops": torch.stack(crops)} if pair else batch
 
 
 class PairedAnswerBatches(AnswerBatches):
@@ -214,18 +189,19 @@ class PairedAnswerBatches(AnswerBatches):
 
 
 # -------------------------------------------------------------------------------------------------------- losses
-def normalised(batch, processor, device):
+def normalised(pixels, processor):
+    """(batch, 3, H, W) as the processor's image processor normalises (batch, H, W, 3) uint8."""
     image = processor.image_processor
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (image.image_mean, image.image_std))
-    return (batch["pixels"].to(device).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    mean, std = (
+        torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (image.image_mean, image.image_std)
+    )
+    return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def patch_loss(model, head, batch, values):
-    """Loss and {name: accuracy} of naming, per patch, the colour and the digit of the sign that covers it."""
-    logits = head(
-        model.model.vision_tower(pixel_values=values, output_hidden_states=True).hidden_states[-1][:, 1:]
-    ).float()
-    labels = batch["labels"].flatten(1, 2).to(values.device)  # (B, patches, 2)
+def patch_loss(family, head, batch):
+    """Loss and {name: accuracy} of naming, per map cell, the colour and the digit of the sign that covers it."""
+    logits = head(family.features(normalised(batch["pixels"], family.processor))).float()
+    labels = batch["labels"].flatten(1, 2)  # (B, cells, 2)
     color, digit = logits.split([len(COLORS) + 1, 10], -1)
     readable = labels[..., 1] != IGNORE
     loss = F.cross_entropy(color.flatten(0, 1), labels[..., 0].flatten())
@@ -234,42 +210,46 @@ def patch_loss(model, head, batch, values):
     return loss, {"color": hit(color, labels[..., 0]), "digit": hit(digit[readable], labels[..., 1][readable])}
 
 
-def answer_loss(model, head, batch, values):
+def answer_loss(family, head, batch):
     """Loss and accuracies of the answers' tokens; the first answer token of number questions is scored by sign size."""
-    device = values.device
-    hidden = model.model(
-        input_ids=batch["input_ids"].to(device),
-        pixel_values=values,
-        position_ids=batch["position_ids"].to(device),
-        attention_mask=batch["mask"].to(device),
-    ).last_hidden_state[:, :-1]
-    wanted = batch["labels"][:, 1:].to(device)
+    shown = [normalised(batch[name], family.processor) if name in batch else None for name in ("pixels", "crops")]
+    hidden = family.hidden(batch, *shown)[:, :-1]
+    wanted = batch["labels"][:, 1:]
     asked = wanted != IGNORE
-    logits = model.lm_head(hidden[asked]).float()
+    logits = family.model.get_output_embeddings()(hidden[asked]).float()
     loss = F.cross_entropy(logits, wanted[asked])
-    hits = torch.full(wanted.shape, False, device=device)
+    hits = torch.zeros_like(asked)
     hits[asked] = logits.argmax(-1) == wanted[asked]
-    scores = {}
     first = asked & ~F.pad(asked, (1, 0))[:, :-1]  # the first token of each answer, in order of the turns
-    for row, sizes in enumerate(batch["sizes"]):
-        for size, hit in zip(sizes, hits[row][first[row]].tolist(), strict=True):
-            scores.setdefault(("pair_" if batch["pair"] else "") + size, []).append(hit)
+    scores, kind = {}, "pair_" if "crops" in batch else ""
+    sizes = [size for of_image in batch["sizes"] for size in of_image]
+    for size, hit in zip(sizes, hits[first].tolist(), strict=True):
+        scores.setdefault(kind + size, []).append(hit)
     return loss, {name: sum(values) / len(values) for name, values in scores.items()}
 
 
 # ------------------------------------------------------------------------------------------------------ training
+ANSWERS = ("lm_head", "language_model", "model.language_model")
 STAGES = {
     "llava": [
         Stage("look", 5000, 1.5e-3, 32, PatchBatches, ("model.vision_tower", "head")),
-        Stage(
-            "read", 1600, 1.0e-3, 16, AnswerBatches, ("model.multi_modal_projector", "model.language_model", "lm_head")
-        ),
+        Stage("read", 1600, 1.0e-3, 16, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
         Stage("together", 2200, 6e-4, 12, PairedAnswerBatches, ("model", "lm_head")),
     ],
+    # The other two begin with llava_tiny's vision tower (see tiny.models), so their look stage is short.
+    "blip": [
+        Stage("look", 700, 8e-4, 16, PatchBatches, ("vision_model", "head")),
+        Stage("read", 1600, 1.0e-3, 10, AnswerBatches, ("query_tokens", "qformer", "language_projection", *ANSWERS)),
+        Stage(
+            "pairs", 900, 6e-4, 10, PairedAnswerBatches, ("query_tokens", "qformer", "language_projection", *ANSWERS)
+        ),
+    ],
+    "qwen2_5": [
+        Stage("look", 1400, 1.0e-3, 16, PatchBatches, ("model.visual", "head")),
+        Stage("read", 1600, 1.0e-3, 10, AnswerBatches, ("model.visual.merger", *ANSWERS)),
+        Stage("pairs", 900, 6e-4, 10, PairedAnswerBatches, ("model.visual.merger", *ANSWERS)),
+    ],
 }
-ATT_LAYERS = {
-    "llava": 2
-}  # the layer that rel_att and grad_att read by default: see the model card for how it was chosen
 LOSSES = {PatchBatches: patch_loss, AnswerBatches: answer_loss, PairedAnswerBatches: answer_loss}
 
 
@@ -295,10 +275,9 @@ def save_atomically(state, path):
     os.replace(path.with_suffix(".new"), path)
 
 
-def loader(stage, language, start, workers):
-    data = stage.data(stage, "train", language)
+def loader(stage, family, start, workers):
     return torch.utils.data.DataLoader(
-        data,
+        stage.data(stage, family, "train"),
         batch_size=None,
         sampler=range(start, stage.steps),
         num_workers=workers,
@@ -306,21 +285,28 @@ def loader(stage, language, start, workers):
     )
 
 
-def forward(stage, model, head, batch, processor, device):
-    with torch.autocast(device.type, torch.bfloat16):
-        return LOSSES[stage.data](model, head, batch, normalised(batch, processor, device))
+def fast_bfloat16(device):
+    """Does the device compute in bfloat16 at all? Processors without it emulate it, a hundred times slower."""
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def forward(stage, family, head, batch):
+    device = family.model.device
+    batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
+        return LOSSES[stage.data](family, head, batch)
 
 
 @torch.no_grad()
-def held_out(stage, model, head, processor, language, device, batches=40):
+def held_out(stage, family, head, batches=40):
     """{name: accuracy in %} on scenes that training never draws (their random state has another seed)."""
-    model.eval()
-    totals, data = {}, stage.data(stage, "held-out", language)
+    family.model.eval()
+    totals, data = {}, stage.data(stage, family, "held-out")
     for step in range(batches):
         rng = random.Random(f"held-out {stage.name} {step}")
-        for name, value in forward(stage, model, head, data.make(rng, 1.0), processor, device)[1].items():
+        for name, value in forward(stage, family, head, data.make(rng, 1.0))[1].items():
             totals.setdefault(name, []).append(value)
-    model.train()
+    family.model.train()
     return {name: round(100 * sum(v) / len(v), 1) for name, v in sorted(totals.items())}
 
 
@@ -344,10 +330,10 @@ def steps(stage, bar, start, optimizer, learns, loss_of):
 
 def train(name, folder, checkpoint, device, workers):
     torch.manual_seed(0)
-    model, processor = MODELS[name]([PROMPT.format(question=GENERAL_PROMPT)])
-    head = nn.Linear(model.config.vision_config.hidden_size, len(COLORS) + 1 + 10)
+    family = FAMILIES[name]()
+    model, width = family.model, family.features(torch.zeros(1, 3, *family.shape())).shape[-1]
+    head = nn.Linear(width, len(COLORS) + 1 + 10)
     model.to(device).train(), head.to(device)
-    language = Language(processor.tokenizer)
     state = {"stage": 0, "step": 0, "seconds": 0.0, "scores": {}, "optimizer": None}
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device)
@@ -367,17 +353,17 @@ def train(name, folder, checkpoint, device, workers):
         if start:
             optimizer.load_state_dict(state["optimizer"])
         state["optimizer"] = None  # it is in `optimizer` now, and goes into the next checkpoint from there
-        bar = tqdm(loader(stage, language, start, workers), desc=stage.name, initial=start, total=stage.steps)
-        loss_of = partial(forward, stage, model, head, processor=processor, device=device)
-        for step in steps(stage, bar, start, optimizer, learns, loss_of):
+        bar = tqdm(loader(stage, family, start, workers), desc=stage.name, initial=start, total=stage.steps)
+        for step in steps(stage, bar, start, optimizer, learns, partial(forward, stage, family, head)):
             if step % SAVE_EVERY == 0:
                 save(number, step, optimizer=optimizer.state_dict())
-        state["scores"][stage.name] = held_out(stage, model, head, processor, language, device)
+        state["scores"][stage.name] = held_out(stage, family, head)
         print(f"{stage.name}: held-out accuracy {state['scores'][stage.name]}", flush=True)
         save(number + 1, 0)
-    model.config.att_layer = ATT_LAYERS[name]
+    for constant, value in family.constants.items():
+        setattr(model.config, constant, value)
     model.eval().save_pretrained(folder)
-    processor.save_pretrained(folder)
+    family.processor.save_pretrained(folder)
     made = {
         "seconds": round(state["seconds"]),
         "device": str(device),
@@ -391,7 +377,7 @@ def train(name, folder, checkpoint, device, workers):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("model", choices=FAMILIES)
     parser.add_argument("--out", type=Path, help="where the finished model goes (default: data/tiny/MODEL)")
     parser.add_argument("--checkpoint", type=Path, help="default: tiny/checkpoints/MODEL.pt")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from get_score import GRADERS, mean_and_margin
-from info import GENERAL_PROMPT, MODELS, TASKS
+from info import GENERAL_PROMPT, TASKS
 from records import check_record, in_repository, load_task
-from run import load_model, model_module
+from run import add_model_options, load_model, look_class, look_options, model_module, place
 from utils import bbox_in_region
 
 
@@ -53,7 +53,9 @@ def attention_ratio(att_map, region, box):
 
 def layers(args):
     """Rows of {layer, attention ratio over all questions and over the wrongly answered ones, accuracy with crop}."""
-    module, (model, processor) = model_module(args.model), load_model(args.model, args.model_id, args.device)
+    module, (model, processor) = model_module(args.model), load_model(args.model, args.model_id, *place(args))
+    options = look_options(args)
+    look_class(module).check(model, **options)
     grade, folder = GRADERS[TASKS[args.task]["grader"]], in_repository(args.image_path)
     every = module.rel_att.layers(model, "mean")
     choices = [*every, "mean"]
@@ -62,7 +64,7 @@ def layers(args):
     for record in tqdm(records, unit="question"):
         if not record.get("gt_bbox"):
             raise ValueError(f"record {record['id']!r} has no gt_bbox, and the attention ratio is about that box")
-        look = module.rel_att.look_class([check_record(record, folder)], model, processor)
+        look = look_class(module)([check_record(record, folder)], model, processor, **options)
         prompt, general = look.prompt(record["question"]), look.prompt(GENERAL_PROMPT)
         wrong.append(not grade(look.answer(prompt, layers=every)[0], record))
         attention = look.attention(prompt, every).mean(2)[0].float().cpu().numpy()  # (layers, h, w)
@@ -97,13 +99,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("finding", choices=FINDINGS)
-    add("--model", choices=MODELS, default="llava_tiny")
+    add_model_options(parser)
     graded = [task for task, row in TASKS.items() if row["grader"]]
     add("--task", choices=graded, default="demo", help="whose grader judges the answers")
-    add("--model_id", help="another checkpoint of the same family: hub id or folder")
     add("--question_path", required=True, help="questions with gt_bbox; for choosing a layer not those of a test set")
     add("--image_path", required=True, help="folder of their images")
-    add("--device", help="torch device; default: the GPU if there is one")
     add("--limit", type=int, help="only the first N records")
     args = parser.parse_args()
     transformers_logging.set_verbosity_error()

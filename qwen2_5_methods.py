@@ -1,0 +1,123 @@
+"""Qwen2.5-VL: what its look is, and the three ViCrop methods over it. For all sizes (3B, 7B, 72B).
+
+An image keeps its aspect ratio, so grids vary; 2 x 2 patches become one token; positions have three axes (mrope).
+"""
+
+import torch
+from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from attention import Look, MapFunction, gradient_attention, pure_gradient, relative_attention
+from utils import MAX_PIXELS, resize_to_multiple
+
+ATT_LAYER = 22
+BBOX_SIZE = 224
+PROMPT = "{question} Answer the question using a single word or phrase."
+MODEL_CLASS = Qwen2_5_VLForConditionalGeneration
+
+
+class ImageTextProcessor(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor without its half for videos, which alone needs torchvision."""
+
+    def __init__(self, image_processor, tokenizer, chat_template=None):
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+load_processor = ImageTextProcessor.from_pretrained
+
+
+def chat_prompt(processor, text):
+    """The chat template of a checkpoint, filled in for a user's text about one image."""
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+
+
+class Qwen2_5Look(Look):
+    """What a Qwen2.5-VL model has seen of some images (see `attention.Look`).
+
+    Args:
+        images: PIL images or paths; those of one look have one size. A map covers the whole image.
+        model, processor: a loaded Qwen2_5_VLForConditionalGeneration and its processor (with or without its video half).
+        geometry: "exact", or "upstream" for the published edge mask of pure_grad.
+        min_pixels, max_pixels: every image and crop is scaled into this range; default: the checkpoint's
+            `config.min_pixels` and `config.max_pixels`, else its processor's minimum and 256 * 28 * 28.
+
+    A prompt is the filled in chat template (`prompt`); a text without it is taken as the user's message.
+    """
+
+    block = "<|vision_start|><|image_pad|><|vision_end|>"
+
+    def __init__(self, images, model, processor, geometry="exact", min_pixels=None, max_pixels=None):
+        limits = {"min_pixels": processor.image_processor.size["shortest_edge"], "max_pixels": MAX_PIXELS}
+        given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        for name, value in given.items():
+            limits[name] = getattr(model.config, name, limits[name]) if value is None else value
+        if not 0 < limits["min_pixels"] <= limits["max_pixels"]:
+            raise ValueError("{min_pixels} min_pixels and {max_pixels} max_pixels leave no size".format(**limits))
+        self._size = {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}
+        self._merge = model.config.vision_config.spatial_merge_size
+        super().__init__(images, model, processor, geometry, **given)
+        grids = {tuple(grid) for grid in self.inputs["image_grid_thw"].tolist()}
+        if len(grids) > 1:
+            sizes = sorted({image.size for image in self.images})
+            raise ValueError(f"the images of one look have maps of one size, not of several: images of {sizes} pixels")
+        self.grid = tuple(side // self._merge for side in grids.pop()[1:])
+        self.bbox_size = getattr(model.config, "bbox_size", BBOX_SIZE)
+
+    @property
+    def vision(self):
+        return self.model.model.visual
+
+    def preprocess(self, images):
+        """As published: both sides to the nearest multiple of a token's side, then to a size within the limits."""
+        settings = self.processor.image_processor
+        images = [resize_to_multiple(image, settings.patch_size * settings.merge_size) for image in images]
+        return dict(settings(images=images, size=self._size, return_tensors="pt"))
+
+    @staticmethod
+    def default_layer(model):
+        return getattr(model.config, "att_layer", ATT_LAYER)
+
+    def prompt(self, question):
+        return chat_prompt(self.processor, PROMPT.format(question=question))
+
+    def token_count(self, inputs):
+        counts = inputs["image_grid_thw"].prod(-1) // self._merge**2
+        if len(set(counts.tolist())) > 1:
+            raise ValueError(f"the images of one look have maps of one size, not of {counts.tolist()} tokens")
+        return int(counts[0])
+
+    def tokens(self, prompt, counts):
+        if self.processor.image_token not in prompt:
+            prompt = chat_prompt(self.processor, prompt)
+        return super().tokens(prompt, counts)
+
+    def positions(self, ids, shown):
+        """(3, 1, T): time, height and width of an image's tokens; a text's three are equal."""
+        grids = torch.stack([inputs["image_grid_thw"][0] for inputs in shown]).to(ids.device)
+        image = (ids == self.model.config.image_token_id).int()
+        return self.model.model.get_rope_index(ids, mm_token_type_ids=image, image_grid_thw=grids)[0]
+
+    def image_span(self, ids):
+        start = int((ids[0] == self.model.config.image_token_id).nonzero()[0])
+        return start, start + self.grid[0] * self.grid[1]
+
+    def canvas(self, values):
+        """A row of `values` is a patch: 3 colours x 2 copies in time; rows come by tokens, of 2 x 2 patches each."""
+        vision, (h, w) = self.model.config.vision_config, self.grid
+        copies, side, merge = vision.temporal_patch_size, vision.patch_size, self._merge
+        values = values.reshape(-1, h, w, merge, merge, 3, copies, side, side)
+        pictures = values.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)  # (batch, copies, 3, h, merge, side, w, merge, side)
+        return pictures.reshape(len(values), copies, 3, h * merge * side, w * merge * side)
+
+    def record_fields(self, crop):
+        """`num_img_tokens`: the image tokens of the prompt with image and crop."""
+        return {"num_img_tokens": sum(map(self.token_count, (self.inputs, self.preprocess([crop]))))}
+
+
+rel_att = rel_attention_qwen2_5 = MapFunction("rel_attention_qwen2_5", Qwen2_5Look, relative_attention)
+grad_att = gradient_attention_qwen2_5 = MapFunction("gradient_attention_qwen2_5", Qwen2_5Look, gradient_attention)
+pure_grad = pure_gradient_qwen2_5 = MapFunction("pure_gradient_qwen2_5", Qwen2_5Look, pure_gradient)

@@ -1,0 +1,280 @@
+"""What is peculiar to each model's look: prompts, layers, sizes, and which pixels a map covers."""
+
+import base64
+
+import numpy as np
+import pytest
+import torch
+from builders import GENERAL, QUESTION, build_blip, build_llava_next, build_qwen2_5, photo
+
+import blip_methods
+from attention import MapFunction, ratio, relative_attention
+from blip_methods import BlipLook, rel_attention_blip
+from llava_methods import LlavaLook, grad_att, pure_grad, rel_att
+from llava_next_methods import LlavaNextLook
+from qwen2_5_methods import Qwen2_5Look, load_processor, rel_attention_qwen2_5
+from utils import encode_base64, high_res, prepare_qwen2_5_input, resize_to_multiple
+
+METHODS = {"rel_att": rel_att, "grad_att": grad_att, "pure_grad": pure_grad}
+
+
+@pytest.fixture(scope="module")
+def blip():
+    return build_blip()
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return build_qwen2_5()
+
+
+@pytest.fixture(scope="module")
+def llava_next():
+    return build_llava_next()
+
+
+def test_ratio_is_finite_everywhere():
+    a = torch.tensor([[[0.0, 0.2], [0.3, 0.4]]])
+    b = torch.tensor([[[0.0, 0.0], [0.1, 0.8]]])
+    torch.testing.assert_close(ratio(a, b), torch.tensor([[[1.0, 2.0], [3.0, 0.5]]]))
+    assert ratio(a, torch.zeros_like(b)).isfinite().all()
+    assert ratio(a, torch.full_like(b, 1e-40)).sum().isfinite()
+
+
+# ---------------------------------------------------------------------------------------------------------- LLaVA
+@pytest.mark.parametrize("prompt", ["no image here", "<image> twice <image>", "nothing after <image>"])
+def test_a_prompt_needs_one_image(llava, prompt):
+    with pytest.raises(ValueError, match="a prompt (holds|ends)"):
+        rel_att(photo(), prompt, GENERAL, *llava, layer=1)
+
+
+def seen_part(image, processor):
+    """The processor's own pixels of an image, as (H, W, 3) uint8."""
+    settings = processor.image_processor
+    pixels = settings(images=image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    return (pixels * settings.image_std + np.array(settings.image_mean)).clip(0, 1) * 255
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (500, 500), (5000, 300), (300, 5000), (1, 1), (7, 3)])
+def test_the_region_is_what_the_processor_shows(llava, size):
+    model, processor = llava
+    look = LlavaLook([photo(*size)], model, processor)
+    x1, y1, x2, y2 = look.regions[0]
+    assert 0 <= x1 < x2 <= size[0]
+    assert 0 <= y1 < y2 <= size[1]
+    assert abs((x2 - x1) - min(size)) <= 1 + size[0] / 100
+    if min(size) > 100:  # cutting the region out first shows the model (nearly) the same
+        part = photo(*size).crop((x1, y1, x2, y2))
+        assert np.abs(seen_part(photo(*size), processor) - seen_part(part, processor)).mean() < 8
+
+
+def test_upstream_geometry_claims_the_whole_image(llava):
+    assert LlavaLook([photo(640, 480)], *llava, geometry="upstream").regions == [(0, 0, 640, 480)]
+
+
+def test_a_squashing_processor_sees_the_whole_image(squashing_llava):
+    assert LlavaLook([photo(640, 480)], *squashing_llava).regions == [(0, 0, 640, 480)]
+
+
+def test_padding_shows_the_whole_image_in_a_square(llava):
+    look = LlavaLook([photo(640, 480), photo(480, 640)], *llava, image_fit="pad")
+    assert look.regions == [(0, -80, 640, 560), (-80, 0, 560, 640)]
+    white = photo(640, 480)
+    white.paste((255, 255, 255), (0, 0, 640, 480))
+    rows = LlavaLook([white], *llava, image_fit="pad").pixels[0].mean((0, 2))
+    assert rows[0] < rows[len(rows) // 2]  # a band above, the image in the middle
+
+
+def test_an_unknown_image_fit_is_refused(llava):
+    with pytest.raises(ValueError, match="image_fit is one of .* not 'stretch'"):
+        LlavaLook([photo()], *llava, image_fit="stretch")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_token_after_the_image_is_enough(squashing_llava, method):
+    options = {} if method == "pure_grad" else {"layer": 1}
+    assert np.isfinite(METHODS[method](photo(), "USER: <image>?", "USER: <image>!", *squashing_llava, **options)).all()
+
+
+@pytest.mark.parametrize("fit", ["processor", "pad"])
+def test_tiles_of_a_centre_cropping_model_lose_nothing(llava, fit):
+    """Every pixel of a high-resolution image is in some tile's region."""
+    seen = []
+
+    class Recording(LlavaLook):
+        def __init__(self, images, *rest, **options):
+            super().__init__(images, *rest, **options)
+            seen.extend((image.size, region) for image, region in zip(self.images, self.regions, strict=True))
+
+    func = MapFunction("recording", Recording, relative_attention)
+    att_map = high_res(func, photo(600, 2000), QUESTION, GENERAL, *llava, layer=1, image_fit=fit)
+    assert att_map.shape == (12, 4)
+    tiles = seen[1:]  # the first look is at the whole image
+    assert len(tiles) == 3
+    assert [region for _, region in tiles] == [(0, 0, *size) for size, _ in tiles]
+
+
+# ----------------------------------------------------------------------------------------------------- InstructBLIP
+def test_the_q_former_layer_counts_those_with_cross_attention(blip, monkeypatch):
+    model, processor = blip  # six layers, cross-attention in 0, 2 and 4
+    layers = model.qformer.encoder.layer
+    for number, physical in enumerate((0, 2, 4)):
+        look = BlipLook([photo()], model, processor, qformer_layer=number)
+        assert look._cross is layers[physical].crossattention.attention
+    assert BlipLook([photo()], model, processor)._cross is layers[4].crossattention.attention
+    monkeypatch.setattr(blip_methods, "QFORMER_LAYER", 1)
+    assert BlipLook([photo()], model, processor)._cross is layers[2].crossattention.attention
+    monkeypatch.setattr(model.config, "qformer_layer", 0, raising=False)
+    assert BlipLook([photo()], model, processor)._cross is layers[0].crossattention.attention
+    ask = (photo(), "Question: why? Short answer:", "Question: what? Short answer:", model, processor)
+    maps = [rel_attention_blip(*ask, layer=1, qformer_layer=layer).tobytes() for layer in range(3)]
+    assert len(set(maps)) == 3
+
+
+@pytest.mark.parametrize("layer", [3, -1, "mean"])
+def test_a_q_former_layer_that_does_not_exist_names_the_range(blip, layer):
+    with pytest.raises(ValueError, match="Q-Former .* has layers 0 to 2"):
+        BlipLook([photo()], *blip, qformer_layer=layer)
+
+
+def test_the_q_former_reads_the_question(blip):
+    model, processor = blip
+    look = BlipLook([photo()], model, processor)
+    one, other = (look.embed(look.seen, look.prompt(text)) for text in ("what is red?", "what is blue?"))
+    assert not torch.allclose(one, other)
+
+
+def test_a_flan_t5_checkpoint_is_refused(blip, monkeypatch):
+    model, processor = blip
+    monkeypatch.setattr(model.config, "use_decoder_only_language_model", False)
+    with pytest.raises(ValueError, match="encoder-decoder.*instructblip-vicuna-7b"):
+        BlipLook([photo()], model, processor)
+
+
+def test_an_empty_prompt_is_refused(blip):
+    with pytest.raises(ValueError, match="prompt is empty"):
+        rel_attention_blip(photo(), " ", "Question: what?", *blip, layer=1)
+
+
+# ------------------------------------------------------------------------------------------------------ Qwen2.5-VL
+@pytest.mark.parametrize("size", [(640, 480), (333, 777), (28, 28), (5, 3), (1000, 29), (20, 2000)])
+@pytest.mark.parametrize("limits", [{}, {"max_pixels": 20 * 28 * 28}, {"min_pixels": 30 * 28 * 28}])
+def test_every_image_is_scaled_into_the_pixel_range(qwen, size, limits):
+    model, processor = qwen
+    look = Qwen2_5Look([photo(*size)], model, processor, **limits)
+    h, w = look.grid
+    high = limits.get("max_pixels", model.config.max_pixels) // 28**2
+    assert 1 <= h * w <= high + max(h, w)
+    assert h * w >= min(limits.get("min_pixels", 4 * 28**2) // 28**2, high) - max(h, w)
+    assert look.canvas(look.pixels).shape == (1, 2, 3, 28 * h, 28 * w)
+
+
+def test_the_default_range_is_the_papers(qwen, monkeypatch):
+    model, processor = qwen
+    monkeypatch.delattr(model.config, "max_pixels")
+    h, w = Qwen2_5Look([photo(1400, 1400)], model, processor).grid
+    assert (h, w) == (16, 16)
+    with pytest.raises(ValueError, match="leave no size"):
+        Qwen2_5Look([photo()], model, processor, min_pixels=5000, max_pixels=4000)
+
+
+def test_a_canvas_shows_the_picture(qwen):
+    model, processor = qwen
+    image, settings = photo(84, 56), processor.image_processor
+    look = Qwen2_5Look([image], model, processor)
+    shown = look.canvas(look.pixels)
+    assert torch.equal(shown[:, 0], shown[:, 1])
+    pixels = shown[0, 0].permute(1, 2, 0).numpy() * settings.image_std + np.array(settings.image_mean)
+    np.testing.assert_allclose(pixels * 255, np.asarray(image), atol=1e-3)
+
+
+def test_a_bare_question_is_put_into_the_chat_template(qwen):
+    model, processor = qwen
+    look = Qwen2_5Look([photo()], model, processor)
+    suffix = " Answer the question using a single word or phrase."
+    assert look.prompt("why?").count("<|image_pad|>") == 1
+    ask = ("why?" + suffix, "what?" + suffix, model, processor)
+    whole = (look.prompt("why?"), look.prompt("what?"), model, processor)
+    found, wanted = (rel_attention_qwen2_5(photo(), *each, layer=1) for each in (ask, whole))
+    assert np.array_equal(found, wanted)
+
+
+def test_the_record_counts_the_image_tokens_of_both_images(qwen):
+    model, processor = qwen
+    look = Qwen2_5Look([photo(112, 56)], model, processor)
+    assert look.record_fields(photo(56, 56)) == {"num_img_tokens": 4 * 2 + 2 * 2}
+
+
+def test_images_of_one_look_have_one_size(qwen, llava_next):
+    for kind, loaded in ((Qwen2_5Look, qwen), (LlavaNextLook, llava_next)):
+        with pytest.raises(ValueError, match="maps of one size"):
+            kind([photo(90, 70), photo(40, 130)], *loaded)
+
+
+def test_qwens_processor_needs_no_torchvision_and_gives_the_stock_grid(qwen, tmp_path):
+    """Saved and loaded again; its grid is the one that the stock arithmetic of both backends gives."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    model, processor = qwen
+    processor.save_pretrained(tmp_path)
+    again = load_processor(tmp_path)
+    assert again.chat_template == processor.chat_template
+    for size in ((300, 200), (91, 640), (1200, 1100)):
+        high, wide = smart_resize(*resize_to_multiple(photo(*size), 28).size[::-1], 28, 56 * 56, 36 * 28 * 28)
+        for each in (processor, again):
+            assert Qwen2_5Look([photo(*size)], model, each).grid == (high // 28, wide // 28)
+
+
+def test_chat_messages_become_the_models_inputs(qwen, tmp_path):
+    model, processor = qwen
+    image = photo(112, 84)
+    image.save(tmp_path / "image.png")
+    uri = "data:image/png;base64," + encode_base64(image)
+    assert base64.b64decode(uri.partition(",")[2])[:4] == b"\x89PNG"
+    look, pixels = Qwen2_5Look([image], model, processor), []
+    for source in (image, str(tmp_path / "image.png"), f"file://{tmp_path}/image.png", uri):
+        parts = [{"type": "image", "image": source}, {"type": "text", "text": "why?"}]
+        inputs = prepare_qwen2_5_input([{"role": "user", "content": parts}], processor, max_pixels=36 * 28 * 28)
+        pixels.append(inputs["pixel_values"])
+        assert (inputs["input_ids"] == model.config.image_token_id).sum() == 4 * 3
+    assert all(torch.equal(each, look.pixels) for each in pixels)
+    with torch.no_grad():
+        assert model(**inputs).logits.isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------------ LLaVA-NeXT
+@pytest.mark.parametrize("size", [(300, 300), (300, 100), (100, 300), (640, 480), (37, 90)])
+def test_the_map_of_tiles_is_the_image_without_padding(llava_next, size):
+    model, processor = llava_next
+    look = LlavaNextLook([photo(*size)], model, processor)
+    (h, w), ids = look.grid, look.script(QUESTION).ids
+    inputs = processor(images=photo(*size), text=QUESTION, return_tensors="pt")
+    assert torch.equal(ids, inputs.input_ids)  # so many tokens as the stock processor gives
+    assert abs(w / h - size[0] / size[1]) < 0.35 * size[0] / size[1]
+    start, stop = look.image_span(ids)
+    assert (ids[0, start:stop] == model.config.image_token_id).all()
+    assert ids[0, stop] != model.config.image_token_id
+    assert look.canvas(look.pixels).shape == (1, 1, 3, 7 * h, 7 * w)
+
+
+def test_the_canvas_of_tiles_is_the_image(llava_next):
+    model, processor = llava_next
+    image, settings = photo(56, 42), processor.image_processor  # fits two by two tiles of 28 px, with padding
+    look = LlavaNextLook([image], model, processor)
+    shown = look.canvas(look.pixels)[0, 0].permute(1, 2, 0).numpy() * settings.image_std + np.array(settings.image_mean)
+    assert shown.shape[:2] == (42, 56)
+    assert np.abs(shown * 255 - np.asarray(image)).mean() < 1
+
+
+# ---------------------------------------------------------------------------------------------------- all, by run.py
+def test_a_short_question_is_asked_for_the_map_only(qwen, monkeypatch):
+    from run import Case
+
+    look = Qwen2_5Look([photo()], *qwen)
+    case = Case(look, "a long one?", "short?", layer=1)
+    asked = []
+    attention = look.attention
+    monkeypatch.setattr(look, "attention", lambda prompt, layers: asked.append(prompt) or attention(prompt, layers))
+    case.find("rel_att", __import__("qwen2_5_methods").rel_att)
+    assert asked[0] == look.prompt("short?")
+    assert case.prompt == look.prompt("a long one?")

@@ -1,0 +1,318 @@
+"""What every method owes on every model: the plain computation's map, and a model that is left as it was found."""
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from builders import BUILDERS, KINDS, photo
+from plain import PLAIN, PLAIN_KINDS
+
+import attention
+from info import GENERAL_PROMPT, METHODS, MODELS
+from run import model_module
+
+TOLERANCE = {"rel_att": 1e-5, "grad_att": 1e-5, "pure_grad": 1e-4}
+SIZES = [(90, 70), (40, 130), (210, 60)]
+
+
+def relative_error(found, wanted):
+    return np.abs(found - wanted).max() / np.abs(wanted).max()
+
+
+def kind_of(name):
+    return name.partition("-")[0]
+
+
+def prompts(module, model, processor):
+    look = module.rel_att.look_class([photo()], model, processor)
+    return look.prompt("what number is on the red sign?"), look.prompt(GENERAL_PROMPT)
+
+
+def layer_cases(model, method):
+    """(keywords, layers) for one layer, the last layer and the mean; pure_grad has no layers."""
+    count = model.config.get_text_config().num_hidden_layers
+    if method == "pure_grad":
+        return [({}, ())]
+    return [({"layer": 1}, (1,)), ({"layer": count - 1}, (count - 1,)), ({"layer": "mean"}, tuple(range(count)))]
+
+
+def some_layer(method):
+    return {} if method == "pure_grad" else {"layer": 1}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def small(request):
+    """(kind, method module, model, processor) of a model with three layers."""
+    return request.param, model_module(request.param), *KINDS[request.param](layers=3)
+
+
+def test_every_model_has_every_method_under_its_own_name():
+    for row in {row["module"]: row for row in MODELS.values()}.values():
+        module, family = __import__(row["module"]), row["module"].removesuffix("_methods")
+        for short, long in (
+            ("rel_att", "rel_attention"),
+            ("grad_att", "gradient_attention"),
+            ("pure_grad", "pure_gradient"),
+        ):
+            assert getattr(module, short) is getattr(module, f"{long}_{family}")
+            assert getattr(module, short).__name__ == f"{long}_{family}"
+        assert {row["map"] for row in METHODS.values() if "map" in row} <= set(dir(module))
+
+
+@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_the_plain_computation(shaped, method, size):
+    name, model, processor = shaped
+    module, image = model_module(kind_of(name)), photo(*size)
+    prompt, general = prompts(module, model, processor)
+    for keywords, layers in layer_cases(model, method):
+        found = getattr(module, method)(image, prompt, general, model, processor, **keywords)
+        wanted = PLAIN[method](PLAIN_KINDS[kind_of(name)], model, processor, image, prompt, general, layers)
+        assert found.dtype == np.float32
+        assert found.shape == wanted.shape
+        assert np.isfinite(found).all()
+        assert (found >= 0).all()
+        assert found.std() > 0
+        assert relative_error(found, wanted) <= TOLERANCE[method], keywords
+
+
+def test_the_map_covers_the_image_or_what_the_processor_shows_of_it(shaped):
+    name, model, processor = shaped
+    look = model_module(kind_of(name)).rel_att.look_class([photo(200, 100)], model, processor)
+    assert look.regions == [(50, 0, 150, 100) if kind_of(name) == "llava" else (0, 0, 200, 100)]
+    h, w = look.grid
+    assert (w > h) == (kind_of(name) in ("llava_next", "qwen2_5"))  # these keep the aspect ratio
+
+
+def test_the_three_methods_give_three_maps(small):
+    _, module, model, processor = small
+    ask = (photo(), *prompts(module, model, processor), model, processor)
+    maps = [getattr(module, method)(*ask, **some_layer(method)) for method in PLAIN]
+    assert len({att_map.tobytes() for att_map in maps}) == 3
+
+
+def decided_photo(kind, model, processor, prompt):
+    """The one of some pictures for which the likeliest token leads by most: rounding must not make it another token."""
+    leads = {}
+    for seed in range(8):
+        top = PLAIN_KINDS[kind](model, processor, photo(seed=seed), prompt).logits.topk(2).values
+        leads[float(top[0] - top[1])] = seed
+    return photo(seed=leads[max(leads)])
+
+
+# In bfloat16 every step is rounded to 8 bits, in the plain computation too; so ours is held against the plain one in
+# float32 on the same (rounded) weights. The stated bounds are shares of the map's maximum.
+@pytest.mark.parametrize(("method", "bound"), [("rel_att", 0.05), ("grad_att", 0.05), ("pure_grad", 0.15)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_stays_near_the_plain_computation(kind, method, bound):
+    module, (model, processor) = model_module(kind), KINDS[kind](layers=3)
+    prompt, general = prompts(module, model, processor)
+    model.bfloat16().float()
+    image = decided_photo(kind, model, processor, prompt)
+    wanted = PLAIN[method](PLAIN_KINDS[kind], model, processor, image, prompt, general, (1,))
+    found = getattr(module, method)(image, prompt, general, model.bfloat16(), processor, **some_layer(method))
+    assert found.dtype == np.float32
+    assert relative_error(found, wanted) <= bound
+
+
+def state_of(model):
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    return (
+        [config._attn_implementation for config in configs],
+        [module.training for module in model.modules()],
+        [parameter.requires_grad for parameter in model.parameters()],
+        [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        getattr(model.model, "rope_deltas", None) if hasattr(model, "model") else None,
+        torch.is_grad_enabled(),
+    )
+
+
+@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_attention_implementation_and_the_model_is_left_as_found(kind, method, implementation):
+    module, (model, processor) = model_module(kind), KINDS[kind](layers=3, attn_implementation=implementation)
+    ask = (photo(), *prompts(module, model, processor), model, processor)
+    PLAIN_KINDS[kind](model, processor, photo(), ask[1])  # transformers installs hooks of its own at a first pass
+    model.train()
+    before, weights = state_of(model), {name: value.clone() for name, value in model.state_dict().items()}
+    function = getattr(module, method)
+    with torch.inference_mode():
+        inside = function(*ask, **some_layer(method))
+    outside = function(*ask[:3], model.eval(), processor, **some_layer(method))
+    assert np.array_equal(inside, outside)
+    assert state_of(model.train()) == before
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["rel_att", "grad_att"])
+def test_the_model_is_left_as_found_after_an_exception(small, monkeypatch, method):
+    _, module, model, processor = small
+    ask = (photo(), *prompts(module, model, processor), model, processor)
+    getattr(module, method)(*ask, layer=1)
+    before = state_of(model)
+    monkeypatch.setattr("attention.Watch.read", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        getattr(module, method)(*ask, layer=1)
+    assert state_of(model) == before
+    assert not attention._WATCHES
+
+
+@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_offloaded_model_gives_the_same_maps_and_answers(kind, method):
+    module, (model, processor) = model_module(kind), KINDS[kind](layers=3)
+    prompt, general = prompts(module, model, processor)
+    ask = (photo(), prompt, general, model, processor)
+    wanted = getattr(module, method)(*ask, **some_layer(method))
+    answer = module.rel_att.look_class([photo()], model, processor).answer(prompt)
+    accelerate.cpu_offload(model)
+    assert relative_error(getattr(module, method)(*ask, **some_layer(method)), wanted) <= 1e-6
+    assert module.rel_att.look_class([photo()], model, processor).answer(prompt) == answer
+    assert next(model.parameters()).device.type == "meta"
+
+
+def stock_answer(kind, model, processor, images, prompt):
+    """What `generate` makes of the processor's own inputs, with another image's place after the first if need be."""
+    if kind == "blip" and len(images) == 2:
+        return stock_blip_answer(model, processor, images, prompt)
+    block = "<|vision_start|><|image_pad|><|vision_end|>" if kind == "qwen2_5" else "<image>"
+    text = prompt.replace(block, block * len(images))
+    inputs = PLAIN_KINDS[kind].prepare(Stub(model, processor), images, text)
+    output = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+    return processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+class Stub:
+    def __init__(self, model, processor):
+        self.model, self.processor = model, processor
+
+
+def stock_blip_answer(model, processor, images, prompt):
+    """Two images for InstructBLIP: the Q-Former's outputs for each, one after the other; its processor knows only one."""
+    inputs = [processor(images=image, text=prompt, return_tensors="pt") for image in images]
+    features = [
+        model.get_image_features(each["pixel_values"], each["qformer_input_ids"], each["qformer_attention_mask"])
+        for each in inputs
+    ]
+    embeds = [model.get_input_embeddings()(inputs[0]["input_ids"][:, model.config.num_query_tokens :])]
+    embeds = torch.cat([each.pooler_output for each in features] + embeds, 1)
+    output = model.language_model.generate(inputs_embeds=embeds, max_new_tokens=20, do_sample=False)
+    return processor.tokenizer.decode(output[0], skip_special_tokens=True).strip()
+
+
+def test_answers_equal_stock_generation(small):
+    kind, module, model, processor = small
+    image, crop = photo(), photo(50, 50, seed=1)
+    prompt, _ = prompts(module, model, processor)
+    look = module.rel_att.look_class([image], model, processor)
+    alone, pair = (stock_answer(kind, model, processor, images, prompt) for images in ([image], [image, crop]))
+    assert alone
+    assert look.answer(prompt) == [alone]
+    assert look.answer(prompt, layers=(0, 2)) == [alone]
+    assert look.answer(prompt, crops=[crop]) == [pair]
+
+
+def test_an_answer_ends_where_the_checkpoint_ends_it(small, monkeypatch):
+    kind, module, model, processor = small
+    prompt, _ = prompts(module, model, processor)
+    look = module.rel_att.look_class([photo()], model, processor)
+    scripts = []
+    decode = processor.tokenizer.decode
+    monkeypatch.setattr(
+        processor.tokenizer, "decode", lambda ids, **options: scripts.append(ids) or decode(ids, **options)
+    )
+    look.answer(prompt)
+    (whole,) = scripts
+    assert len(whole) == 20
+    ends = [whole[7], len(processor.tokenizer)]
+    generator = model.language_model if kind == "blip" else model
+    monkeypatch.setattr(generator.generation_config, "eos_token_id", ends)
+    monkeypatch.setattr(generator.generation_config, "repetition_penalty", 50.0)  # no other setting counts
+    look.answer(prompt)
+    assert scripts[1] == whole[: whole.index(whole[7])]
+
+
+def test_the_map_read_off_an_answer_is_the_map_of_its_own_pass(small):
+    _, module, model, processor = small
+    prompt, _ = prompts(module, model, processor)
+    answering, looking = (module.rel_att.look_class([photo()], model, processor) for _ in range(2))
+    answering.answer(prompt, layers=(1, 2))
+    answering._forward = None  # the question's map must come without another pass
+    torch.testing.assert_close(answering.attention(prompt, (1, 2)), looking.attention(prompt, (1, 2)))
+
+
+@pytest.mark.parametrize("method", PLAIN)
+def test_a_batch_of_images_equals_each_alone(small, method):
+    _, module, model, processor = small
+    images, rest = [photo(seed=seed) for seed in range(3)], (*prompts(module, model, processor), model, processor)
+    function = getattr(module, method)
+    together = function(images, *rest, **some_layer(method))
+    for image, found in zip(images, together, strict=True):
+        assert relative_error(found, function(image, *rest, **some_layer(method))) <= 1e-4
+
+
+def test_the_order_of_questions_does_not_matter(small):
+    _, module, model, processor = small
+    prompt, general = prompts(module, model, processor)
+    look = module.rel_att.look_class([photo()], model, processor)
+    maps = [function.of(look, prompt, general, 1) for function in (module.grad_att, module.rel_att)]
+    first = look.answer(prompt)
+    look.answer(prompt, crops=[photo(seed=4)])
+    look.attention(general, (0, 1))
+    assert look.answer(prompt) == first
+    fresh = module.rel_att.look_class([photo()], model, processor)
+    again = [function.of(fresh, prompt, general, 1) for function in (module.grad_att, module.rel_att)]
+    assert all(np.array_equal(one, other) for one, other in zip(maps, again, strict=True))
+
+
+@pytest.mark.parametrize("layer", [3, -1, 1.0, True, "all", [1, "mean"], [], None])
+def test_a_layer_that_does_not_exist_names_the_range(small, layer):
+    _, module, model, processor = small  # None: the family's own layer, which this small model does not have
+    with pytest.raises(ValueError, match="0 to 2"):
+        module.rel_att(photo(), *prompts(module, model, processor), model, processor, layer=layer)
+
+
+def test_a_list_of_layers_is_averaged(small):
+    _, module, model, processor = small
+    ask = (photo(), *prompts(module, model, processor), model, processor)
+    one, two = (module.rel_att(*ask, layer=layer) for layer in (1, np.int64(2)))
+    np.testing.assert_allclose(module.rel_att(*ask, layer=[2, 1, 1]), (one + two) / 2, rtol=1e-5)
+
+
+def test_pure_grad_refuses_a_layer(small):
+    _, module, model, processor = small
+    with pytest.raises(ValueError, match="reads pixels"):
+        module.pure_grad(photo(), *prompts(module, model, processor), model, processor, layer=1)
+
+
+def test_the_default_layer_is_the_modules_constant_or_the_checkpoints_own(small, monkeypatch):
+    kind, module, model, processor = small
+    ask = (photo(), *prompts(module, model, processor), model, processor)
+    monkeypatch.setattr(module, "LM_LAYER" if kind == "blip" else "ATT_LAYER", 2)
+    assert np.array_equal(module.rel_att(*ask), module.rel_att(*ask, layer=2))
+    monkeypatch.setattr(model.config, "att_layer", 1, raising=False)
+    assert np.array_equal(module.rel_att(*ask), module.rel_att(*ask, layer=1))
+    assert not np.array_equal(module.rel_att(*ask, layer=1), module.rel_att(*ask, layer=2))
+
+
+def test_unknown_geometry_is_refused(small):
+    _, module, model, processor = small
+    with pytest.raises(ValueError, match="not 'square'"):
+        module.rel_att.look_class([photo()], model, processor, geometry="square")
+
+
+@pytest.mark.parametrize("geometry", ["exact", "upstream"])
+def test_the_edge_mask_covers_the_models_input(shaped, geometry):
+    name, model, processor = shaped
+    look = model_module(kind_of(name)).pure_grad.look_class([photo(200, 100)], model, processor, geometry=geometry)
+    mask, (h, w) = look.edge_mask(), look.grid
+    assert mask.dtype == torch.bool
+    assert mask.shape[1] % h == 0 or kind_of(name) == "llava"
+    assert mask.shape[1] // h == mask.shape[2] // w
+    assert 0.2 < mask.float().mean() <= 0.5
+
+
+def test_builders_cover_every_module():
+    assert {kind_of(name) for name in BUILDERS} == {row["module"].removesuffix("_methods") for row in MODELS.values()}
