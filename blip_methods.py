@@ -7,16 +7,9 @@ on 32 tokens. So a map is the attention of the last token to the queries times t
 import torch
 from transformers import AutoProcessor, InstructBlipForConditionalGeneration
 
-from attention import (
-    Look,
-    MapFunction,
-    brought_in,
-    gradient_attention,
-    pure_gradient,
-    relative_attention,
-    valid_layer,
-    watch,
-)
+from attention import brought_in, watch
+from look import Look, valid_layer
+from maps import MapFunction, gradient_attention, pure_gradient, relative_attention
 
 QFORMER_LAYER = 2  # counts the layers that have cross-attention: every second one, so layer 4 of the Q-Former
 LM_LAYER = 15
@@ -55,7 +48,7 @@ def crossing_attention(model, layer=None):
 
 
 class BlipLook(Look):
-    """What an InstructBLIP model has seen of some images (see `attention.Look`).
+    """What an InstructBLIP model has seen of some images (see `look.Look`).
 
     Args:
         images: PIL images or paths; they are squashed to the model's square, so a map covers the whole image.

@@ -1,4 +1,4 @@
-"""The tables: models, tasks, methods and options. Everything else (choices, score table, tests) is derived from them."""
+"""The tables: models, tasks, methods, options. Everything else (choices, score table, tests) is derived from them."""
 
 GENERAL_PROMPT = "Write a general description of the image."
 
@@ -43,15 +43,15 @@ METHODS = {
 OPTIONS = {
     "geometry": {
         "choices": ("exact", "upstream"),
-        "help": "which pixels the map covers: what the model saw (exact, the default), or as the published code has it",
+        "help": "which pixels the map covers: those that the model saw (exact, the default), or as published",
     },
     "image_fit": {
         "choices": ("processor", "pad"),
-        "help": "LLaVA-1.5: what it is shown of an image that is not square: as its processor cuts it (the default), or "
-        "all of it, padded to a square",
+        "help": "LLaVA-1.5: what it is shown of an image: what its processor cuts out (processor, the default), or "
+        "all of it, padded to a square (pad)",
     },
     "min_pixels": {"type": int, "help": "Qwen2.5-VL: images are scaled up to so many pixels"},
-    "max_pixels": {"type": int, "help": "Qwen2.5-VL: images are scaled down to so many pixels (default 256 * 28 * 28)"},
+    "max_pixels": {"type": int, "help": "Qwen2.5-VL: images are scaled down to so many pixels (by default 200704)"},
     "qformer_layer": {
         "type": int,
         "help": "InstructBLIP: Q-Former layer to read, counting from 0 those with cross-attention (default 2)",

@@ -5,7 +5,8 @@ To add a model of your own, write a module like this one and name it in info.MOD
 
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from attention import Look, MapFunction, gradient_attention, pure_gradient, relative_attention
+from look import Look
+from maps import MapFunction, gradient_attention, pure_gradient, relative_attention
 from utils import pad_to_square
 
 ATT_LAYER = 14
@@ -14,7 +15,7 @@ MODEL_CLASS, load_processor = LlavaForConditionalGeneration, AutoProcessor.from_
 
 
 class LlavaLook(Look):
-    """What a LLaVA model has seen of some images (see `attention.Look`).
+    """What a LLaVA model has seen of some images (see `look.Look`).
 
     Args:
         images: PIL images or paths; one KV prefix is kept per image.

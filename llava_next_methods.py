@@ -8,7 +8,9 @@ import torch
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from attention import Look, MapFunction, brought_in, gradient_attention, pure_gradient, relative_attention
+from attention import brought_in
+from look import Look
+from maps import MapFunction, gradient_attention, pure_gradient, relative_attention
 
 ATT_LAYER = 14
 PROMPT = "USER: <image>\n{question} Answer the question using a single word or phrase. ASSISTANT:"
@@ -16,7 +18,7 @@ MODEL_CLASS, load_processor = LlavaNextForConditionalGeneration, AutoProcessor.f
 
 
 class LlavaNextLook(Look):
-    """What a LLaVA-NeXT model has seen of some images (see `attention.Look`).
+    """What a LLaVA-NeXT model has seen of some images (see `look.Look`).
 
     Args:
         images: PIL images or paths; those of one look have one size. A map covers the whole image.

@@ -6,7 +6,8 @@ An image keeps its aspect ratio, so grids vary; 2 x 2 patches become one token; 
 import torch
 from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from attention import Look, MapFunction, gradient_attention, pure_gradient, relative_attention
+from look import Look
+from maps import MapFunction, gradient_attention, pure_gradient, relative_attention
 from utils import MAX_PIXELS, resize_to_multiple
 
 ATT_LAYER = 22
@@ -35,12 +36,12 @@ def chat_prompt(processor, text):
     )
 
 
-class Qwen2_5Look(Look):
-    """What a Qwen2.5-VL model has seen of some images (see `attention.Look`).
+class QwenLook(Look):
+    """What a Qwen2.5-VL model has seen of some images (see `look.Look`).
 
     Args:
         images: PIL images or paths; those of one look have one size. A map covers the whole image.
-        model, processor: a loaded Qwen2_5_VLForConditionalGeneration and its processor (with or without its video half).
+        model, processor: a loaded Qwen2_5_VLForConditionalGeneration and its processor, with or without its video half.
         geometry: "exact", or "upstream" for the published edge mask of pure_grad.
         min_pixels, max_pixels: every image and crop is scaled into this range; default: the checkpoint's
             `config.min_pixels` and `config.max_pixels`, else its processor's minimum and 256 * 28 * 28.
@@ -118,6 +119,6 @@ class Qwen2_5Look(Look):
         return {"num_img_tokens": sum(map(self.token_count, (self.inputs, self.preprocess([crop]))))}
 
 
-rel_att = rel_attention_qwen2_5 = MapFunction("rel_attention_qwen2_5", Qwen2_5Look, relative_attention)
-grad_att = gradient_attention_qwen2_5 = MapFunction("gradient_attention_qwen2_5", Qwen2_5Look, gradient_attention)
-pure_grad = pure_gradient_qwen2_5 = MapFunction("pure_gradient_qwen2_5", Qwen2_5Look, pure_gradient)
+rel_att = rel_attention_qwen2_5 = MapFunction("rel_attention_qwen2_5", QwenLook, relative_attention)
+grad_att = gradient_attention_qwen2_5 = MapFunction("gradient_attention_qwen2_5", QwenLook, gradient_attention)
+pure_grad = pure_gradient_qwen2_5 = MapFunction("pure_gradient_qwen2_5", QwenLook, pure_gradient)

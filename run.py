@@ -24,8 +24,8 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import utils
-from attention import MapFunction
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS
+from maps import MapFunction
 from records import ROOT, Results, check_record, in_repository, load_task
 
 
@@ -49,11 +49,11 @@ class Case:
     """One question about the image of a look: the original answer and every method's work share the look.
 
     Args:
-        look: an attention.Look of one image.
+        look: an look.Look of one image.
         question: asked with the model's template.
         short_question: asked in its place for the map only (V*).
         record: the data record, for boxes that come from it (gt_crop, random_crop).
-        layer: see attention.MapFunction; for the methods that read layers.
+        layer: see maps.MapFunction; for the methods that read layers.
     """
 
     def __init__(self, look, question, short_question=None, record=None, layer=None):
@@ -144,7 +144,7 @@ def model_module(name):
 
 
 def look_class(module):
-    """The attention.Look that a model's methods share."""
+    """The look.Look that a model's methods share."""
     return module.rel_att.look_class
 
 

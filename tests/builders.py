@@ -26,7 +26,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from info import GENERAL_PROMPT
 from llava_methods import PROMPT
 from qwen2_5_methods import ImageTextProcessor
-from tiny.models import Qwen2_5 as TinyQwen
+from tiny.models import Qwen as TinyQwen
 from tiny.models import make_tokenizer
 
 torch.set_num_threads(2)

@@ -122,7 +122,7 @@ class PlainBlip(Plain):
     cell = 14
 
 
-class PlainQwen2_5(Plain):
+class PlainQwen(Plain):
     copies, cell = 2, 28
 
     def prepare(self, images, prompt):
@@ -146,7 +146,7 @@ class PlainQwen2_5(Plain):
         return picture.reshape(numbers.shape).permute(1, 2, 0).float()
 
 
-PLAIN_KINDS = {"llava": PlainLlava, "llava_next": PlainLlavaNext, "blip": PlainBlip, "qwen2_5": PlainQwen2_5}
+PLAIN_KINDS = {"llava": PlainLlava, "llava_next": PlainLlavaNext, "blip": PlainBlip, "qwen2_5": PlainQwen}
 
 
 def rel_att(kind, model, processor, image, prompt, general, layers):

@@ -8,11 +8,11 @@ import torch
 from builders import GENERAL, QUESTION, build_blip, build_llava_next, build_qwen2_5, photo
 
 import blip_methods
-from attention import MapFunction, ratio, relative_attention
 from blip_methods import BlipLook, rel_attention_blip
 from llava_methods import LlavaLook, grad_att, pure_grad, rel_att
 from llava_next_methods import LlavaNextLook
-from qwen2_5_methods import Qwen2_5Look, load_processor, rel_attention_qwen2_5
+from maps import MapFunction, ratio, relative_attention
+from qwen2_5_methods import QwenLook, load_processor, rel_attention_qwen2_5
 from utils import encode_base64, high_res, prepare_qwen2_5_input, resize_to_multiple
 
 METHODS = {"rel_att": rel_att, "grad_att": grad_att, "pure_grad": pure_grad}
@@ -161,7 +161,7 @@ def test_an_empty_prompt_is_refused(blip):
 @pytest.mark.parametrize("limits", [{}, {"max_pixels": 20 * 28 * 28}, {"min_pixels": 30 * 28 * 28}])
 def test_every_image_is_scaled_into_the_pixel_range(qwen, size, limits):
     model, processor = qwen
-    look = Qwen2_5Look([photo(*size)], model, processor, **limits)
+    look = QwenLook([photo(*size)], model, processor, **limits)
     h, w = look.grid
     high = limits.get("max_pixels", model.config.max_pixels) // 28**2
     assert 1 <= h * w <= high + max(h, w)
@@ -172,16 +172,16 @@ def test_every_image_is_scaled_into_the_pixel_range(qwen, size, limits):
 def test_the_default_range_is_the_papers(qwen, monkeypatch):
     model, processor = qwen
     monkeypatch.delattr(model.config, "max_pixels")
-    h, w = Qwen2_5Look([photo(1400, 1400)], model, processor).grid
+    h, w = QwenLook([photo(1400, 1400)], model, processor).grid
     assert (h, w) == (16, 16)
     with pytest.raises(ValueError, match="leave no size"):
-        Qwen2_5Look([photo()], model, processor, min_pixels=5000, max_pixels=4000)
+        QwenLook([photo()], model, processor, min_pixels=5000, max_pixels=4000)
 
 
 def test_a_canvas_shows_the_picture(qwen):
     model, processor = qwen
     image, settings = photo(84, 56), processor.image_processor
-    look = Qwen2_5Look([image], model, processor)
+    look = QwenLook([image], model, processor)
     shown = look.canvas(look.pixels)
     assert torch.equal(shown[:, 0], shown[:, 1])
     pixels = shown[0, 0].permute(1, 2, 0).numpy() * settings.image_std + np.array(settings.image_mean)
@@ -190,7 +190,7 @@ def test_a_canvas_shows_the_picture(qwen):
 
 def test_a_bare_question_is_put_into_the_chat_template(qwen):
     model, processor = qwen
-    look = Qwen2_5Look([photo()], model, processor)
+    look = QwenLook([photo()], model, processor)
     suffix = " Answer the question using a single word or phrase."
     assert look.prompt("why?").count("<|image_pad|>") == 1
     ask = ("why?" + suffix, "what?" + suffix, model, processor)
@@ -201,12 +201,12 @@ def test_a_bare_question_is_put_into_the_chat_template(qwen):
 
 def test_the_record_counts_the_image_tokens_of_both_images(qwen):
     model, processor = qwen
-    look = Qwen2_5Look([photo(112, 56)], model, processor)
+    look = QwenLook([photo(112, 56)], model, processor)
     assert look.record_fields(photo(56, 56)) == {"num_img_tokens": 4 * 2 + 2 * 2}
 
 
 def test_images_of_one_look_have_one_size(qwen, llava_next):
-    for kind, loaded in ((Qwen2_5Look, qwen), (LlavaNextLook, llava_next)):
+    for kind, loaded in ((QwenLook, qwen), (LlavaNextLook, llava_next)):
         with pytest.raises(ValueError, match="maps of one size"):
             kind([photo(90, 70), photo(40, 130)], *loaded)
 
@@ -222,7 +222,7 @@ def test_qwens_processor_needs_no_torchvision_and_gives_the_stock_grid(qwen, tmp
     for size in ((300, 200), (91, 640), (1200, 1100)):
         high, wide = smart_resize(*resize_to_multiple(photo(*size), 28).size[::-1], 28, 56 * 56, 36 * 28 * 28)
         for each in (processor, again):
-            assert Qwen2_5Look([photo(*size)], model, each).grid == (high // 28, wide // 28)
+            assert QwenLook([photo(*size)], model, each).grid == (high // 28, wide // 28)
 
 
 def test_chat_messages_become_the_models_inputs(qwen, tmp_path):
@@ -231,7 +231,7 @@ def test_chat_messages_become_the_models_inputs(qwen, tmp_path):
     image.save(tmp_path / "image.png")
     uri = "data:image/png;base64," + encode_base64(image)
     assert base64.b64decode(uri.partition(",")[2])[:4] == b"\x89PNG"
-    look, pixels = Qwen2_5Look([image], model, processor), []
+    look, pixels = QwenLook([image], model, processor), []
     for source in (image, str(tmp_path / "image.png"), f"file://{tmp_path}/image.png", uri):
         parts = [{"type": "image", "image": source}, {"type": "text", "text": "why?"}]
         inputs = prepare_qwen2_5_input([{"role": "user", "content": parts}], processor, max_pixels=36 * 28 * 28)
@@ -270,7 +270,7 @@ def test_the_canvas_of_tiles_is_the_image(llava_next):
 def test_a_short_question_is_asked_for_the_map_only(qwen, monkeypatch):
     from run import Case
 
-    look = Qwen2_5Look([photo()], *qwen)
+    look = QwenLook([photo()], *qwen)
     case = Case(look, "a long one?", "short?", layer=1)
     asked = []
     attention = look.attention

@@ -190,7 +190,7 @@ class Stub:
 
 
 def stock_blip_answer(model, processor, images, prompt):
-    """Two images for InstructBLIP: the Q-Former's outputs for each, one after the other; its processor knows only one."""
+    """Two images for InstructBLIP: the Q-Former's outputs for each, one after the other. Its processor knows one."""
     inputs = [processor(images=image, text=prompt, return_tensors="pt") for image in images]
     features = [
         model.get_image_features(each["pixel_values"], each["qformer_input_ids"], each["qformer_attention_mask"])

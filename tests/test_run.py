@@ -203,7 +203,7 @@ def test_methods_share_the_work(checkpoint, dataset, monkeypatch):
 
 def test_a_map_with_nan_is_an_error_of_its_record(checkpoint, dataset, monkeypatch):
     broken = np.full((1, 4, 4), np.nan, dtype=np.float32)
-    monkeypatch.setattr("attention.MapFunction.of", lambda *_: broken)
+    monkeypatch.setattr("maps.MapFunction.of", lambda *_: broken)
     run.main(options(checkpoint, dataset))
     assert all("16 of the importance map's 16 cells" in record["error"] for record in results(dataset, "rel_att"))
 

@@ -1,7 +1,6 @@
 """The embedded models and their scenes: fair data, real checkpoints, and answers that they generate."""
 
 import dataclasses
-import json
 import random
 
 import numpy as np
@@ -12,11 +11,12 @@ from transformers import LlavaForConditionalGeneration
 
 import tiny.train
 from get_score import exact
-from info import GENERAL_PROMPT, MODELS
+from info import MODELS
 from records import ROOT, load_task
 from run import load_model, look_class, model_module, vicrop_qa
-from tiny.models import FAMILIES, IGNORE, turn_into_blip_tower, turn_into_qwen_tower
-from tiny.scenes import SIZE_CLASSES, describe, make_scene, write_dataset
+from tiny.models import FAMILIES, IGNORE
+from tiny.scenes import SIZE_CLASSES, make_scene, write_dataset
+from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
 from tiny.train import STAGES, normalised, patch_labels, pixels, turns_about, window_around
 from tools.findings import attention_ratio
 

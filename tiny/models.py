@@ -8,7 +8,6 @@ import math
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch.nn import functional as F
 from transformers import (
     CLIPVisionConfig,
     InstructBlipConfig,
@@ -32,8 +31,8 @@ import blip_methods
 import llava_methods
 import qwen2_5_methods
 from info import GENERAL_PROMPT
-from records import ROOT
 from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS
+from tiny.towers import trained_clip, turn_into_blip_tower, turn_into_qwen_tower
 
 IGNORE = -100  # label of a token that is no part of an answer
 TEXT = {"hidden_size": 128, "intermediate_size": 304, "num_hidden_layers": 6, "num_attention_heads": 8}
@@ -106,74 +105,6 @@ def pack(prefix, turns, length, pad):
     return ids, labels, positions, mask.tril()
 
 
-# ------------------------------------------------------------------------------------- from llava_tiny's vision tower
-# The other towers begin with its weights, so that they need a short look stage only. Layer by layer the functions are
-# the same; what has no counterpart (CLIP's norm before the first layer, its learned positions in Qwen's tower) is
-# approximated or dropped, and training has to mend it.
-def trained_clip():
-    return LlavaForConditionalGeneration.from_pretrained(ROOT / "data/tiny/llava").model.vision_tower
-
-
-def centred(weight):
-    """Without its mean over the output channels: what a layer norm afterwards would remove anyway."""
-    return weight - weight.mean(0)
-
-
-def patch_weights(clip, values):
-    """(channels, 3, p, p) with CLIP's first norm in them, its standard deviation the average over `values`; scale."""
-    scale = clip.pre_layrnorm.weight / clip.embeddings(values).std(-1).mean()
-    return centred(clip.embeddings.patch_embedding.weight) * scale[:, None, None, None], scale
-
-
-def query_key_value(layer):
-    parts = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
-    return torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
-
-
-@torch.no_grad()
-def turn_into_blip_tower(vision, clip, values):
-    """Copy a trained CLIP tower into an InstructBLIP tower of the same shape; `values` are example pixels."""
-    old, new = clip.embeddings, vision.embeddings
-    patches, scale = patch_weights(clip, values)
-    new.patch_embedding.weight.copy_(patches), new.patch_embedding.bias.zero_()
-    new.class_embedding.copy_(centred(old.class_embedding) * scale)
-    places = old.position_embedding.weight
-    new.position_embedding.copy_((places - places.mean(-1, keepdim=True)) * scale + clip.pre_layrnorm.bias)
-    for mine, theirs in zip(vision.encoder.layers, clip.encoder.layers, strict=True):
-        weight, bias = query_key_value(theirs)
-        mine.self_attn.qkv.weight.copy_(weight), mine.self_attn.qkv.bias.copy_(bias)
-        mine.self_attn.projection.load_state_dict(theirs.self_attn.out_proj.state_dict())
-        for name in ("mlp", "layer_norm1", "layer_norm2"):
-            getattr(mine, name).load_state_dict(getattr(theirs, name).state_dict())
-
-
-@torch.no_grad()
-def turn_into_qwen_tower(vision, clip, values):
-    """Copy a trained CLIP tower into a Qwen2.5-VL tower of the same width; `values` are example pixels.
-
-    On a centred stream a layer norm is an RMS norm and a bias; a gated MLP whose second factor is 1 is a plain one.
-    It keeps the strongest of the MLP's channels.
-    """
-    patches, _ = patch_weights(clip, values)
-    vision.patch_embed.proj.weight.copy_(patches[:, :, None].expand_as(vision.patch_embed.proj.weight) / 2)
-    for mine, theirs in zip(vision.blocks, clip.encoder.layers, strict=True):
-        weight, bias = query_key_value(theirs)
-        mine.norm1.weight.copy_(theirs.layer_norm1.weight), mine.norm2.weight.copy_(theirs.layer_norm2.weight)
-        mine.attn.qkv.weight.copy_(weight), mine.attn.qkv.bias.copy_(bias + weight @ theirs.layer_norm1.bias)
-        out, up, down = theirs.self_attn.out_proj, theirs.mlp.fc1, theirs.mlp.fc2
-        mine.attn.proj.weight.copy_(centred(out.weight)), mine.attn.proj.bias.copy_(centred(out.bias))
-        strength = up.weight.norm(dim=1) * down.weight.norm(dim=0)
-        kept = strength.topk(mine.mlp.gate_proj.out_features).indices
-        bias = up.bias + up.weight @ theirs.layer_norm2.bias
-        mine.mlp.gate_proj.weight.copy_(up.weight[kept]), mine.mlp.gate_proj.bias.copy_(bias[kept])
-        mine.mlp.up_proj.weight.zero_(), mine.mlp.up_proj.bias.fill_(1)
-        (
-            mine.mlp.down_proj.weight.copy_(centred(down.weight)[:, kept]),
-            mine.mlp.down_proj.bias.copy_(centred(down.bias)),
-        )
-
-
-# ---------------------------------------------------------------------------------------------------- the three kinds
 class Family:
     """What training knows about a kind of model; this base asks by packing all turns about an image behind it.
 
@@ -304,7 +235,7 @@ class Llava(Family):
         ).last_hidden_state
 
 
-class Qwen2_5(Family):
+class Qwen(Family):
     """Qwen2.5-VL: windowed vision tower with rotary positions, 2x2 merger, grouped-query language model with mrope.
 
     It keeps an image's aspect ratio and shows it in about 64 cells of 16 x 16 pixels.
@@ -397,7 +328,7 @@ class Qwen2_5(Family):
 class Blip(Family):
     """InstructBLIP: vision tower, Q-Former that reads the question, Llama. Its vision tower begins as llava_tiny's.
 
-    The Q-Former's outputs depend on the question, so every question is a row of its own; the vision features are shared.
+    The Q-Former's outputs depend on the question, so every question is a row of its own; vision features are shared.
     """
 
     side, cell = 112, 8
@@ -477,4 +408,4 @@ class Blip(Family):
         return self.model.get_decoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
 
 
-FAMILIES = {"llava": Llava, "blip": Blip, "qwen2_5": Qwen2_5}
+FAMILIES = {"llava": Llava, "blip": Blip, "qwen2_5": Qwen}

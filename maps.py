@@ -1,0 +1,97 @@
+"""The importance maps of ViCrop (arXiv 2502.17422, section 4): each method is a short formula over a look."""
+
+import inspect
+
+import numpy as np
+import torch
+
+from look import LOOK_BATCH
+from utils import join_maps
+
+
+def ratio(a, b):
+    """a / b cell by cell. 0/0 is 1; x/0 is x over the smallest positive value of b's own map (h, w).
+
+    Always finite: quotients end at 1e30, which no attention reaches unless b underflows.
+    """
+    positive = b.masked_fill(b <= 0, float("inf")).amin((-2, -1), keepdim=True)
+    floor = torch.where(positive.isinf(), torch.ones_like(positive), positive)
+    quotient = (a / torch.where(b > 0, b, floor)).clamp(max=1e30)
+    return torch.where((a == 0) & (b == 0), torch.ones_like(a), quotient)
+
+
+def relative_attention(look, prompt, general_prompt, layers):
+    """rel_att, A(q) / A(q') with A the head-mean of A_st, per layer and then averaged. (batch, h, w) float32 tensor."""
+    specific, general = (look.attention(each, layers).mean(2) for each in (prompt, general_prompt))
+    return ratio(specific, general).mean(1)
+
+
+def gradient_attention(look, prompt, general_prompt, layers):
+    """grad_att, head-mean of A_st * relu(dv/dA_st), averaged over layers. (batch, h, w); needs no general prompt."""
+    return look.weighted_attention(prompt, layers).mean((1, 2))
+
+
+def pure_gradient(look, prompt, general_prompt):
+    """pure_grad, G(q) / G(q') per pixel where the image has edges, averaged over each patch. (batch, h, w)."""
+    specific, general = look.pixel_gradients([prompt, general_prompt])
+    masked = ratio(specific, general) * look.edge_mask().to(specific.device)
+    h, w = look.grid
+    height, width = masked.shape[1] // h, masked.shape[2] // w
+    patches = masked[:, : h * height, : w * width].reshape(-1, h, height, w, width)  # what no patch holds is not seen
+    return patches.mean((2, 4))
+
+
+READS_PREFILL = {relative_attention}  # made of rows that an answer's own first pass holds
+
+
+class MapFunction:
+    """A method on a model: `(image, prompt, general_prompt, model, processor) -> float32 ndarray (h, w)`.
+
+    Args of a call:
+        image: PIL image or path, or a list of them, which go through the model together and give (batch, h, w).
+        prompt: the whole prompt of the question, template included.
+        general_prompt: the same for the general question (`info.GENERAL_PROMPT`); grad_att does not need it.
+        model, processor: as loaded, in any dtype and with any attention implementation; left as they were.
+        layer: zero-based layer of the language model, a list of them, or "mean"; not for methods that read no layer.
+        look: keywords of the model's look, such as `geometry="exact" | "upstream"`.
+    Raises:
+        ValueError: a layer that the model does not have; a layer for a method that reads none.
+    """
+
+    def __init__(self, name, look_class, formula):
+        self.__name__, self.__doc__ = name, f"{formula.__doc__}\n\n{type(self).__doc__}"
+        self.look_class, self.formula = look_class, formula
+        self.reads_layers = "layers" in inspect.signature(formula).parameters
+        self.reads_prefill = formula in READS_PREFILL
+
+    def __call__(self, image, prompt, general_prompt, model, processor, *, layer=None, **look):
+        images = list(image) if isinstance(image, (list, tuple)) else [image]
+        maps = []
+        for start in range(0, len(images), LOOK_BATCH):
+            seen = self.look_class(images[start : start + LOOK_BATCH], model, processor, **look)
+            maps.extend(self.of(seen, prompt, general_prompt, layer))
+        return np.stack(maps) if isinstance(image, (list, tuple)) else maps[0]
+
+    def of(self, look, prompt, general_prompt, layer=None):
+        """The same for a look that exists already: float32 ndarray (batch, h, w)."""
+        layers = self.layers(look.model, layer)
+        found = self.formula(look, prompt, general_prompt, *([layers] if self.reads_layers else []))
+        return found.float().cpu().numpy()
+
+    def of_tiles(self, look, prompt, general_prompt, layer=None):
+        """The `_high` map of a look's one image, joined from its tiles: float32 ndarray (rows * h, columns * w)."""
+        looks, rows, columns = look.tiles()
+        maps = [att_map for tiles in looks for att_map in self.of(tiles, prompt, general_prompt, layer)]
+        return join_maps(maps, rows, columns)
+
+    def high_res(self, image, prompt, general_prompt, model, processor, *, layer=None, **look):
+        """`of_tiles` for an image, with the arguments of a call; see utils.high_res."""
+        return self.of_tiles(self.look_class([image], model, processor, **look), prompt, general_prompt, layer)
+
+    def layers(self, model, layer=None):
+        """The layers that a call with `layer` reads; none for pure_grad, for which a layer is an error."""
+        if self.reads_layers:
+            return self.look_class.layers(model, layer)
+        if layer is not None:
+            raise ValueError(f"{self.__name__} reads pixels, not a layer: layer={layer!r} has no meaning for it")
+        return ()
