@@ -111,12 +111,13 @@ class Family:
     Attributes:
         model, processor: untrained, as `__init__` makes them.
         cell: side of a map cell in input pixels.
-        att_layer, ...: `constants`, the checkpoint's own, written into its config.json.
+        constants: the checkpoint's own (its layer, ...), written into its config.json; see the model cards.
     """
 
     cell: int
     keeps_aspect = False  # is an image's aspect ratio kept, or squashed?
     answer_start = " "  # between prompt and answer
+    stored = torch.float32  # dtype of the finished checkpoint
     turns_per_image = None  # None: all
 
     def __init__(self):
@@ -334,6 +335,7 @@ class Blip(Family):
     side, cell = 112, 8
     queries = 32
     turns_per_image = 5
+    stored = torch.float16  # its 3 M parameters would take more than 10 MB
     constants = {"att_layer": 2, "qformer_layer": 1}
 
     def make(self):

@@ -1,4 +1,4 @@
-"""The vision towers of blip_tiny and qwen2_5_tiny begin with llava_tiny's weights, so that they need a short look stage.
+"""The vision towers of blip_tiny and qwen2_5_tiny begin with llava_tiny's weights: their look stage can be short.
 
 Layer by layer the functions are the same. What has no counterpart (CLIP's norm before the first layer; in Qwen's tower
 its learned positions and the weaker channels of its MLPs) is approximated or dropped, and training has to mend it.
@@ -67,7 +67,5 @@ def turn_into_qwen_tower(vision, clip, values):
         bias = up.bias + up.weight @ theirs.layer_norm2.bias
         mine.mlp.gate_proj.weight.copy_(up.weight[kept]), mine.mlp.gate_proj.bias.copy_(bias[kept])
         mine.mlp.up_proj.weight.zero_(), mine.mlp.up_proj.bias.fill_(1)
-        (
-            mine.mlp.down_proj.weight.copy_(centred(down.weight)[:, kept]),
-            mine.mlp.down_proj.bias.copy_(centred(down.bias)),
-        )
+        mine.mlp.down_proj.weight.copy_(centred(down.weight)[:, kept])
+        mine.mlp.down_proj.bias.copy_(centred(down.bias))

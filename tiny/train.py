@@ -1,10 +1,11 @@
-"""Train an embedded model from nothing on generated scenes: minutes on a GPU, a few hours on two CPU cores.
+"""Train an embedded model on generated scenes: minutes on a GPU, an hour or two on two CPU cores.
 
-    python -m tiny.train llava          # killed? The same command goes on from the last checkpoint.
+    python -m tiny.train llava|blip|qwen2_5     # killed? The same command goes on from the last checkpoint.
 
-Three stages: the vision tower learns to name the sign under each patch; the language model learns to answer from frozen
-vision; then everything learns together, half of the time on pairs (image + random crop around *some* sign, chosen
-before and without the question). Each batch is a function of (stage, step) alone, so a resumed run sees the same data.
+Three stages: the vision tower learns to name the sign under each patch; the rest learns to answer from frozen vision;
+then it learns pairs too, half of the time (image + random crop around *some* sign, chosen before and without the
+question), with llava's tower learning again. Each batch is a function of (stage, step) alone, so a resumed run sees the
+same data. blip and qwen2_5 begin with the vision tower of data/tiny/llava.
 """
 
 import argparse
@@ -362,7 +363,7 @@ def train(name, folder, checkpoint, device, workers):
         save(number + 1, 0)
     for constant, value in family.constants.items():
         setattr(model.config, constant, value)
-    model.eval().save_pretrained(folder)
+    model.eval().to(family.stored).save_pretrained(folder)
     family.processor.save_pretrained(folder)
     made = {
         "seconds": round(state["seconds"]),
