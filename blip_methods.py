@@ -5,6 +5,7 @@ on 32 tokens. So a map is the attention of the last token to the queries times t
 """
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, InstructBlipForConditionalGeneration
 
 from attention import brought_in, watch
@@ -62,9 +63,8 @@ class BlipLook(Look):
 
     def __init__(self, images, model, processor, geometry="exact", qformer_layer=None):
         super().__init__(images, model, processor, geometry, qformer_layer=qformer_layer)
-        self._cross = crossing_attention(model, qformer_layer)
+        self._cross, self._connector = crossing_attention(model, qformer_layer), {}
         vision = model.config.vision_config
-        self.grid = tuple(side // vision.patch_size for side in self.pixels.shape[2:])
         self.bbox_size = vision.image_size
 
     @classmethod
@@ -95,41 +95,57 @@ class BlipLook(Look):
     def prompt(self, question):
         return PROMPT.format(question=question)
 
-    def token_count(self, inputs):
+    def grids_of(self, inputs):
+        count, _, *sides = inputs["pixel_values"].shape
+        return [tuple(side // self.model.config.vision_config.patch_size for side in sides)] * count
+
+    def token_count(self, grid):
         return self.model.config.num_query_tokens
 
     def tokens(self, prompt, counts):
         """The queries' places come before everything, also before the text's first token."""
         if not prompt.strip():
             raise ValueError("the prompt is empty")
-        text = self.processor.tokenizer(prompt, return_tensors="pt").input_ids
-        places = torch.full((1, sum(counts)), self.model.config.image_token_id)
-        return torch.cat([places, text], 1)
-
-    def image_span(self, ids):
-        return 0, self.model.config.num_query_tokens
+        text = self.processor.tokenizer(prompt, return_tensors="pt").input_ids[0]
+        return torch.cat([torch.full((sum(counts),), self.model.config.image_token_id), text])
 
     def see(self, inputs):
-        return self.model.vision_model(**inputs).last_hidden_state
+        return list(self.model.vision_model(**inputs).last_hidden_state)
 
-    def embed(self, seen, prompt):
-        asked = self.processor.qformer_tokenizer(prompt, return_tensors="pt").input_ids.to(seen.device)
-        asked = asked.expand(len(seen), -1)
-        return image_tokens(self.model, seen, asked, torch.ones_like(asked))
+    def embed(self, seen, prompts):
+        features = torch.stack(list(seen))
+        tokenizer = self.processor.qformer_tokenizer
+        asked = [tokenizer(prompt, return_tensors="pt").input_ids[0].to(features.device) for prompt in prompts]
+        heard = pad_sequence([torch.ones_like(ids) for ids in asked], batch_first=True)
+        return list(image_tokens(self.model, features, pad_sequence(asked, batch_first=True), heard))
 
-    def _encode(self, prompt, script, stop, cache, seen):
+    def _encode(self, asks, scripts, seen):
         with watch([self.model.qformer], [self._cross]) as rows:
-            super()._encode(prompt, script, stop, cache, seen)
-        self._connector[prompt] = rows.probs
+            reading = super()._encode(asks, scripts, seen)
+        self._connector.update(zip(asks, rows[self._cross], strict=True))
+        return reading
 
-    def _before_gradients(self, prompt, script, layers):
-        """Everything from the Q-Former's softmax on depends on it: its rows are the leaf, and nothing comes cached."""
-        _, models, modules = super()._before_gradients(prompt, script, layers)
-        return self.new_cache(), [self.model.qformer, *models], [self._cross, *modules]
+    def _before_gradients(self, asks, scripts, layers):
+        """All after the Q-Former's softmax depends on it: its rows are the leaf, and the whole pass is watched."""
+        modules = [self._cross, *(self.attention_modules[layer] for layer in layers)]
+        width = max(len(script.ids) for script in scripts)
+        ends = [width - len(script.ids) + script.stop for script in scripts]
 
-    def cells(self, rows, found):
-        through = found[self._cross].mean(1)[:, :, 1:].to(rows.device)  # (batch, queries, patches): without CLS
-        return (rows @ through[:, None]).unflatten(-1, self.grid)
+        def finish():
+            features = self.embed([self.seen[ask.image] for ask in asks], [ask.prompt for ask in asks])
+            return self._read_on(self.new_reading(len(asks)), scripts, start=0, features=features)
+
+        return ends, [self.model.qformer, self.model.get_decoder()], modules, finish
+
+    def cells(self, rows, grid):
+        return rows  # of queries: `_maps` takes them on to the patches
+
+    def _maps(self, found, layers, asks, ends):
+        through = found.get(self._cross) if self._cross in found else [self._connector[ask] for ask in asks]
+        through = [row.mean(0)[:, 1:].to(self.device) for row in through]  # (queries, patches): A_ti without CLS
+        maps = super()._maps(found, layers, asks, ends)
+        grids = [self.grids[ask.image] for ask in asks]
+        return [(a @ b).unflatten(-1, grid) for a, b, grid in zip(maps, through, grids, strict=True)]
 
 
 rel_att = rel_attention_blip = MapFunction("rel_attention_blip", BlipLook, relative_attention)

@@ -27,7 +27,6 @@ class LlavaLook(Look):
     def __init__(self, images, model, processor, geometry="exact", image_fit="processor"):
         super().__init__(images, model, processor, geometry, image_fit=image_fit)
         settings, vision = model.config, model.config.vision_config
-        self.grid = tuple(side // vision.patch_size for side in self.pixels.shape[2:])
         self.regions = [self._region(image.size) for image in self.images]
         self.bbox_size = vision.image_size
         self.needs_square_tiles = geometry == "exact" and (
@@ -35,7 +34,7 @@ class LlavaLook(Look):
         )
         # Tokens before the patches: a CLS feature, unless the checkpoint drops it as LLaVA-1.5 does.
         dropped = settings.vision_feature_select_strategy == "default"
-        self._extra = getattr(processor, "num_additional_image_tokens", 1) - dropped
+        self.before = getattr(processor, "num_additional_image_tokens", 1) - dropped
 
     @property
     def vision(self):
@@ -83,12 +82,9 @@ class LlavaLook(Look):
     def prompt(self, question):
         return PROMPT.format(question=question)
 
-    def token_count(self, inputs):
-        return self.grid[0] * self.grid[1] + self._extra
-
-    def image_span(self, ids):
-        start = int((ids[0] == self.model.config.image_token_id).nonzero()[0]) + self._extra
-        return start, start + self.grid[0] * self.grid[1]
+    def grids_of(self, inputs):
+        count, _, *sides = inputs["pixel_values"].shape
+        return [tuple(side // self.model.config.vision_config.patch_size for side in sides)] * count
 
 
 rel_att = rel_attention_llava = MapFunction("rel_attention_llava", LlavaLook, relative_attention)

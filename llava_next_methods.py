@@ -21,19 +21,15 @@ class LlavaNextLook(Look):
     """What a LLaVA-NeXT model has seen of some images (see `look.Look`).
 
     Args:
-        images: PIL images or paths; those of one look have one size. A map covers the whole image.
+        images: PIL images or paths. A map covers the whole image.
         model, processor: a loaded LlavaNextForConditionalGeneration and its LlavaNextProcessor.
         geometry: "exact", or "upstream" for the published edge mask of pure_grad.
     """
 
     def __init__(self, images, model, processor, geometry="exact"):
-        super().__init__(images, model, processor, geometry)
-        sizes = {image.size for image in self.images}
-        if len(sizes) > 1:
-            raise ValueError(f"the images of one look have maps of one size, not of several: {sorted(sizes)} pixels")
         vision = model.config.vision_config
-        self._base = (vision.image_size // vision.patch_size) ** 2  # tokens of the squashed image
-        self.grid = self._grid(self.inputs)
+        self.before = (vision.image_size // vision.patch_size) ** 2  # tokens of the squashed image
+        super().__init__(images, model, processor, geometry)
         self.bbox_size = vision.image_size
 
     @property
@@ -43,16 +39,18 @@ class LlavaNextLook(Look):
     def preprocess(self, images):
         return dict(self.processor.image_processor(images=images, return_tensors="pt"))
 
-    def _tile_grid(self, inputs):
-        """(rows, columns) of the high-resolution tiles."""
+    def tile_grid(self, size):
+        """(rows, columns) of the high-resolution tiles of an image of that (height, width)."""
         side = self.model.config.vision_config.image_size
-        return get_anyres_image_grid_shape(inputs["image_sizes"][0], self.model.config.image_grid_pinpoints, side)
+        return get_anyres_image_grid_shape(size, self.model.config.image_grid_pinpoints, side)
 
-    def _grid(self, inputs):
-        """(h, w) of the tokens that are left of the high-resolution tiles without their padding."""
-        side = int(self._base**0.5)
-        rows, columns = self._tile_grid(inputs)
-        return tuple(unpad_image(torch.empty(1, rows * side, columns * side), inputs["image_sizes"][0]).shape[1:])
+    def grids_of(self, inputs):
+        """Per image, the (h, w) of the tokens that are left of its high-resolution tiles without their padding."""
+        side, grids = int(self.before**0.5), []
+        for size in inputs["image_sizes"]:
+            rows, columns = self.tile_grid(size)
+            grids.append(tuple(unpad_image(torch.empty(1, rows * side, columns * side), size).shape[1:]))
+        return grids
 
     @staticmethod
     def default_layer(model):
@@ -61,30 +59,25 @@ class LlavaNextLook(Look):
     def prompt(self, question):
         return PROMPT.format(question=question)
 
-    def token_count(self, inputs):
-        h, w = self._grid(inputs)
-        return self._base + h * (w + 1)
-
-    def image_span(self, ids):
-        start = int((ids[0] == self.model.config.image_token_id).nonzero()[0]) + self._base
-        return start, start + self.grid[0] * (self.grid[1] + 1)
+    def token_count(self, grid):
+        return self.before + grid[0] * (grid[1] + 1)
 
     def see(self, inputs):
         with brought_in(self.model.model):  # the newline is a parameter of its own
             return super().see(inputs)
 
-    def cells(self, rows, found):
-        return rows.unflatten(-1, (self.grid[0], self.grid[1] + 1))[..., :-1]  # without the newlines
+    def cells(self, rows, grid):
+        return rows.unflatten(-1, (grid[0], grid[1] + 1))[..., :-1]  # without the newlines
 
     def canvas(self, values):
-        """The high-resolution tiles (batch, 1 + tiles, 3, side, side) as one picture without padding."""
-        rows, columns = self._tile_grid(self.inputs)
-        tiles = values[:, 1 : 1 + rows * columns].unflatten(1, (rows, columns))
-        pictures = tiles.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # (batch, 3, H, W)
+        """The high-resolution tiles (1, 1 + tiles, 3, side, side) as one picture without padding."""
+        rows, columns = self.tile_grid(self.inputs["image_sizes"][0])
+        tiles = values[0, 1 : 1 + rows * columns].unflatten(0, (rows, columns))
+        picture = tiles.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # (3, H, W)
         patch = self.model.config.vision_config.patch_size
-        (h, w), (height, width) = self.grid, pictures.shape[2:]
+        (h, w), (height, width) = self.grids[0], picture.shape[1:]
         top, left = (height - h * patch) // 2, (width - w * patch) // 2
-        return pictures[:, None, :, top : top + h * patch, left : left + w * patch]
+        return picture[None, :, top : top + h * patch, left : left + w * patch]
 
 
 rel_att = rel_attention_llava_next = MapFunction("rel_attention_llava_next", LlavaNextLook, relative_attention)

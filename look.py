@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers import DynamicCache
 
 from attention import device_of, quietly, watch
@@ -22,35 +23,73 @@ MAX_NEW_TOKENS = 20
 LOOK_BATCH = 8  # at most so many images (tiles of a large one) go through the model together
 
 
-class Script(NamedTuple):
-    """A prompt as a language model reads it."""
+class Ask(NamedTuple):
+    """A question about one of a look's images."""
 
-    ids: torch.Tensor  # (batch, T)
-    positions: torch.Tensor  # (batch, T), or (axes, batch, T) for rotary positions of several axes
+    image: int
+    prompt: str  # whole, template included
+
+
+class Script(NamedTuple):
+    """A prompt as a language model reads it; the map's tokens are the last ones of the first image."""
+
+    ids: torch.Tensor  # (T,)
+    positions: torch.Tensor  # (T,), or (axes, T) for rotary positions of several axes
+    stop: int  # where the first image ends
+
+
+class Reading:
+    """What a language model has read so far for a batch of asks: KV cache, and which of its slots are no padding.
+
+    Rows of different lengths are padded on the left of each stretch that is read, so that all of them end together.
+    """
+
+    def __init__(self, cache, mask):
+        self.cache, self.mask = cache, mask  # mask: (batch, slots) int
+
+    def ends(self):
+        """Per row, the slot at which it ends."""
+        return [self.mask.shape[1]] * len(self.mask)
+
+    def continued(self, rows=None):
+        """A reading that goes on from this one and leaves it as it is; `rows` picks and repeats its rows.
+
+        DynamicCache never writes in place (it concatenates), so its layers are copied but not their tensors; these may
+        even carry a graph.
+        """
+        cache, mask = copy.copy(self.cache), self.mask
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        if rows is not None and rows != list(range(len(mask))):
+            mask = mask[rows]
+            for layer in cache.layers:
+                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        return Reading(cache, mask)
 
 
 class Look(ABC):
     """What a model has seen of a batch of images, open to any number of questions.
 
     The image comes before the question, so its keys and values are computed once (`_prefix`) and every question
-    continues from them: the maps, the answer, and the answer with a crop. All forward passes are `_forward`, the
-    embeddings of tokens and images through the language model. A subclass says how its model's images and prompts
-    get there.
+    continues from them: the maps, the answer, and the answer with a crop. All forward passes are `_read`: embeddings of
+    tokens and images go through the language model. A subclass says how its model's images and prompts get there.
+
+    Questions come as asks. Where a method takes `prompts`, that is one prompt for every image, or a list of prompts;
+    `of` then says which image each is about (default: one each, in order).
 
     Attributes:
-        images: the PIL images, RGB; those of one look have maps of one size.
+        images: the PIL images, RGB, of any sizes.
         pixels: their normalised pixels, float32 on the CPU, laid out as the model's processor does.
         inputs: what the vision tower is given of them (`preprocess`), pixels among it, in its dtype and on its device.
         regions: per image, the rectangle that its map covers (xyxy pixels of the image; may reach beyond it).
-        grid: (h, w), the cells of the map.
+        grids: per image, (h, w), the cells of its map.
         bbox_size: base side of the crop window in image pixels.
         options: the keywords of the look, for another one of the same kind.
     """
 
-    grid: tuple
     bbox_size: int
     reads_question = False  # does the question reach the image's tokens (as in a Q-Former)?
     needs_square_tiles = False  # would a tile that is not square lose something, or gain padding?
+    before = 0  # image tokens before those of the map
 
     def __init__(self, images, model, processor, geometry="exact", **options):
         self.model, self.processor, self.options = model, processor, {"geometry": geometry, **options}
@@ -60,7 +99,8 @@ class Look(ABC):
         self.device = device_of(model.get_input_embeddings())
         prepared = self.preprocess(self.images)
         self.inputs, self.pixels = self.placed(prepared), prepared["pixel_values"]
-        self._prefixes, self._rows, self._connector, self._tiles = {}, {}, {}, None
+        self.grids = self.grids_of(prepared)
+        self._prefixes, self._rows, self._tiles = {}, {}, {}
 
     @classmethod
     def check(cls, model, **options):
@@ -81,12 +121,16 @@ class Look(ABC):
         """{name: CPU tensor} of the vision side for PIL images, "pixel_values" among them."""
 
     @abstractmethod
-    def token_count(self, inputs):
-        """The number of tokens that stand for each of the images in `inputs`."""
+    def grids_of(self, inputs):
+        """[(h, w)]: per image of `inputs`, the cells of its map."""
 
     @abstractmethod
     def prompt(self, question):
         """The whole prompt of a question about one image: the model's own template, filled in."""
+
+    def token_count(self, grid):
+        """The number of tokens that stand for an image whose map has these cells (h, w)."""
+        return self.before + grid[0] * grid[1]
 
     @property
     def block(self):
@@ -94,7 +138,7 @@ class Look(ABC):
         return self.processor.image_token
 
     def tokens(self, prompt, counts):
-        """(1, T) token ids of a prompt about images of so many tokens each; it names one image.
+        """(T,) token ids of a prompt about images of so many tokens each; it names one image.
 
         Raises:
             ValueError: the prompt has no place for an image, or several, or nothing after it.
@@ -105,35 +149,31 @@ class Look(ABC):
         if prompt.endswith(block):
             raise ValueError(f"a prompt ends with a question, not with the image: {prompt!r}")
         text = prompt.replace(block, "".join(block.replace(token, token * count) for count in counts))
-        return self.processor.tokenizer(text, return_tensors="pt").input_ids
+        return self.processor.tokenizer(text, return_tensors="pt").input_ids[0]
 
-    def positions(self, ids, shown):
-        """(..., 1, T) positions of ids (1, T) about the images of `shown`, a list of `inputs`."""
-        return torch.arange(ids.shape[1], device=ids.device)[None]
+    def positions(self, ids, grids):
+        """(..., T) positions of ids (T,) about images whose maps have these cells."""
+        return torch.arange(len(ids), device=ids.device)
 
-    @abstractmethod
-    def image_span(self, ids):
-        """(start, stop) of the first image's map tokens in `ids` (batch, T)."""
-
-    def cells(self, rows, found):
-        """(batch, layers, heads, h, w) from rows (batch, layers, heads, tokens); `found` holds all that was watched."""
-        return rows.unflatten(-1, self.grid)
+    def cells(self, rows, grid):
+        """(layers, heads, h, w) from the attention to the map's tokens, (layers, heads, tokens)."""
+        return rows.unflatten(-1, grid)
 
     def see(self, inputs):
-        """(batch, ...) vision features: as much of the images' encoding as no question changes."""
-        return torch.stack(list(self.model.get_image_features(**inputs).pooler_output))
+        """[tensor] per image: its vision features, as much of its encoding as no question changes."""
+        return list(self.model.get_image_features(**inputs).pooler_output)
 
-    def embed(self, seen, prompt):
-        """(batch, tokens, dim): what the language model gets to see, given vision features and the prompt."""
+    def embed(self, seen, prompts):
+        """[(tokens, dim)]: what the language model gets to see, given vision features and a prompt for each."""
         return seen
 
     def canvas(self, values):
-        """(batch, copies, 3, H, W): values laid out as `pixels`, as pictures; some models see several copies."""
-        return values[:, None]
+        """(copies, 3, H, W): values laid out as `pixels` of a single image, as pictures; some models see copies."""
+        return values
 
-    def record_fields(self, crop):
-        """{name: value} that a result record carries beside the answers."""
-        return {}
+    def record_fields(self, of, crops):
+        """[{name: value}] that result records about these images (numbers) and crops carry beside the answers."""
+        return [{} for _ in crops]
 
     @property
     def generator(self):
@@ -164,215 +204,260 @@ class Look(ABC):
         numbers = layer if isinstance(layer, (list, tuple)) and layer else [layer]
         return tuple(sorted({valid_layer(number, count, 'this model (or layer="mean")') for number in numbers}))
 
-    # -- one pass over the image, shared by all questions
+    # -- from questions to tensors
+    def asks(self, prompts, of=None):
+        """[Ask] for a prompt about every image, or for prompts about the images numbered in `of`."""
+        if isinstance(prompts, str):
+            return [Ask(image, prompts) for image in range(len(self.images))]
+        return [Ask(image, prompt) for image, prompt in zip(of or range(len(self.images)), prompts, strict=True)]
+
     def placed(self, inputs):
         """The inputs where the vision tower wants them; floating ones in its dtype."""
         device, dtype = device_of(self.vision), self.vision.dtype
         floats = {name: dtype if value.is_floating_point() else value.dtype for name, value in inputs.items()}
         return {name: value.to(device, floats[name]) for name, value in inputs.items()}
 
-    def script(self, prompt, crops=None):
-        """The Script of a prompt about each of the look's images, or (image, crop) with the crops' inputs."""
-        shown = [self.inputs] if crops is None else [self.inputs, crops]
-        ids = self.tokens(prompt, [self.token_count(inputs) for inputs in shown]).to(self.device)
-        positions = self.positions(ids, shown)
-        count = len(self.images)
-        return Script(ids.expand(count, -1), positions.expand(*positions.shape[:-2], count, -1))
+    def script(self, ask, *crops):
+        """The Script of an ask about its image, and a crop with a map of `crops` cells (h, w)."""
+        grids = [self.grids[ask.image], *crops]
+        ids = self.tokens(ask.prompt, [self.token_count(grid) for grid in grids]).to(self.device)
+        start = int((ids == self.model.config.image_token_id).nonzero()[0])
+        return Script(ids, self.positions(ids, grids), start + self.token_count(grids[0]))
 
     @cached_property
     def seen(self):
         return self.see(self.inputs)
 
-    def _prefix(self, prompt, script, prefixes=None, seen=None):
-        """KV cache of the tokens up to the end of the first image, computed once, to be continued."""
+    # -- one pass over the image, shared by all questions
+    def _prefix(self, asks, scripts, prefixes=None, seen=None):
+        """Reading of the tokens up to the end of each ask's image, computed once per image, to be continued."""
         prefixes = self._prefixes if prefixes is None else prefixes
-        stop = self.image_span(script.ids)[1]
-        key = tuple(script.ids[0, :stop].tolist()), prompt if self.reads_question else None
-        if key not in prefixes:
-            cache = self.new_cache()
-            self._encode(prompt, script, stop, cache, self.seen if seen is None else seen)
-            prefixes[key] = cache
-        return continued(prefixes[key])
+        heads = [tuple(script.ids[: script.stop].tolist()) for script in scripts]
+        keys = [
+            (ask.image, head, ask.prompt if self.reads_question else None)
+            for ask, head in zip(asks, heads, strict=True)
+        ]
+        first = {key: number for number, key in reversed(list(enumerate(keys)))}
+        known = next((known for known in prefixes if first.keys() <= set(known)), None)
+        if known is None:
+            known = tuple(first)
+            picked = [first[key] for key in known]
+            prefixes[known] = self._encode([asks[n] for n in picked], [scripts[n] for n in picked], seen or self.seen)
+        return prefixes[known].continued([known.index(key) for key in keys])
 
-    def new_cache(self):
-        return DynamicCache(config=self.model.config.get_text_config())
+    def _encode(self, asks, scripts, seen):
+        """A new reading that has read each script up to the end of its image."""
+        features = self.embed([seen[ask.image] for ask in asks], [ask.prompt for ask in asks])
+        reading = self.new_reading(len(asks))
+        self._read(reading, [script.ids[: script.stop] for script in scripts],
+                   [script.positions[..., : script.stop] for script in scripts], features)  # fmt: skip
+        return reading
 
-    def _encode(self, prompt, script, stop, cache, seen):
-        """Fill an empty cache with the first `stop` tokens."""
-        self._forward(script.ids[:, :stop], script.positions[..., :stop], cache, self.embed(seen, prompt))
+    def new_reading(self, count):
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        return Reading(cache, torch.zeros(count, 0, dtype=torch.long, device=self.device))
 
-    def _forward(self, ids, positions, cache, features=None):
-        """Hidden states (batch, T, dim) over the next tokens of a cache; `features` take the place of image tokens."""
+    def _read(self, reading, ids, positions, features=None):
+        """Hidden states (batch, T, dim) over the next tokens of a reading, a sequence per row; its last is at the end.
+
+        Args:
+            ids, positions: per row (T_i,) and (..., T_i).
+            features: [(tokens, dim)] in order, for the image tokens among the ids.
+        """
+        width = max(map(len, ids))
+        image = self.model.config.image_token_id
+        padding = [width - len(row) for row in ids]
+        ids = torch.stack([F.pad(row, (pad, 0), value=int(image == 0)) for row, pad in zip(ids, padding, strict=True)])
+        positions = torch.stack([F.pad(row, (pad, 0)) for row, pad in zip(positions, padding, strict=True)], -2)
+        real = torch.arange(width, device=self.device) >= torch.tensor(padding, device=self.device)[:, None]
+        reading.mask = torch.cat([reading.mask, real.long()], 1)
         embeds = self.model.get_input_embeddings()(ids)
         if features is not None:
-            image = (ids == self.model.config.image_token_id)[..., None]
-            embeds = embeds.masked_scatter(image, features.to(embeds.device, embeds.dtype))
+            features = torch.cat(list(features)).to(embeds.device, embeds.dtype)
+            embeds = embeds.masked_scatter((ids == image)[..., None], features)
         return self.model.get_decoder()(
             inputs_embeds=embeds,
-            attention_mask=ids.new_ones(len(ids), cache.get_seq_length() + ids.shape[1]),
+            attention_mask=reading.mask,
             position_ids=positions,
-            past_key_values=cache,
+            past_key_values=reading.cache,
             use_cache=True,
         ).last_hidden_state
 
-    def _rest(self, script, cache, features=None, stop=None):
-        """`_forward` over what the cache does not hold yet, up to token number `stop`."""
-        start = cache.get_seq_length()
-        return self._forward(script.ids[:, start:stop], script.positions[..., start:stop], cache, features)
+    def _read_on(self, reading, scripts, start=None, stop=None, features=None):
+        """`_read` of each script from its image's end (or token number `start`) to its end (or number `stop`)."""
+        starts = [script.stop if start is None else start for script in scripts]
+        ids = [script.ids[first:stop] for script, first in zip(scripts, starts, strict=True)]
+        positions = [script.positions[..., first:stop] for script, first in zip(scripts, starts, strict=True)]
+        return self._read(reading, ids, positions, features)
 
     def _logits(self, hidden):
         """(batch, vocabulary) float32 after the last token."""
         return self.model.get_output_embeddings()(hidden[:, -1]).float()
 
     def _confidence(self, hidden):
-        """v = log max softmax(z), one per image."""
+        """v = log max softmax(z), one per row."""
         return self._logits(hidden).log_softmax(-1).amax(-1)
 
-    def _maps(self, found, layers, script):
-        """(batch, layers, heads, h, w) from {module: (batch, heads, rows, keys)}, of each the last row."""
-        start, stop = self.image_span(script.ids)
-        rows = [found[self.attention_modules[layer]][:, :, -1, start:stop].to(self.device) for layer in layers]
-        return self.cells(torch.stack(rows, 1), found)
+    def _maps(self, found, layers, asks, ends):
+        """[(layers, heads, h, w)] per ask from {module: (batch, heads, rows, keys)}, of each the last row.
+
+        `ends` are the slots at which the rows' first images end.
+        """
+        rows = [found[self.attention_modules[layer]][:, :, -1].to(self.device) for layer in layers]
+        maps = []
+        for row, ask, end in zip(torch.stack(rows, 1), asks, ends, strict=True):  # row: (layers, heads, slots)
+            grid = self.grids[ask.image]
+            maps.append(self.cells(row[..., end - self.token_count(grid) + self.before : end], grid))
+        return maps
 
     # -- the questions
     @quietly
-    def attention(self, prompt, layers):
-        """A_st: attention of the prompt's last token to the image (times A_ti where a connector is in between).
+    def attention(self, prompts, layers, of=None):
+        """A_st: attention of a prompt's last token to its image (times A_ti where a connector is in between).
 
         Args:
-            prompt: the whole prompt, template included.
+            prompts, of: see the class.
             layers: zero-based layer numbers, ascending.
         Returns:
-            (batch, layers, heads, h, w) float32 tensor, row 0 of the map at the top.
+            [(layers, heads, h, w) float32 tensor] per prompt, row 0 of the map at the top.
         """
-        missing = [layer for layer in layers if (prompt, layer) not in self._rows]
+        asks = self.asks(prompts, of)
+        missing = [layer for layer in layers if any((ask, layer) not in self._rows for ask in asks)]
         if missing:
-            script = self.script(prompt)
-            cache = self._prefix(prompt, script)
-            modules = [self.attention_modules[layer] for layer in missing]
+            scripts = [self.script(ask) for ask in asks]
+            reading = self._prefix(asks, scripts)
+            ends, modules = reading.ends(), [self.attention_modules[layer] for layer in missing]
             # accelerate's offload hooks bring weights in and out around each module: leave those to finish the pass.
             stop = not any(hasattr(module, "_hf_hook") for module in self.model.modules())
             with watch([self.model.get_decoder()], modules, stop=stop) as seen:
-                self._rest(script, cache)
-            self._remember(prompt, script, missing, seen)
-        return torch.stack([self._rows[prompt, layer] for layer in layers], 1)
+                self._read_on(reading, scripts)
+            self._remember(seen.probs, missing, asks, ends)
+        return [torch.stack([self._rows[ask, layer] for layer in layers]) for ask in asks]
 
-    def _remember(self, prompt, script, layers, seen):
-        maps = self._maps({**seen.probs, **self._connector.get(prompt, {})}, layers, script)
-        for number, layer in enumerate(layers):
-            self._rows[prompt, layer] = maps[:, number]
+    def _remember(self, found, layers, asks, ends):
+        for ask, maps in zip(asks, self._maps(found, layers, asks, ends), strict=True):
+            self._rows.update({(ask, layer): att_map for layer, att_map in zip(layers, maps, strict=True)})
 
     @quietly
-    def weighted_attention(self, prompt, layers):
+    def weighted_attention(self, prompts, layers, of=None):
         """A_st * relu(dv/dA_st) with v the log-probability of the likeliest next token; shapes as `attention`.
 
         Where a connector is in between, that times A_ti * relu(dv/dA_ti).
         """
-        script = self.script(prompt)
-        cache, models, modules = self._before_gradients(prompt, script, layers)
+        asks = self.asks(prompts, of)
+        scripts = [self.script(ask) for ask in asks]
+        ends, models, modules, finish = self._before_gradients(asks, scripts, layers)
         with torch.enable_grad(), watch(models, modules, graph=True) as seen:
-            features = None if cache.get_seq_length() else self.embed(self.seen, prompt)
-            v = self._confidence(self._rest(script, cache, features)).sum()
+            v = self._confidence(finish()).sum()
         gradients = torch.autograd.grad(v, [seen[module] for module in modules])
         weighted = {
             module: seen[module].detach() * gradient.relu() for module, gradient in zip(modules, gradients, strict=True)
         }
-        return self._maps(weighted, layers, script)
+        return self._maps(weighted, layers, asks, ends)
 
-    def _before_gradients(self, prompt, script, layers):
-        """(cache, models, modules): where to start a pass that keeps a graph, and what to watch in it.
+    def _before_gradients(self, asks, scripts, layers):
+        """(ends, models, modules, finish): the part of a pass that needs no graph is done; `finish` is the rest.
 
-        The prompt's last token influences no other token, so a single-token step on top of the cached rest gives the
+        A prompt's last token influences no other token, so a single-token step on top of the cached rest gives the
         exact gradient.
         """
-        cache = self._prefix(prompt, script)
-        if cache.get_seq_length() < script.ids.shape[1] - 1:
-            self._rest(script, cache, stop=-1)
-        return cache, [self.model.get_decoder()], [self.attention_modules[layer] for layer in layers]
+        reading = self._prefix(asks, scripts)
+        ends = reading.ends()
+        if any(script.stop < len(script.ids) - 1 for script in scripts):
+            self._read_on(reading, scripts, stop=-1)
+        modules = [self.attention_modules[layer] for layer in layers]
+        return ends, [self.model.get_decoder()], modules, lambda: self._read_on(reading, scripts, start=-1)
+
+    def alone(self, image):
+        """A look at only one of the images: this one if it is its only one."""
+        if len(self.images) == 1:
+            return self
+        return type(self)([self.images[image]], self.model, self.processor, **self.options)
 
     @quietly
     def pixel_gradients(self, prompts):
-        """G per prompt: L2 norm over colour of dv/d(normalised pixels); one vision forward serves all prompts.
+        """G per prompt for a single image: L2 norm over colour of dv/d(normalised pixels); one vision forward for all.
 
         Returns:
-            list of (batch, H, W) float32 tensors over the model's input pixels.
+            [(H, W) float32 tensor] over the model's input pixels.
         """
-        if len(self.images) > 1:  # one at a time: unlike the other methods this one keeps the graph of a whole pass
-            alone = (type(self)([image], self.model, self.processor, **self.options) for image in self.images)
-            return [torch.cat(norms) for norms in zip(*(look.pixel_gradients(prompts) for look in alone), strict=True)]
+        norms, prefixes = [], {}
         with torch.enable_grad():
             pixels = self.inputs["pixel_values"].detach().clone().requires_grad_()
-            seen, prefixes = self.see({**self.inputs, "pixel_values": pixels}), {}
-            norms = []
+            seen = self.see({**self.inputs, "pixel_values": pixels})
             for prompt in prompts:
-                script = self.script(prompt)
-                v = self._confidence(self._rest(script, self._prefix(prompt, script, prefixes, seen))).sum()
+                asks = self.asks(prompt)
+                scripts = [self.script(ask) for ask in asks]
+                v = self._confidence(self._read_on(self._prefix(asks, scripts, prefixes, seen), scripts)).sum()
                 gradient = torch.autograd.grad(v, pixels, retain_graph=True)[0]
-                norms.append(self.canvas(gradient.float()).sum(1).norm(dim=1))
+                norms.append(self.canvas(gradient.float()).sum(0).norm(dim=0))
         return norms
 
     def edge_mask(self):
-        """(batch, H, W) bool tensor over the model's input pixels: where the image has edges."""
-        shown = self.canvas(self.pixels)[:, 0]
+        """(H, W) bool tensor over the model's input pixels of a single image: where it has edges."""
+        shown = self.canvas(self.pixels)[0]
         if self.options["geometry"] == "upstream":  # the reference squashed the whole image, whatever the model saw
-            size = tuple(shown.shape[2:])
-            strengths = [high_pass_filter(image, size, reduce=False) for image in self.images]
-            return torch.from_numpy(np.stack([strength > np.median(strength) for strength in strengths]))
+            strength = high_pass_filter(self.images[0], tuple(shown.shape[1:]), reduce=False)
+            return torch.from_numpy(strength > np.median(strength))
         settings = self.processor.image_processor
-        shown = shown.permute(0, 2, 3, 1).numpy() * np.array(settings.image_std) + np.array(settings.image_mean)
-        return torch.from_numpy(np.stack([edge_mask(pixels) for pixels in shown]))
+        shown = shown.permute(1, 2, 0).numpy() * np.array(settings.image_std) + np.array(settings.image_mean)
+        return torch.from_numpy(edge_mask(shown))
 
     @quietly
-    def answer(self, prompt, crops=None, layers=()):
-        """Greedy answers, at most MAX_NEW_TOKENS tokens, one per image.
+    def answer(self, prompts, crops=None, layers=(), of=None):
+        """Greedy answers, at most MAX_NEW_TOKENS tokens, one per prompt.
 
         Args:
-            prompt: the whole prompt for one image.
-            crops: one more image per image (PIL), appended after it; None asks about the images alone.
-            layers: layers whose `attention(prompt, ...)` will be asked for: read off this answer's own prefill.
+            prompts, of: see the class.
+            crops: one more image per prompt (PIL), appended after the first; None asks about the images alone.
+            layers: layers whose `attention(prompts, ...)` will be asked for: read off this answer's own prefill.
         """
-        inputs = self.placed(self.preprocess(crops)) if crops else None
-        script = self.script(prompt, inputs)
-        cache = self._prefix(prompt, script)
-        features = self.embed(self.see(inputs), prompt) if crops else None
-        modules = [self.attention_modules[layer] for layer in layers]
+        asks, features = self.asks(prompts, of), None
+        if crops:
+            inputs = self.preprocess(crops)
+            scripts = [self.script(ask, grid) for ask, grid in zip(asks, self.grids_of(inputs), strict=True)]
+            features = self.embed(self.see(self.placed(inputs)), [ask.prompt for ask in asks])
+        else:
+            scripts = [self.script(ask) for ask in asks]
+        reading = self._prefix(asks, scripts)
+        ends, modules = reading.ends(), [self.attention_modules[layer] for layer in layers]
         with watch([self.model.get_decoder()], modules) if layers else nullcontext() as seen:
-            hidden = self._rest(script, cache, features)
+            hidden = self._read_on(reading, scripts, features=features)
         if layers:
-            self._remember(prompt, script, layers, seen)
+            self._remember(seen.probs, layers, asks, ends)
         return [
             self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            for tokens in self._continuation(hidden, script.positions[..., -1:], cache)
+            for tokens in self._continuation(hidden, [script.positions[..., -1:] for script in scripts], reading)
         ]
 
-    def _continuation(self, hidden, positions, cache):
-        """Token ids per image, greedily, up to an end token: what `generate` gives, with nothing set up anew."""
+    def _continuation(self, hidden, positions, reading):
+        """Token ids per row, greedily, up to an end token: what `generate` gives, with nothing set up anew."""
         ends = torch.tensor(end_tokens(self.generator), device=self.device)
         tokens = self._logits(hidden).argmax(-1, keepdim=True).to(self.device)  # (batch, 1)
         answers = tokens
         while answers.shape[1] < MAX_NEW_TOKENS and not torch.isin(answers, ends).any(1).all():
-            positions = positions + 1
-            tokens = self._logits(self._forward(tokens, positions, cache)).argmax(-1, keepdim=True).to(self.device)
+            positions = [position + 1 for position in positions]
+            tokens = self._logits(self._read(reading, list(tokens), positions)).argmax(-1, keepdim=True).to(self.device)
             answers = torch.cat([answers, tokens], 1)
         ended = torch.isin(answers, ends).cumsum(1) > 0
         return [row[~over].tolist() for row, over in zip(answers, ended, strict=True)]
 
     # -- high resolution
-    def tiles(self):
-        """(looks, rows, columns): looks at the tiles of this look's one image, row by row, at most LOOK_BATCH in each.
+    def tiles(self, image=0):
+        """(looks, rows, columns): looks at the tiles of an image, row by row, at most LOOK_BATCH in each.
 
         The looks of a moderate image are kept, so that methods and questions share them. Those of a huge one would hold
         too many keys and values: they are made as they are asked for, and let go.
         """
-        if self._tiles is None:
-            tiles, rows, columns = high_res_split_threshold(self.images[0])
+        if image not in self._tiles:
+            tiles, rows, columns = high_res_split_threshold(self.images[image])
             tiles = same_size(tiles, square=self.needs_square_tiles)
             chunks = [tiles[start : start + LOOK_BATCH] for start in range(0, len(tiles), LOOK_BATCH)]
             looks = (type(self)(chunk, self.model, self.processor, **self.options) for chunk in chunks)
             if len(chunks) > 1:
                 return looks, rows, columns
-            self._tiles = list(looks), rows, columns
-        return self._tiles
+            self._tiles[image] = list(looks), rows, columns
+        return self._tiles[image]
 
 
 def valid_layer(number, count, whose):
@@ -388,14 +473,3 @@ def end_tokens(model):
     found = model.generation_config.eos_token_id
     found = model.config.get_text_config().eos_token_id if found is None else found
     return found if isinstance(found, list) else [found]
-
-
-def continued(cache):
-    """A KV cache that goes on from `cache` and leaves it as it is.
-
-    DynamicCache never writes in place (it concatenates), so its layers are copied but not their tensors; these may even
-    carry a graph.
-    """
-    other = copy.copy(cache)
-    other.layers = [copy.copy(layer) for layer in cache.layers]
-    return other

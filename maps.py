@@ -2,7 +2,6 @@
 
 import inspect
 
-import numpy as np
 import torch
 
 from look import LOOK_BATCH
@@ -20,25 +19,33 @@ def ratio(a, b):
     return torch.where((a == 0) & (b == 0), torch.ones_like(a), quotient)
 
 
-def relative_attention(look, prompt, general_prompt, layers):
-    """rel_att, A(q) / A(q') with A the head-mean of A_st, per layer and then averaged. (batch, h, w) float32 tensor."""
-    specific, general = (look.attention(each, layers).mean(2) for each in (prompt, general_prompt))
-    return ratio(specific, general).mean(1)
+def relative_attention(look, prompts, general_prompt, layers, of=None):
+    """rel_att, A(q) / A(q') with A the head-mean of A_st, per layer and then averaged. [(h, w) float32 tensor]."""
+    specific = look.attention(prompts, layers, of)
+    general = look.attention([general_prompt] * len(specific), layers, of)
+    return [ratio(a.mean(1), b.mean(1)).mean(0) for a, b in zip(specific, general, strict=True)]
 
 
-def gradient_attention(look, prompt, general_prompt, layers):
-    """grad_att, head-mean of A_st * relu(dv/dA_st), averaged over layers. (batch, h, w); needs no general prompt."""
-    return look.weighted_attention(prompt, layers).mean((1, 2))
+def gradient_attention(look, prompts, general_prompt, layers, of=None):
+    """grad_att, head-mean of A_st * relu(dv/dA_st), averaged over layers. [(h, w)]; needs no general prompt."""
+    return [weighted.mean((0, 1)) for weighted in look.weighted_attention(prompts, layers, of)]
 
 
-def pure_gradient(look, prompt, general_prompt):
-    """pure_grad, G(q) / G(q') per pixel where the image has edges, averaged over each patch. (batch, h, w)."""
-    specific, general = look.pixel_gradients([prompt, general_prompt])
-    masked = ratio(specific, general) * look.edge_mask().to(specific.device)
-    h, w = look.grid
-    height, width = masked.shape[1] // h, masked.shape[2] // w
-    patches = masked[:, : h * height, : w * width].reshape(-1, h, height, w, width)  # what no patch holds is not seen
-    return patches.mean((2, 4))
+def pure_gradient(look, prompts, general_prompt, of=None):
+    """pure_grad, G(q) / G(q') per pixel where the image has edges, averaged over each patch. [(h, w)].
+
+    One image at a time: unlike the others this method keeps the graph of a whole pass.
+    """
+    maps = []
+    for ask in look.asks(prompts, of):
+        alone = look.alone(ask.image)
+        specific, general = alone.pixel_gradients([ask.prompt, general_prompt])
+        masked = ratio(specific, general) * alone.edge_mask().to(specific.device)
+        h, w = alone.grids[0]
+        height, width = masked.shape[0] // h, masked.shape[1] // w
+        patches = masked[: h * height, : w * width].reshape(h, height, w, width)  # what no patch holds is not seen
+        maps.append(patches.mean((1, 3)))
+    return maps
 
 
 READS_PREFILL = {relative_attention}  # made of rows that an answer's own first pass holds
@@ -48,7 +55,7 @@ class MapFunction:
     """A method on a model: `(image, prompt, general_prompt, model, processor) -> float32 ndarray (h, w)`.
 
     Args of a call:
-        image: PIL image or path, or a list of them, which go through the model together and give (batch, h, w).
+        image: PIL image or path, or a list of them, which go through the model together and give a list of maps.
         prompt: the whole prompt of the question, template included.
         general_prompt: the same for the general question (`info.GENERAL_PROMPT`); grad_att does not need it.
         model, processor: as loaded, in any dtype and with any attention implementation; left as they were.
@@ -70,17 +77,17 @@ class MapFunction:
         for start in range(0, len(images), LOOK_BATCH):
             seen = self.look_class(images[start : start + LOOK_BATCH], model, processor, **look)
             maps.extend(self.of(seen, prompt, general_prompt, layer))
-        return np.stack(maps) if isinstance(image, (list, tuple)) else maps[0]
+        return maps if isinstance(image, (list, tuple)) else maps[0]
 
-    def of(self, look, prompt, general_prompt, layer=None):
-        """The same for a look that exists already: float32 ndarray (batch, h, w)."""
+    def of(self, look, prompts, general_prompt, layer=None, of=None):
+        """[float32 ndarray (h, w)] for a look that exists already; `prompts` and `of` as look.Look takes them."""
         layers = self.layers(look.model, layer)
-        found = self.formula(look, prompt, general_prompt, *([layers] if self.reads_layers else []))
-        return found.float().cpu().numpy()
+        found = self.formula(look, prompts, general_prompt, *([layers] if self.reads_layers else []), of=of)
+        return [att_map.float().cpu().numpy() for att_map in found]
 
-    def of_tiles(self, look, prompt, general_prompt, layer=None):
-        """The `_high` map of a look's one image, joined from its tiles: float32 ndarray (rows * h, columns * w)."""
-        looks, rows, columns = look.tiles()
+    def of_tiles(self, look, prompt, general_prompt, layer=None, image=0):
+        """The `_high` map of one of a look's images, joined from its tiles: float32 ndarray (rows * h, columns * w)."""
+        looks, rows, columns = look.tiles(image)
         maps = [att_map for tiles in looks for att_map in self.of(tiles, prompt, general_prompt, layer)]
         return join_maps(maps, rows, columns)
 

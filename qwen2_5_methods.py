@@ -40,7 +40,7 @@ class QwenLook(Look):
     """What a Qwen2.5-VL model has seen of some images (see `look.Look`).
 
     Args:
-        images: PIL images or paths; those of one look have one size. A map covers the whole image.
+        images: PIL images or paths. A map covers the whole image.
         model, processor: a loaded Qwen2_5_VLForConditionalGeneration and its processor, with or without its video half.
         geometry: "exact", or "upstream" for the published edge mask of pure_grad.
         min_pixels, max_pixels: every image and crop is scaled into this range; default: the checkpoint's
@@ -61,11 +61,6 @@ class QwenLook(Look):
         self._size = {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}
         self._merge = model.config.vision_config.spatial_merge_size
         super().__init__(images, model, processor, geometry, **given)
-        grids = {tuple(grid) for grid in self.inputs["image_grid_thw"].tolist()}
-        if len(grids) > 1:
-            sizes = sorted({image.size for image in self.images})
-            raise ValueError(f"the images of one look have maps of one size, not of several: images of {sizes} pixels")
-        self.grid = tuple(side // self._merge for side in grids.pop()[1:])
         self.bbox_size = getattr(model.config, "bbox_size", BBOX_SIZE)
 
     @property
@@ -85,38 +80,35 @@ class QwenLook(Look):
     def prompt(self, question):
         return chat_prompt(self.processor, PROMPT.format(question=question))
 
-    def token_count(self, inputs):
-        counts = inputs["image_grid_thw"].prod(-1) // self._merge**2
-        if len(set(counts.tolist())) > 1:
-            raise ValueError(f"the images of one look have maps of one size, not of {counts.tolist()} tokens")
-        return int(counts[0])
+    def grids_of(self, inputs):
+        return [(high // self._merge, wide // self._merge) for _, high, wide in inputs["image_grid_thw"].tolist()]
 
     def tokens(self, prompt, counts):
         if self.processor.image_token not in prompt:
             prompt = chat_prompt(self.processor, prompt)
         return super().tokens(prompt, counts)
 
-    def positions(self, ids, shown):
-        """(3, 1, T): time, height and width of an image's tokens; a text's three are equal."""
-        grids = torch.stack([inputs["image_grid_thw"][0] for inputs in shown]).to(ids.device)
-        image = (ids == self.model.config.image_token_id).int()
-        return self.model.model.get_rope_index(ids, mm_token_type_ids=image, image_grid_thw=grids)[0]
-
-    def image_span(self, ids):
-        start = int((ids[0] == self.model.config.image_token_id).nonzero()[0])
-        return start, start + self.grid[0] * self.grid[1]
+    def positions(self, ids, grids):
+        """(3, T): time, height and width of an image's tokens; a text's three are equal."""
+        patches = torch.tensor([[1, h * self._merge, w * self._merge] for h, w in grids], device=ids.device)
+        image = (ids == self.model.config.image_token_id).int()[None]
+        return self.model.model.get_rope_index(ids[None], mm_token_type_ids=image, image_grid_thw=patches)[0][:, 0]
 
     def canvas(self, values):
         """A row of `values` is a patch: 3 colours x 2 copies in time; rows come by tokens, of 2 x 2 patches each."""
-        vision, (h, w) = self.model.config.vision_config, self.grid
+        vision, (h, w) = self.model.config.vision_config, self.grids[0]
         copies, side, merge = vision.temporal_patch_size, vision.patch_size, self._merge
-        values = values.reshape(-1, h, w, merge, merge, 3, copies, side, side)
-        pictures = values.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)  # (batch, copies, 3, h, merge, side, w, merge, side)
-        return pictures.reshape(len(values), copies, 3, h * merge * side, w * merge * side)
+        values = values.reshape(h, w, merge, merge, 3, copies, side, side)
+        pictures = values.permute(5, 4, 0, 2, 6, 1, 3, 7)  # (copies, 3, h, merge, side, w, merge, side)
+        return pictures.reshape(copies, 3, h * merge * side, w * merge * side)
 
-    def record_fields(self, crop):
+    def record_fields(self, of, crops):
         """`num_img_tokens`: the image tokens of the prompt with image and crop."""
-        return {"num_img_tokens": sum(map(self.token_count, (self.inputs, self.preprocess([crop]))))}
+        grids = [self.grids_of(self.preprocess([crop]))[0] for crop in crops]
+        pairs = zip(of, grids, strict=True)
+        return [
+            {"num_img_tokens": self.token_count(self.grids[image]) + self.token_count(grid)} for image, grid in pairs
+        ]
 
 
 rel_att = rel_attention_qwen2_5 = MapFunction("rel_attention_qwen2_5", QwenLook, relative_attention)

@@ -10,8 +10,11 @@ import importlib
 import inspect
 import os
 import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 # Threads that spin while they wait for each other crawl on cores that do other work as well. Read when torch is loaded.
@@ -46,49 +49,66 @@ class Finding:
 
 
 class Case:
-    """One question about the image of a look: the original answer and every method's work share the look.
+    """Questions about the images of a look, asked together; the original answers and all methods share the look.
 
     Args:
-        look: an look.Look of one image.
-        question: asked with the model's template.
-        short_question: asked in its place for the map only (V*).
-        record: the data record, for boxes that come from it (gt_crop, random_crop).
+        look: a look.Look.
+        questions: asked with the model's template.
+        of: for each the number of its image.
+        short_questions: for each None, or what is asked in its place for the map only (V*).
+        records: their data records, for boxes that come from them (gt_crop, random_crop).
         layer: see maps.MapFunction; for the methods that read layers.
     """
 
-    def __init__(self, look, question, short_question=None, record=None, layer=None):
-        if not question or not question.strip():
-            raise ValueError("the question is empty")
-        self.look, self.layer, self.record = look, layer, record or {}
-        self.prompt, self.general = look.prompt(question), look.prompt(GENERAL_PROMPT)
-        self.map_prompt = look.prompt(short_question) if short_question else self.prompt
+    def __init__(self, look, questions, of=(0,), short_questions=(None,), records=({},), layer=None):
+        for question in questions:
+            if not question or not question.strip():
+                raise ValueError("the question is empty")
+        self.look, self.of, self.records, self.layer = look, list(of), records, layer
+        self.prompts, self.general = [look.prompt(question) for question in questions], look.prompt(GENERAL_PROMPT)
+        self.map_prompts = [
+            look.prompt(short) if short else prompt for short, prompt in zip(short_questions, self.prompts, strict=True)
+        ]
 
-    def original_answer(self, functions):
-        """The answer without a crop; rows that a map of the same prompt will need are read off its first pass."""
+    def original_answers(self, functions):
+        """The answers without a crop; rows that maps of the same prompts will need are read off their first pass."""
         layers = ()
         for method, function in functions.items():
-            of_this_pass = self.map_prompt == self.prompt and not METHODS[method].get("tiles")
-            if of_this_pass and getattr(function, "reads_prefill", False):
+            if getattr(function, "reads_prefill", False) and not METHODS[method]["tiles"]:
                 layers = function.layers(self.look.model, self.layer)
-        return self.look.answer(self.prompt, layers=layers)[0]
+        return self.look.answer(self.prompts, layers=layers if self.map_prompts == self.prompts else (), of=self.of)
 
     def find(self, method, function):
-        """(box, map or None, region of the map) of a method, its function as given by `choose`."""
-        image, region = self.look.images[0], (0, 0, *self.look.images[0].size)
+        """[(box, map or None, region of the map)] of a method, its function as given by `choose`."""
+        look, images = self.look, [self.look.images[number] for number in self.of]
+        wholes = [(0, 0, *image.size) for image in images]
         if not isinstance(function, MapFunction):
-            return function(self.record, image.size, self.look.bbox_size), None, region
+            boxes = [
+                function(record, image.size, look.bbox_size) for record, image in zip(self.records, images, strict=True)
+            ]
+            return [(box, None, whole) for box, whole in zip(boxes, wholes, strict=True)]
         if METHODS[method]["tiles"]:
-            att_map = function.of_tiles(self.look, self.map_prompt, self.general, self.layer)
+            maps = [function.of_tiles(look, prompt, self.general, self.layer, number)
+                    for prompt, number in zip(self.map_prompts, self.of, strict=True)]  # fmt: skip
+            regions = wholes
         else:
-            att_map = function.of(self.look, self.map_prompt, self.general, self.layer)[0]
-            region = self.look.regions[0]
-        return utils.bbox_in_region(att_map, region, image.size, self.look.bbox_size), att_map, region
+            maps = function.of(look, self.map_prompts, self.general, self.layer, of=self.of)
+            regions = [look.regions[number] for number in self.of]
+        return [
+            (utils.bbox_in_region(att_map, region, image.size, look.bbox_size), att_map, region)
+            for att_map, region, image in zip(maps, regions, images, strict=True)
+        ]
 
-    def finding(self, method, function, original_answer):
-        bbox, att_map, region = self.find(method, function)
-        crop = self.look.images[0].crop(bbox)
-        answer = self.look.answer(self.prompt, crops=[crop])[0]
-        return Finding(original_answer, answer, bbox, att_map, region, self.look.record_fields(crop))
+    def findings(self, method, function, original_answers):
+        """[Finding], one per question."""
+        found = self.find(method, function)
+        crops = [self.look.images[number].crop(box) for number, (box, *_) in zip(self.of, found, strict=True)]
+        answers = self.look.answer(self.prompts, crops=crops, of=self.of)
+        fields = self.look.record_fields(self.of, crops)
+        return [
+            Finding(original, answer, *each, more)
+            for original, answer, each, more in zip(original_answers, answers, found, fields, strict=True)
+        ]
 
 
 def choose(module, methods, model, layer=None, **options):
@@ -126,8 +146,8 @@ def vicrop_qa(model_name, method_name, image_path, question, model, processor, s
     module, layer = model_module(model_name), options.pop("layer", None)
     functions = choose(module, [method_name], model, layer, **options)
     look = look_class(module)([image_path], model, processor, **options)
-    case = Case(look, question, short_question, layer=layer)
-    found = case.finding(method_name, functions[method_name], case.original_answer(functions))
+    case = Case(look, [question], short_questions=[short_question], layer=layer)
+    (found,) = case.findings(method_name, functions[method_name], case.original_answers(functions))
     return found.original_answer, found.crop_answer, found.bbox
 
 
@@ -233,38 +253,94 @@ def run_task(args):
 
 
 def answer_records(args, records, results, done, state):
-    """Answer records and append them to the results of each method as they are finished."""
+    """Answer records, batch by batch, and append them to the results of each method as they are finished."""
     module, (model, processor) = model_module(args.model), load_model(args.model, args.model_id, *place(args, state))
     folder, options = in_repository(args.image_path), look_options(args)
     functions = choose(module, results, model, args.layer, **options)
 
-    @lru_cache(maxsize=1)  # records come in image order
-    def look_at(path):
-        return look_class(module)([path], model, processor, **options)
+    @lru_cache(maxsize=2)  # records come in image order, and one batch is made ahead
+    def look_at(paths):
+        return look_class(module)(paths, model, processor, **options)
 
-    bar = tqdm(records, desc=f"{args.model} {args.task}", unit="question", disable=not state.is_local_main_process)
-    for record in bar:
-        todo = {method: functions[method] for method in results if record["id"] not in done[method]}
-        case, original, problem = None, "", None
-        try:
-            look = look_at(check_record(record, folder))
-            case = Case(look, record["question"], record.get("short_question"), record, args.layer)
-            original = case.original_answer(todo)
-        except FAILURES as error:
-            problem = str(error)
-        for method, function in todo.items():
-            fields = {"original_answer": original, "crop_answer": "", "bbox": None}
-            fields |= {"error": problem} if problem else answered(case, method, function, original)
-            results[method].append(record | fields)
+    def look_of(batch):
+        """(look at the images of a batch, each once; for each record the number of its image)."""
+        paths = [check_record(record, folder) for record in batch]
+        unique = tuple(dict.fromkeys(paths))
+        return look_at(unique), [unique.index(path) for path in paths]
+
+    def open_methods(record):
+        return tuple(method for method in results if record["id"] not in done[method])
+
+    size = args.batch_size or BATCH_SIZES.get(model.device.type, 1)
+    quiet = not state.is_local_main_process
+    with tqdm(total=len(records), desc=f"{args.model} {args.task}", unit="question", disable=quiet) as bar:
+        for batch, look in prefetched(look_of, in_batches(records, open_methods, size)):
+            todo = {method: functions[method] for method in open_methods(batch[0])}
+            for method, outcomes in answer_batch(batch, look.result, look_of, todo, args.layer).items():
+                for record, outcome in zip(batch, outcomes, strict=True):
+                    results[method].append(record | outcome)
+            bar.update(len(batch))
 
 
-def answered(case, method, function, original):
-    """What a method adds to a record: its answer and box, or the error that took their place."""
+def in_batches(records, kind, size):
+    """Lists of at most `size` neighbours of one kind."""
+    for _, group in groupby(records, kind):
+        alike = list(group)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+def prefetched(function, items):
+    """Yields (item, future of function(item)) while the next item's is under way in a thread."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > 1:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def answer_batch(batch, look, look_of, functions, layer):
+    """{method: [what it adds to each record: answers and box, or the error that took their place]}.
+
+    A batch that fails (one image cannot be read, the memory is not enough) is asked record by record.
+
+    Args:
+        look: called for (look, numbers of the records' images) of this batch; `look_of` makes it for another one.
+    """
+    blank = {"original_answer": "", "crop_answer": "", "bbox": None}
     try:
-        finding = case.finding(method, function, original)
+        seen, of = look()
+        questions, short = ([record.get(name) for record in batch] for name in ("question", "short_question"))
+        case = Case(seen, questions, of, short, batch, layer)
+        originals = case.original_answers(functions)
+        if len(batch) > 1:
+            return {method: outcomes(case, method, functions[method], originals) for method in functions}
     except FAILURES as error:
-        return {"error": str(error)}
-    return {"crop_answer": finding.crop_answer, "bbox": list(finding.bbox), **finding.fields}
+        if len(batch) == 1:
+            return {method: [blank | {"error": str(error)}] for method in functions}
+        alone = [answer_batch([record], lambda: look_of([record]), look_of, functions, layer) for record in batch]  # noqa: B023
+        return {method: [fields for each in alone for fields in each[method]] for method in functions}
+    found = {}
+    for method, function in functions.items():  # of a single record, one method may fail and another not
+        try:
+            found[method] = outcomes(case, method, function, originals)
+        except FAILURES as error:
+            found[method] = [blank | {"original_answer": originals[0], "error": str(error)}]
+    return found
+
+
+def outcomes(case, method, function, originals):
+    """What a method adds to each record of a case."""
+    return [
+        {
+            "original_answer": found.original_answer,
+            "crop_answer": found.crop_answer,
+            "bbox": list(found.bbox),
+            **found.fields,
+        }
+        for found in case.findings(method, function, originals)
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------- one picture
@@ -279,11 +355,11 @@ def run_picture(args):
     options = look_options(args)
     functions = choose(module, args.method, model, args.layer, **options)
     look = look_class(module)([image], model, processor, **options)
-    case = Case(look, args.question, layer=args.layer)
-    original = case.original_answer(functions)
+    case = Case(look, [args.question], layer=args.layer)
+    original = case.original_answers(functions)
     Path(args.save_path).mkdir(parents=True, exist_ok=True)
     for method, function in functions.items():
-        finding = case.finding(method, function, original)
+        (finding,) = case.findings(method, function, original)
         path = Path(args.save_path) / f"{Path(args.image).stem}-{args.model}-{method}.png"
         draw_finding(image, args.question, method, finding, path)
         print(f"{method}: box {finding.bbox}, drawn in {path}")
@@ -292,6 +368,7 @@ def run_picture(args):
 
 # ------------------------------------------------------------------------------------------------------- command line
 FAILURES = (ValueError, OSError, torch.OutOfMemoryError)  # of one record or command: a sentence, no traceback
+BATCH_SIZES = {"cuda": 8}  # questions that go through the model together where nothing is said; elsewhere one
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -336,6 +413,7 @@ def parse(argv=None):
     add("--save_path", help="folder for results (data/results) or, with --image, for the pictures (the current folder)")
     add("--layer", type=layer_option, help='layer to read, zero-based, or "mean"')
     add_model_options(parser)
+    add("--batch_size", type=int, help="questions that go through the model together; default: 8 on a GPU, 1 on a CPU")
     add("--total_chunks", type=int, default=1, help="cut the task into so many parts ...")
     add("--chunk_id", type=int, default=0, help="... and do this one (from 0)")
     add("--limit", type=int, help="only the first N records")
@@ -347,6 +425,8 @@ def parse(argv=None):
         look_options(args)
     except ValueError as error:
         parser.error(str(error))
+    if args.batch_size is not None and args.batch_size < 1:
+        parser.error(f"--batch_size {args.batch_size} is not at least 1")
     if not 0 <= args.chunk_id < args.total_chunks:
         parser.error(f"--chunk_id {args.chunk_id} is not between 0 and --total_chunks {args.total_chunks} - 1")
     if args.question is not None and not args.image:

@@ -140,7 +140,7 @@ def test_a_q_former_layer_that_does_not_exist_names_the_range(blip, layer):
 def test_the_q_former_reads_the_question(blip):
     model, processor = blip
     look = BlipLook([photo()], model, processor)
-    one, other = (look.embed(look.seen, look.prompt(text)) for text in ("what is red?", "what is blue?"))
+    one, other = (look.embed(look.seen, [look.prompt(text)])[0] for text in ("what is red?", "what is blue?"))
     assert not torch.allclose(one, other)
 
 
@@ -162,17 +162,17 @@ def test_an_empty_prompt_is_refused(blip):
 def test_every_image_is_scaled_into_the_pixel_range(qwen, size, limits):
     model, processor = qwen
     look = QwenLook([photo(*size)], model, processor, **limits)
-    h, w = look.grid
+    ((h, w),) = look.grids
     high = limits.get("max_pixels", model.config.max_pixels) // 28**2
     assert 1 <= h * w <= high + max(h, w)
     assert h * w >= min(limits.get("min_pixels", 4 * 28**2) // 28**2, high) - max(h, w)
-    assert look.canvas(look.pixels).shape == (1, 2, 3, 28 * h, 28 * w)
+    assert look.canvas(look.pixels).shape == (2, 3, 28 * h, 28 * w)
 
 
 def test_the_default_range_is_the_papers(qwen, monkeypatch):
     model, processor = qwen
     monkeypatch.delattr(model.config, "max_pixels")
-    h, w = QwenLook([photo(1400, 1400)], model, processor).grid
+    ((h, w),) = QwenLook([photo(1400, 1400)], model, processor).grids
     assert (h, w) == (16, 16)
     with pytest.raises(ValueError, match="leave no size"):
         QwenLook([photo()], model, processor, min_pixels=5000, max_pixels=4000)
@@ -183,8 +183,8 @@ def test_a_canvas_shows_the_picture(qwen):
     image, settings = photo(84, 56), processor.image_processor
     look = QwenLook([image], model, processor)
     shown = look.canvas(look.pixels)
-    assert torch.equal(shown[:, 0], shown[:, 1])
-    pixels = shown[0, 0].permute(1, 2, 0).numpy() * settings.image_std + np.array(settings.image_mean)
+    assert torch.equal(shown[0], shown[1])
+    pixels = shown[0].permute(1, 2, 0).numpy() * settings.image_std + np.array(settings.image_mean)
     np.testing.assert_allclose(pixels * 255, np.asarray(image), atol=1e-3)
 
 
@@ -202,13 +202,7 @@ def test_a_bare_question_is_put_into_the_chat_template(qwen):
 def test_the_record_counts_the_image_tokens_of_both_images(qwen):
     model, processor = qwen
     look = QwenLook([photo(112, 56)], model, processor)
-    assert look.record_fields(photo(56, 56)) == {"num_img_tokens": 4 * 2 + 2 * 2}
-
-
-def test_images_of_one_look_have_one_size(qwen, llava_next):
-    for kind, loaded in ((QwenLook, qwen), (LlavaNextLook, llava_next)):
-        with pytest.raises(ValueError, match="maps of one size"):
-            kind([photo(90, 70), photo(40, 130)], *loaded)
+    assert look.record_fields([0], [photo(56, 56)]) == [{"num_img_tokens": 4 * 2 + 2 * 2}]
 
 
 def test_qwens_processor_needs_no_torchvision_and_gives_the_stock_grid(qwen, tmp_path):
@@ -222,7 +216,7 @@ def test_qwens_processor_needs_no_torchvision_and_gives_the_stock_grid(qwen, tmp
     for size in ((300, 200), (91, 640), (1200, 1100)):
         high, wide = smart_resize(*resize_to_multiple(photo(*size), 28).size[::-1], 28, 56 * 56, 36 * 28 * 28)
         for each in (processor, again):
-            assert QwenLook([photo(*size)], model, each).grid == (high // 28, wide // 28)
+            assert QwenLook([photo(*size)], model, each).grids == [(high // 28, wide // 28)]
 
 
 def test_chat_messages_become_the_models_inputs(qwen, tmp_path):
@@ -247,21 +241,20 @@ def test_chat_messages_become_the_models_inputs(qwen, tmp_path):
 def test_the_map_of_tiles_is_the_image_without_padding(llava_next, size):
     model, processor = llava_next
     look = LlavaNextLook([photo(*size)], model, processor)
-    (h, w), ids = look.grid, look.script(QUESTION).ids
+    ((h, w),), script = look.grids, look.script(look.asks(QUESTION)[0])
     inputs = processor(images=photo(*size), text=QUESTION, return_tensors="pt")
-    assert torch.equal(ids, inputs.input_ids)  # so many tokens as the stock processor gives
+    assert torch.equal(script.ids, inputs.input_ids[0])  # so many tokens as the stock processor gives
     assert abs(w / h - size[0] / size[1]) < 0.35 * size[0] / size[1]
-    start, stop = look.image_span(ids)
-    assert (ids[0, start:stop] == model.config.image_token_id).all()
-    assert ids[0, stop] != model.config.image_token_id
-    assert look.canvas(look.pixels).shape == (1, 1, 3, 7 * h, 7 * w)
+    assert (script.ids[script.stop - h * (w + 1) : script.stop] == model.config.image_token_id).all()
+    assert script.ids[script.stop] != model.config.image_token_id
+    assert look.canvas(look.pixels).shape == (1, 3, 7 * h, 7 * w)
 
 
 def test_the_canvas_of_tiles_is_the_image(llava_next):
     model, processor = llava_next
     image, settings = photo(56, 42), processor.image_processor  # fits two by two tiles of 28 px, with padding
     look = LlavaNextLook([image], model, processor)
-    shown = look.canvas(look.pixels)[0, 0].permute(1, 2, 0).numpy() * settings.image_std + np.array(settings.image_mean)
+    shown = look.canvas(look.pixels)[0].permute(1, 2, 0).numpy() * settings.image_std + np.array(settings.image_mean)
     assert shown.shape[:2] == (42, 56)
     assert np.abs(shown * 255 - np.asarray(image)).mean() < 1
 
@@ -271,10 +264,10 @@ def test_a_short_question_is_asked_for_the_map_only(qwen, monkeypatch):
     from run import Case
 
     look = QwenLook([photo()], *qwen)
-    case = Case(look, "a long one?", "short?", layer=1)
+    case = Case(look, ["a long one?"], short_questions=["short?"], layer=1)
     asked = []
     attention = look.attention
-    monkeypatch.setattr(look, "attention", lambda prompt, layers: asked.append(prompt) or attention(prompt, layers))
+    monkeypatch.setattr(look, "attention", lambda prompts, *rest: asked.extend(prompts) or attention(prompts, *rest))
     case.find("rel_att", __import__("qwen2_5_methods").rel_att)
     assert asked[0] == look.prompt("short?")
-    assert case.prompt == look.prompt("a long one?")
+    assert case.prompts[0] == look.prompt("a long one?")

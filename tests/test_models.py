@@ -9,7 +9,7 @@ from plain import PLAIN, PLAIN_KINDS
 
 import attention
 from info import GENERAL_PROMPT, METHODS, MODELS
-from run import model_module
+from run import look_class, model_module
 
 TOLERANCE = {"rel_att": 1e-5, "grad_att": 1e-5, "pure_grad": 1e-4}
 SIZES = [(90, 70), (40, 130), (210, 60)]
@@ -24,7 +24,7 @@ def kind_of(name):
 
 
 def prompts(module, model, processor):
-    look = module.rel_att.look_class([photo()], model, processor)
+    look = look_class(module)([photo()], model, processor)
     return look.prompt("what number is on the red sign?"), look.prompt(GENERAL_PROMPT)
 
 
@@ -80,7 +80,7 @@ def test_the_map_covers_the_image_or_what_the_processor_shows_of_it(shaped):
     name, model, processor = shaped
     look = model_module(kind_of(name)).rel_att.look_class([photo(200, 100)], model, processor)
     assert look.regions == [(50, 0, 150, 100) if kind_of(name) == "llava" else (0, 0, 200, 100)]
-    h, w = look.grid
+    ((h, w),) = look.grids
     assert (w > h) == (kind_of(name) in ("llava_next", "qwen2_5"))  # these keep the aspect ratio
 
 
@@ -166,10 +166,10 @@ def test_an_offloaded_model_gives_the_same_maps_and_answers(kind, method):
     prompt, general = prompts(module, model, processor)
     ask = (photo(), prompt, general, model, processor)
     wanted = getattr(module, method)(*ask, **some_layer(method))
-    answer = module.rel_att.look_class([photo()], model, processor).answer(prompt)
+    answer = look_class(module)([photo()], model, processor).answer(prompt)
     accelerate.cpu_offload(model)
     assert relative_error(getattr(module, method)(*ask, **some_layer(method)), wanted) <= 1e-6
-    assert module.rel_att.look_class([photo()], model, processor).answer(prompt) == answer
+    assert look_class(module)([photo()], model, processor).answer(prompt) == answer
     assert next(model.parameters()).device.type == "meta"
 
 
@@ -206,7 +206,7 @@ def test_answers_equal_stock_generation(small):
     kind, module, model, processor = small
     image, crop = photo(), photo(50, 50, seed=1)
     prompt, _ = prompts(module, model, processor)
-    look = module.rel_att.look_class([image], model, processor)
+    look = look_class(module)([image], model, processor)
     alone, pair = (stock_answer(kind, model, processor, images, prompt) for images in ([image], [image, crop]))
     assert alone
     assert look.answer(prompt) == [alone]
@@ -217,7 +217,7 @@ def test_answers_equal_stock_generation(small):
 def test_an_answer_ends_where_the_checkpoint_ends_it(small, monkeypatch):
     kind, module, model, processor = small
     prompt, _ = prompts(module, model, processor)
-    look = module.rel_att.look_class([photo()], model, processor)
+    look = look_class(module)([photo()], model, processor)
     scripts = []
     decode = processor.tokenizer.decode
     monkeypatch.setattr(
@@ -237,32 +237,85 @@ def test_an_answer_ends_where_the_checkpoint_ends_it(small, monkeypatch):
 def test_the_map_read_off_an_answer_is_the_map_of_its_own_pass(small):
     _, module, model, processor = small
     prompt, _ = prompts(module, model, processor)
-    answering, looking = (module.rel_att.look_class([photo()], model, processor) for _ in range(2))
+    answering, looking = (look_class(module)([photo()], model, processor) for _ in range(2))
     answering.answer(prompt, layers=(1, 2))
-    answering._forward = None  # the question's map must come without another pass
+    answering._read = None  # the question's map must come without another pass
     torch.testing.assert_close(answering.attention(prompt, (1, 2)), looking.attention(prompt, (1, 2)))
+
+
+MIXED = [photo(90, 70), photo(40, 130, seed=1), photo(210, 60, seed=2)]  # pictures of several sizes and aspect ratios
+QUESTIONS = [
+    "what number is on the red sign?",
+    "why?",
+    "is there a blue sign in the image, or is it a green one?",
+    "who?",
+]
+OF = [0, 2, 1, 2]  # the image of each question
 
 
 @pytest.mark.parametrize("method", PLAIN)
 def test_a_batch_of_images_equals_each_alone(small, method):
     _, module, model, processor = small
-    images, rest = [photo(seed=seed) for seed in range(3)], (*prompts(module, model, processor), model, processor)
+    rest = (*prompts(module, model, processor), model, processor)
     function = getattr(module, method)
-    together = function(images, *rest, **some_layer(method))
-    for image, found in zip(images, together, strict=True):
-        assert relative_error(found, function(image, *rest, **some_layer(method))) <= 1e-4
+    together = function(MIXED, *rest, **some_layer(method))
+    for image, found in zip(MIXED, together, strict=True):
+        assert relative_error(found, function(image, *rest, **some_layer(method))) <= 1e-5
+
+
+@pytest.mark.parametrize("method", PLAIN)
+def test_a_batch_of_questions_equals_each_alone(small, method):
+    """Prompts of several lengths about images of several sizes, two of them about the same one."""
+    _, module, model, processor = small
+    look, function = look_class(module)(MIXED, model, processor), getattr(module, method)
+    asked, general = [look.prompt(question) for question in QUESTIONS], look.prompt(GENERAL_PROMPT)
+    together = function.of(look, asked, general, **some_layer(method), of=OF)
+    for prompt, image, found in zip(asked, OF, together, strict=True):
+        alone = function(MIXED[image], prompt, general, model, processor, **some_layer(method))
+        assert found.shape == alone.shape
+        assert relative_error(found, alone) <= 1e-5
+
+
+@pytest.mark.parametrize("layers", [(), (0, 2)])
+def test_a_batch_of_answers_equals_each_alone(small, layers):
+    _, module, model, processor = small
+    look, crops = look_class(module)(MIXED, model, processor), [photo(50, 30, seed=seed) for seed in range(3)]
+    crops.append(photo(33, 90))
+    asked = [look.prompt(question) for question in QUESTIONS]
+    answers, pairs = look.answer(asked, layers=layers, of=OF), look.answer(asked, crops=crops, of=OF)
+    for number, (prompt, image) in enumerate(zip(asked, OF, strict=True)):
+        alone = look_class(module)([MIXED[image]], model, processor)
+        assert answers[number] == alone.answer(prompt)[0]
+        assert pairs[number] == alone.answer(prompt, crops=[crops[number]])[0]
+        if layers:  # read off the batch's own first pass
+            found = look.attention(asked, layers, of=OF)[number]
+            torch.testing.assert_close(found, alone.attention(prompt, layers)[0], atol=1e-6, rtol=1e-4)
+
+
+def test_questions_about_one_image_share_its_pass(small):
+    kind, module, model, processor = small
+    look, seen, read = look_class(module)(MIXED, model, processor), [], []
+    see, encode = look.see, look._encode
+    look.see = lambda inputs: seen.append(inputs) or see(inputs)
+    look._encode = lambda asks, *rest: read.extend(asks) or encode(asks, *rest)
+    asked = [look.prompt(question) for question in QUESTIONS]
+    look.answer(asked, of=OF)
+    look.attention(asked, (1,), of=OF)
+    look.weighted_attention(asked, (1,), of=OF)
+    assert len(seen) == 1
+    assert len(read) == (len(QUESTIONS) if kind == "blip" else len(MIXED))  # a Q-Former reads the question, too
 
 
 def test_the_order_of_questions_does_not_matter(small):
     _, module, model, processor = small
     prompt, general = prompts(module, model, processor)
-    look = module.rel_att.look_class([photo()], model, processor)
+    look = look_class(module)([photo()], model, processor)
     maps = [function.of(look, prompt, general, 1) for function in (module.grad_att, module.rel_att)]
     first = look.answer(prompt)
     look.answer(prompt, crops=[photo(seed=4)])
     look.attention(general, (0, 1))
     assert look.answer(prompt) == first
-    fresh = module.rel_att.look_class([photo()], model, processor)
+    fresh = look_class(module)([photo()], model, processor)
     again = [function.of(fresh, prompt, general, 1) for function in (module.grad_att, module.rel_att)]
     assert all(np.array_equal(one, other) for one, other in zip(maps, again, strict=True))
 
@@ -300,17 +353,16 @@ def test_the_default_layer_is_the_modules_constant_or_the_checkpoints_own(small,
 def test_unknown_geometry_is_refused(small):
     _, module, model, processor = small
     with pytest.raises(ValueError, match="not 'square'"):
-        module.rel_att.look_class([photo()], model, processor, geometry="square")
+        look_class(module)([photo()], model, processor, geometry="square")
 
 
 @pytest.mark.parametrize("geometry", ["exact", "upstream"])
 def test_the_edge_mask_covers_the_models_input(shaped, geometry):
     name, model, processor = shaped
     look = model_module(kind_of(name)).pure_grad.look_class([photo(200, 100)], model, processor, geometry=geometry)
-    mask, (h, w) = look.edge_mask(), look.grid
+    mask, ((h, w),) = look.edge_mask(), look.grids
     assert mask.dtype == torch.bool
-    assert mask.shape[1] % h == 0 or kind_of(name) == "llava"
-    assert mask.shape[1] // h == mask.shape[2] // w
+    assert mask.shape[0] // h == mask.shape[1] // w
     assert 0.2 < mask.float().mean() <= 0.5
 
 

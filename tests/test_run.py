@@ -112,16 +112,16 @@ def test_vicrop_qa_is_what_the_command_writes(checkpoint, dataset):
 
 
 def test_an_interrupted_run_goes_on_and_answers_nothing_twice(checkpoint, dataset, monkeypatch):
-    asked, check = [], run.check_record
+    asked, answer = [], run.answer_batch
 
-    def interrupted(record, folder):
+    def interrupted(batch, *rest):
         if len(asked) == 1:
             asked.append("stop")
             raise KeyboardInterrupt
-        asked.append(record["question"])
-        return check(record, folder)
+        asked.extend(record["question"] for record in batch)
+        return answer(batch, *rest)
 
-    monkeypatch.setattr(run, "check_record", interrupted)
+    monkeypatch.setattr(run, "answer_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.main(options(checkpoint, dataset))
     assert not (dataset / "out" / "llava-demo-rel_att.json").exists()
@@ -129,6 +129,26 @@ def test_an_interrupted_run_goes_on_and_answers_nothing_twice(checkpoint, datase
     run.main(options(checkpoint, dataset))
     assert sorted(asked) == ["one?", "stop", "three?", "two?"]
     assert len(results(dataset, "rel_att")) == 3
+
+
+@pytest.mark.parametrize("size", [2, 3, 16])
+def test_batches_make_the_same_file(checkpoint, dataset, size):
+    methods = ("rel_att", "grad_att", "pure_grad", "rel_att_high", "center_crop")
+    run.main(options(checkpoint, dataset, "--method", ",".join(methods)))
+    one_by_one = {method: results(dataset, method) for method in methods}
+    run.main(options(checkpoint, dataset, "--method", ",".join(methods), "--batch_size", str(size), "--overwrite"))
+    assert {method: results(dataset, method) for method in methods} == one_by_one
+
+
+def test_one_bad_image_in_a_batch_is_its_own_error(checkpoint, dataset):
+    run.main(options(checkpoint, dataset))
+    fine = results(dataset, "rel_att")
+    (dataset / "images" / fine[0]["image_path"]).write_text("no image")
+    run.main(options(checkpoint, dataset, "--batch_size", "3", "--overwrite"))
+    for before, after in zip(fine, results(dataset, "rel_att"), strict=True):
+        broken = before["image_path"] == fine[0]["image_path"]
+        assert ("error" in after) == broken
+        assert after["crop_answer"] == ("" if broken else before["crop_answer"])
 
 
 def test_chunks_make_the_same_file(checkpoint, dataset):
@@ -203,7 +223,7 @@ def test_methods_share_the_work(checkpoint, dataset, monkeypatch):
 
 def test_a_map_with_nan_is_an_error_of_its_record(checkpoint, dataset, monkeypatch):
     broken = np.full((1, 4, 4), np.nan, dtype=np.float32)
-    monkeypatch.setattr("maps.MapFunction.of", lambda *_: broken)
+    monkeypatch.setattr("maps.MapFunction.of", lambda *_, **__: broken)
     run.main(options(checkpoint, dataset))
     assert all("16 of the importance map's 16 cells" in record["error"] for record in results(dataset, "rel_att"))
 

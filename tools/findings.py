@@ -67,7 +67,7 @@ def layers(args):
         look = look_class(module)([check_record(record, folder)], model, processor, **options)
         prompt, general = look.prompt(record["question"]), look.prompt(GENERAL_PROMPT)
         wrong.append(not grade(look.answer(prompt, layers=every)[0], record))
-        attention = look.attention(prompt, every).mean(2)[0].float().cpu().numpy()  # (layers, h, w)
+        attention = look.attention(prompt, every)[0].mean(1).float().cpu().numpy()  # (layers, h, w)
         for layer, att_map in zip(every, attention, strict=True):
             ratios[layer].append(attention_ratio(att_map, look.regions[0], record["gt_bbox"]))
         answers = {}  # by box: layers that agree need one answer
