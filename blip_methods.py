@@ -85,19 +85,12 @@ class BlipLook(Look):
     def generator(self):
         return self.model.language_model
 
-    def preprocess(self, images):
-        return {"pixel_values": self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]}
-
     @staticmethod
     def default_layer(model):
         return getattr(model.config, "att_layer", LM_LAYER)
 
     def prompt(self, question):
         return PROMPT.format(question=question)
-
-    def grids_of(self, inputs):
-        count, _, *sides = inputs["pixel_values"].shape
-        return [tuple(side // self.model.config.vision_config.patch_size for side in sides)] * count
 
     def token_count(self, grid):
         return self.model.config.num_query_tokens
@@ -106,8 +99,13 @@ class BlipLook(Look):
         """The queries' places come before everything, also before the text's first token."""
         if not prompt.strip():
             raise ValueError("the prompt is empty")
-        text = self.processor.tokenizer(prompt, return_tensors="pt").input_ids[0]
-        return torch.cat([torch.full((sum(counts),), self.model.config.image_token_id), text])
+        text, image = (
+            self.processor.tokenizer(prompt, return_tensors="pt").input_ids[0],
+            self.model.config.image_token_id,
+        )
+        if (text == image).any():
+            raise ValueError(f"the image comes before a prompt of InstructBLIP, not into it: {prompt!r}")
+        return torch.cat([torch.full((sum(counts),), image), text])
 
     def see(self, inputs):
         return list(self.model.vision_model(**inputs).last_hidden_state)

@@ -26,15 +26,14 @@ class LlavaLook(Look):
 
     def __init__(self, images, model, processor, geometry="exact", image_fit="processor"):
         super().__init__(images, model, processor, geometry, image_fit=image_fit)
-        settings, vision = model.config, model.config.vision_config
         self.regions = [self._region(image.size) for image in self.images]
-        self.bbox_size = vision.image_size
+        self.bbox_size = model.config.vision_config.image_size
         self.needs_square_tiles = geometry == "exact" and (
             processor.image_processor.do_center_crop or image_fit == "pad"
         )
         # Tokens before the patches: a CLS feature, unless the checkpoint drops it as LLaVA-1.5 does.
-        dropped = settings.vision_feature_select_strategy == "default"
-        self.before = getattr(processor, "num_additional_image_tokens", 1) - dropped
+        has_class = any(name.endswith("class_embedding") for name, _ in self.vision.named_parameters())
+        self.before = int(has_class and model.config.vision_feature_select_strategy == "full")
 
     @property
     def vision(self):
@@ -44,7 +43,7 @@ class LlavaLook(Look):
         if self.options["image_fit"] == "pad":
             mean = tuple(int(255 * channel) for channel in self.processor.image_processor.image_mean)
             images = [pad_to_square(image, mean) for image in images]
-        return {"pixel_values": self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]}
+        return super().preprocess(images)
 
     def _region(self, size):
         """The rectangle of a (width, height) image that the model's input shows, in xyxy pixels of the image."""
@@ -81,10 +80,6 @@ class LlavaLook(Look):
 
     def prompt(self, question):
         return PROMPT.format(question=question)
-
-    def grids_of(self, inputs):
-        count, _, *sides = inputs["pixel_values"].shape
-        return [tuple(side // self.model.config.vision_config.patch_size for side in sides)] * count
 
 
 rel_att = rel_attention_llava = MapFunction("rel_attention_llava", LlavaLook, relative_attention)

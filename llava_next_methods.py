@@ -36,9 +36,6 @@ class LlavaNextLook(Look):
     def vision(self):
         return self.model.model.vision_tower
 
-    def preprocess(self, images):
-        return dict(self.processor.image_processor(images=images, return_tensors="pt"))
-
     def tile_grid(self, size):
         """(rows, columns) of the high-resolution tiles of an image of that (height, width)."""
         side = self.model.config.vision_config.image_size
@@ -50,6 +47,9 @@ class LlavaNextLook(Look):
         for size in inputs["image_sizes"]:
             rows, columns = self.tile_grid(size)
             grids.append(tuple(unpad_image(torch.empty(1, rows * side, columns * side), size).shape[1:]))
+            if 0 in grids[-1]:
+                high, wide = size.tolist()
+                raise ValueError(f"an image of {wide} x {high} pixels is too narrow: no token of its tiles is left")
         return grids
 
     @staticmethod

@@ -5,6 +5,7 @@ the answer, and the answer with a crop. They share one pass over the image.
 """
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from functools import cached_property
@@ -97,15 +98,16 @@ class Look(ABC):
         self.images = [load_image(image) for image in images]
         self.regions = [(0, 0, *image.size) for image in self.images]
         self.device = device_of(model.get_input_embeddings())
-        prepared = self.preprocess(self.images)
-        self.inputs, self.pixels = self.placed(prepared), prepared["pixel_values"]
-        self.grids = self.grids_of(prepared)
         self._prefixes, self._rows, self._tiles = {}, {}, {}
 
     @classmethod
     def check(cls, model, **options):
         """Raises ValueError, before any image is loaded, for a model or an option that such a look cannot have."""
+        kinds = [inspect.signature(kind).parameters for kind in cls.__mro__ if issubclass(kind, Look)]
+        known = [name for name in OPTIONS if any(name in parameters for parameters in kinds)]
         for name, value in options.items():
+            if name not in known:
+                raise ValueError(f"{cls.__name__} has no option {name!r}: it has {', '.join(known)}")
             choices = OPTIONS[name].get("choices", (value,))
             if value not in choices:
                 raise ValueError(f"{name} is one of {choices}, not {value!r}")
@@ -116,13 +118,14 @@ class Look(ABC):
     def vision(self):
         """The module that encodes images."""
 
-    @abstractmethod
     def preprocess(self, images):
         """{name: CPU tensor} of the vision side for PIL images, "pixel_values" among them."""
+        return dict(self.processor.image_processor(images=images, return_tensors="pt"))
 
-    @abstractmethod
     def grids_of(self, inputs):
         """[(h, w)]: per image of `inputs`, the cells of its map."""
+        count, _, *sides = inputs["pixel_values"].shape
+        return [tuple(side // self.model.config.vision_config.patch_size for side in sides)] * count
 
     @abstractmethod
     def prompt(self, question):
@@ -144,8 +147,9 @@ class Look(ABC):
             ValueError: the prompt has no place for an image, or several, or nothing after it.
         """
         block, token = self.block, self.processor.image_token
-        if prompt.count(block) != 1:
-            raise ValueError(f"a prompt holds {block} exactly once, this one {prompt.count(block)} times: {prompt!r}")
+        if prompt.count(block) != 1 or prompt.count(token) != 1:
+            found = f"{prompt.count(block)} times, and {token} {prompt.count(token)} times"
+            raise ValueError(f"a prompt holds {block} exactly once, this one {found}: {prompt!r}")
         if prompt.endswith(block):
             raise ValueError(f"a prompt ends with a question, not with the image: {prompt!r}")
         text = prompt.replace(block, "".join(block.replace(token, token * count) for count in counts))
@@ -202,7 +206,7 @@ class Look(ABC):
             return tuple(range(count))
         layer = cls.default_layer(model) if layer is None else layer
         numbers = layer if isinstance(layer, (list, tuple)) and layer else [layer]
-        return tuple(sorted({valid_layer(number, count, 'this model (or layer="mean")') for number in numbers}))
+        return tuple(sorted({valid_layer(number, count, "this model") for number in numbers}))
 
     # -- from questions to tensors
     def asks(self, prompts, of=None):
@@ -210,6 +214,23 @@ class Look(ABC):
         if isinstance(prompts, str):
             return [Ask(image, prompts) for image in range(len(self.images))]
         return [Ask(image, prompt) for image, prompt in zip(of or range(len(self.images)), prompts, strict=True)]
+
+    @cached_property
+    def prepared(self):
+        """What `preprocess` makes of the images, on the CPU; only now, for a look of tiles never shows the whole."""
+        return self.preprocess(self.images)
+
+    @property
+    def pixels(self):
+        return self.prepared["pixel_values"]
+
+    @cached_property
+    def inputs(self):
+        return self.placed(self.prepared)
+
+    @cached_property
+    def grids(self):
+        return self.grids_of(self.prepared)
 
     def placed(self, inputs):
         """The inputs where the vision tower wants them; floating ones in its dtype."""
@@ -273,8 +294,10 @@ class Look(ABC):
         reading.mask = torch.cat([reading.mask, real.long()], 1)
         embeds = self.model.get_input_embeddings()(ids)
         if features is not None:
-            features = torch.cat(list(features)).to(embeds.device, embeds.dtype)
-            embeds = embeds.masked_scatter((ids == image)[..., None], features)
+            features, places = torch.cat(list(features)).to(embeds.device, embeds.dtype), ids == image
+            if int(places.sum()) != len(features):  # it would go wrong without a word
+                raise ValueError(f"{int(places.sum())} places for image tokens, and {len(features)} of them to fill in")
+            embeds = embeds.masked_scatter(places[..., None], features)
         return self.model.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=reading.mask,
@@ -432,7 +455,8 @@ class Look(ABC):
 
     def _continuation(self, hidden, positions, reading):
         """Token ids per row, greedily, up to an end token: what `generate` gives, with nothing set up anew."""
-        ends = torch.tensor(end_tokens(self.generator), device=self.device)
+        configs = {model.generation_config for model in (self.model, self.generator)}
+        ends = torch.tensor(end_tokens(*configs, tokenizer=self.processor.tokenizer), device=self.device)
         tokens = self._logits(hidden).argmax(-1, keepdim=True).to(self.device)  # (batch, 1)
         answers = tokens
         while answers.shape[1] < MAX_NEW_TOKENS and not torch.isin(answers, ends).any(1).all():
@@ -468,8 +492,13 @@ def valid_layer(number, count, whose):
     return int(number)
 
 
-def end_tokens(model):
-    """Ids that end an answer: those with which the checkpoint generates, else those of its text config."""
-    found = model.generation_config.eos_token_id
-    found = model.config.get_text_config().eos_token_id if found is None else found
-    return found if isinstance(found, list) else [found]
+def end_tokens(*configs, tokenizer):
+    """Ids that end an answer: those of the generation configs, and the tokenizer's own.
+
+    InstructBLIP's language model may name another token than the one that it was trained to end with.
+    """
+    found = [each for config in configs for each in np.atleast_1d(config.eos_token_id)] + [tokenizer.eos_token_id]
+    found = sorted({int(token) for token in found if token is not None})
+    if not found:
+        raise ValueError("neither the generation config nor the tokenizer names a token that ends an answer")
+    return found

@@ -8,7 +8,7 @@ from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwe
 
 from look import Look
 from maps import MapFunction, gradient_attention, pure_gradient, relative_attention
-from utils import MAX_PIXELS, resize_to_multiple
+from utils import pixel_range, resize_to_multiple
 
 ATT_LAYER = 22
 BBOX_SIZE = 224
@@ -25,6 +25,7 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
+ImageTextProcessor.__name__ = Qwen2_5_VLProcessor.__name__  # it is saved under this name, which AutoProcessor knows
 load_processor = ImageTextProcessor.from_pretrained
 
 
@@ -43,8 +44,8 @@ class QwenLook(Look):
         images: PIL images or paths. A map covers the whole image.
         model, processor: a loaded Qwen2_5_VLForConditionalGeneration and its processor, with or without its video half.
         geometry: "exact", or "upstream" for the published edge mask of pure_grad.
-        min_pixels, max_pixels: every image and crop is scaled into this range; default: the checkpoint's
-            `config.min_pixels` and `config.max_pixels`, else its processor's minimum and 256 * 28 * 28.
+        min_pixels, max_pixels: every image and crop is scaled into this range; default: the processor's, but at most
+            256 * 28 * 28.
 
     A prompt is the filled in chat template (`prompt`); a text without it is taken as the user's message.
     """
@@ -52,16 +53,17 @@ class QwenLook(Look):
     block = "<|vision_start|><|image_pad|><|vision_end|>"
 
     def __init__(self, images, model, processor, geometry="exact", min_pixels=None, max_pixels=None):
-        limits = {"min_pixels": processor.image_processor.size["shortest_edge"], "max_pixels": MAX_PIXELS}
-        given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        for name, value in given.items():
-            limits[name] = getattr(model.config, name, limits[name]) if value is None else value
-        if not 0 < limits["min_pixels"] <= limits["max_pixels"]:
-            raise ValueError("{min_pixels} min_pixels and {max_pixels} max_pixels leave no size".format(**limits))
-        self._size = {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}
+        self._size = pixel_range(processor, min_pixels, max_pixels)
         self._merge = model.config.vision_config.spatial_merge_size
-        super().__init__(images, model, processor, geometry, **given)
+        super().__init__(images, model, processor, geometry, min_pixels=min_pixels, max_pixels=max_pixels)
         self.bbox_size = getattr(model.config, "bbox_size", BBOX_SIZE)
+
+    @classmethod
+    def check(cls, model, min_pixels=None, max_pixels=None, **options):
+        super().check(model, **options)
+        low, high = min_pixels or 1, max_pixels
+        if low < 1 or (high is not None and high < low):
+            raise ValueError(f"min_pixels is at least 1, not {low}, and max_pixels at least min_pixels, not {high}")
 
     @property
     def vision(self):

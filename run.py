@@ -123,10 +123,11 @@ def choose(module, methods, model, layer=None, **options):
     for method in methods:
         row = METHODS[known(method, METHODS, "method")]
         functions[method] = getattr(module, row["map"]) if "map" in row else getattr(utils, row["box"])
-        if isinstance(functions[method], MapFunction):
-            functions[method].layers(model, layer)
-        elif layer is not None and len(methods) == 1:
-            raise ValueError(f"{method} reads no layer: layer={layer!r} has no meaning for it")
+    maps = [function for function in functions.values() if isinstance(function, MapFunction)]
+    for function in maps:
+        function.layers(model, layer)
+    if layer is not None and not maps:
+        raise ValueError(f"layer={layer!r} has no meaning here: {', '.join(functions)} reads no layer")
     return functions
 
 
@@ -209,13 +210,13 @@ def look_options(args):
     Raises:
         ValueError: naming an option that the model's look does not have.
     """
-    known = inspect.signature(look_class(model_module(args.model))).parameters
+    look = inspect.signature(look_class(model_module(args.model))).parameters
     for name in OPTIONS:
-        if getattr(args, name) is not None and name not in known:
-            has = ", ".join(f"--{option}" for option in OPTIONS if option in known)
-            raise ValueError(f"--{name} has no meaning for {args.model}, which has {has}")
-    given = {name: getattr(args, name) for name in OPTIONS if name in known}
-    return {name: known[name].default if value is None else value for name, value in given.items()}
+        if getattr(args, name) is not None and name not in look:
+            own = ", ".join(f"--{option}" for option in OPTIONS if option in look)
+            raise ValueError(f"--{name} has no meaning for {args.model}, which has {own}")
+    given = {name: getattr(args, name) for name in OPTIONS if name in look}
+    return {name: look[name].default if value is None else value for name, value in given.items()}
 
 
 def run_task(args):
@@ -260,7 +261,9 @@ def answer_records(args, records, results, done, state):
 
     @lru_cache(maxsize=2)  # records come in image order, and one batch is made ahead
     def look_at(paths):
-        return look_class(module)(paths, model, processor, **options)
+        look = look_class(module)(paths, model, processor, **options)
+        look.inputs  # noqa: B018 (made here, in the loading thread)
+        return look
 
     def look_of(batch):
         """(look at the images of a batch, each once; for each record the number of its image)."""

@@ -82,14 +82,22 @@ def encode_base64(image):
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def prepare_qwen2_5_input(messages, processor, max_pixels=MAX_PIXELS):
+def pixel_range(processor, min_pixels=None, max_pixels=None):
+    """The `size` to call a Qwen2.5-VL image processor with: its own range, but at most MAX_PIXELS, or what is given."""
+    own = processor.image_processor.size
+    high = min(own["longest_edge"], MAX_PIXELS) if max_pixels is None else max_pixels
+    low = min(own["shortest_edge"], high) if min_pixels is None else min_pixels
+    return {"shortest_edge": low, "longest_edge": max(low, high)}
+
+
+def prepare_qwen2_5_input(messages, processor, min_pixels=None, max_pixels=None):
     """What a Qwen2.5-VL model is given for chat messages: token ids, mask, pixels and grid, ready for `generate`.
 
     Args:
         messages: [{"role", "content": [{"type": "image", "image": ...}, {"type": "text", "text": ...}]}]; an image is
             PIL, a path (with or without file://), or a data URI with the base64 of `encode_base64`.
         processor: with or without its video half.
-        max_pixels: images are scaled down to so many.
+        min_pixels, max_pixels: images are scaled into this range; default: as `pixel_range`.
     """
     settings, images = processor.image_processor, []
     for message in messages:
@@ -102,10 +110,8 @@ def prepare_qwen2_5_input(messages, processor, max_pixels=MAX_PIXELS):
                     image = image.removeprefix("file://")
                 images.append(resize_to_multiple(load_image(image), settings.patch_size * settings.merge_size))
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    size = {"shortest_edge": min(settings.size["shortest_edge"], max_pixels), "longest_edge": max_pixels}
-    return processor(
-        images=images or None, text=[text], return_tensors="pt", padding=True, images_kwargs={"size": size}
-    )
+    images_kwargs = {"size": pixel_range(processor, min_pixels, max_pixels)}
+    return processor(images=images or None, text=[text], return_tensors="pt", padding=True, images_kwargs=images_kwargs)
 
 
 # ----------------------------------------------------------------------------------------------------------- boxes

@@ -117,14 +117,9 @@ def build_blip(layers=3, queries=32, qformer_layers=6, side=56, **load):
 
 
 def build_qwen2_5(layers=3, max_pixels=36 * 28 * 28, **load):
-    template = TinyQwen.chat_template
-    marks = {
-        "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "turn_token": "<|im_start|>",
-        "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>",
-    }  # fmt: skip
-    tokenizer = make_tokenizer([GENERAL], bos=None, eos="<|im_end|>", pad="<|endoftext|>", **marks)
+    tokenizer = make_tokenizer([GENERAL], bos=None, eos="<|im_end|>", pad="<|endoftext|>", **TinyQwen.marks)
     image_processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": max_pixels})
-    processor = ImageTextProcessor(image_processor, tokenizer, template)
+    processor = ImageTextProcessor(image_processor, tokenizer, TinyQwen.chat_template)
     config = Qwen2_5_VLConfig(
         text_config={"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4,
                      "num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 2048,
@@ -137,9 +132,7 @@ def build_qwen2_5(layers=3, max_pixels=36 * 28 * 28, **load):
         vision_start_token_id=tokenizer.vision_start_token_id, vision_end_token_id=tokenizer.vision_end_token_id,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration._from_config(config, **load)
-    model.config.max_pixels = max_pixels
-    return sharpened(model), processor
+    return sharpened(Qwen2_5_VLForConditionalGeneration._from_config(config, **load)), processor
 
 
 KINDS = {"llava": build_llava, "llava_next": build_llava_next, "blip": build_blip, "qwen2_5": build_qwen2_5}

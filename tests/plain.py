@@ -127,8 +127,7 @@ class PlainQwen(Plain):
 
     def prepare(self, images, prompt):
         images = [resize_to_multiple(image, 28) for image in (images if isinstance(images, list) else [images])]
-        size = {"shortest_edge": 56 * 56, "longest_edge": self.model.config.max_pixels}
-        inputs = self.processor(images=images, text=[prompt], return_tensors="pt", images_kwargs={"size": size})
+        inputs = self.processor(images=images, text=[prompt], return_tensors="pt")
         assert "mm_token_type_ids" in inputs
         return inputs
 

@@ -163,19 +163,21 @@ def test_every_image_is_scaled_into_the_pixel_range(qwen, size, limits):
     model, processor = qwen
     look = QwenLook([photo(*size)], model, processor, **limits)
     ((h, w),) = look.grids
-    high = limits.get("max_pixels", model.config.max_pixels) // 28**2
+    high = limits.get("max_pixels", 36 * 28**2) // 28**2
     assert 1 <= h * w <= high + max(h, w)
     assert h * w >= min(limits.get("min_pixels", 4 * 28**2) // 28**2, high) - max(h, w)
     assert look.canvas(look.pixels).shape == (2, 3, 28 * h, 28 * w)
 
 
-def test_the_default_range_is_the_papers(qwen, monkeypatch):
+def test_the_default_range_is_the_processors_and_at_most_the_papers(qwen, monkeypatch):
     model, processor = qwen
-    monkeypatch.delattr(model.config, "max_pixels")
+    assert QwenLook([photo(1400, 1400)], model, processor).grids == [(6, 6)]
+    monkeypatch.setattr(processor.image_processor, "size", {"shortest_edge": 512 * 784, "longest_edge": 1280 * 784})
     ((h, w),) = QwenLook([photo(1400, 1400)], model, processor).grids
     assert (h, w) == (16, 16)
-    with pytest.raises(ValueError, match="leave no size"):
-        QwenLook([photo()], model, processor, min_pixels=5000, max_pixels=4000)
+    for limits in ({"min_pixels": 5000, "max_pixels": 4000}, {"min_pixels": -1}, {"max_pixels": 0}):
+        with pytest.raises(ValueError, match="min_pixels is at least 1, .* and max_pixels at least min_pixels"):
+            QwenLook([photo()], model, processor, **limits)
 
 
 def test_a_canvas_shows_the_picture(qwen):
@@ -228,7 +230,7 @@ def test_chat_messages_become_the_models_inputs(qwen, tmp_path):
     look, pixels = QwenLook([image], model, processor), []
     for source in (image, str(tmp_path / "image.png"), f"file://{tmp_path}/image.png", uri):
         parts = [{"type": "image", "image": source}, {"type": "text", "text": "why?"}]
-        inputs = prepare_qwen2_5_input([{"role": "user", "content": parts}], processor, max_pixels=36 * 28 * 28)
+        inputs = prepare_qwen2_5_input([{"role": "user", "content": parts}], processor)
         pixels.append(inputs["pixel_values"])
         assert (inputs["input_ids"] == model.config.image_token_id).sum() == 4 * 3
     assert all(torch.equal(each, look.pixels) for each in pixels)

@@ -246,7 +246,12 @@ class Qwen(Family):
     keeps_aspect = True
     mark, between = "<|image_pad|>", "<|vision_end|><|vision_start|>"
     answer_start = ""
-    constants = {"att_layer": 2, "bbox_size": 112, "min_pixels": 64 * cell**2, "max_pixels": 72 * cell**2}
+    constants = {"att_layer": 2, "bbox_size": 112}
+    pixels = {"shortest_edge": 64 * cell**2, "longest_edge": 72 * cell**2}
+    marks = {
+        "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "turn_token": "<|im_start|>",
+        "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>",
+    }  # fmt: skip
     chat_template = (
         "{% for message in messages %}<|im_start|>{{ message.role }}\n"
         "{% for part in message.content %}"
@@ -255,15 +260,10 @@ class Qwen(Family):
     )
 
     def make(self):
-        marks = {
-            "image_token": self.mark, "video_token": "<|video_pad|>", "turn_token": "<|im_start|>",
-            "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>",
-        }  # fmt: skip
         texts = ["user\n assistant\n" + qwen2_5_methods.PROMPT.format(question=GENERAL_PROMPT)]
         words = [f"{color}\nyes\nno" for color in COLORS]  # an answer begins without a space
-        tokenizer = make_tokenizer(texts + words, bos=None, eos="<|im_end|>", pad="<|endoftext|>", **marks)
-        pixels = {"shortest_edge": self.constants["min_pixels"], "longest_edge": self.constants["max_pixels"]}
-        image_processor = Qwen2VLImageProcessorPil(size=pixels, patch_size=self.patch, merge_size=2)
+        tokenizer = make_tokenizer(texts + words, bos=None, eos="<|im_end|>", pad="<|endoftext|>", **self.marks)
+        image_processor = Qwen2VLImageProcessorPil(size=self.pixels, patch_size=self.patch, merge_size=2)
         processor = qwen2_5_methods.ImageTextProcessor(image_processor, tokenizer, self.chat_template)
         vision = {
             "hidden_size": 128, "depth": 4, "num_heads": 4, "intermediate_size": 384, "out_hidden_size": 128,
@@ -289,7 +289,7 @@ class Qwen(Family):
 
     def shape(self, aspect=1.0):
         size = round(640 / math.sqrt(aspect)), round(640 * math.sqrt(aspect))
-        return smart_resize(*size, self.cell, self.constants["min_pixels"], self.constants["max_pixels"])
+        return smart_resize(*size, self.cell, self.pixels["shortest_edge"], self.pixels["longest_edge"])
 
     def prompt(self, question):
         return qwen2_5_methods.chat_prompt(self.processor, qwen2_5_methods.PROMPT.format(question=question))
