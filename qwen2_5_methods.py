@@ -56,7 +56,7 @@ class QwenLook(Look):
         self._size = pixel_range(processor, min_pixels, max_pixels)
         self._merge = model.config.vision_config.spatial_merge_size
         super().__init__(images, model, processor, geometry, min_pixels=min_pixels, max_pixels=max_pixels)
-        self.bbox_size = getattr(model.config, "bbox_size", BBOX_SIZE)
+        self.bbox_size = BBOX_SIZE
 
     @classmethod
     def check(cls, model, min_pixels=None, max_pixels=None, **options):

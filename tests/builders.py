@@ -29,7 +29,7 @@ from qwen2_5_methods import ImageTextProcessor
 from tiny.models import Qwen as TinyQwen
 from tiny.models import make_tokenizer
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, torch.get_num_threads()))
 
 QUESTION = PROMPT.format(question="what number is on the red sign?")
 GENERAL = PROMPT.format(question=GENERAL_PROMPT)

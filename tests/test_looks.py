@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 from builders import GENERAL, QUESTION, build_blip, build_llava_next, build_qwen2_5, photo
+from transformers import LlavaProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 import blip_methods
 from blip_methods import BlipLook, rel_attention_blip
 from llava_methods import LlavaLook, grad_att, pure_grad, rel_att
 from llava_next_methods import LlavaNextLook
+from llava_next_methods import rel_att as rel_att_next
+from look import end_tokens
 from maps import MapFunction, ratio, relative_attention
 from qwen2_5_methods import QwenLook, load_processor, rel_attention_qwen2_5
+from tiny.models import make_tokenizer
 from utils import encode_base64, high_res, prepare_qwen2_5_input, resize_to_multiple
 
 METHODS = {"rel_att": rel_att, "grad_att": grad_att, "pure_grad": pure_grad}
@@ -114,6 +119,21 @@ def test_tiles_of_a_centre_cropping_model_lose_nothing(llava, fit):
     assert [region for _, region in tiles] == [(0, 0, *size) for size, _ in tiles]
 
 
+def test_a_processor_that_does_not_know_of_the_class_token_gives_the_same_map(llava):
+    model, processor = llava
+    plain = LlavaProcessor(processor.image_processor, processor.tokenizer, patch_size=14)
+    found, wanted = (rel_att(photo(), QUESTION, GENERAL, model, each, layer=1) for each in (plain, processor))
+    assert np.array_equal(found, wanted)
+
+
+def test_places_and_features_that_differ_in_number_are_an_error(llava, monkeypatch):
+    model, processor = llava
+    look = LlavaLook([photo()], model, processor)
+    monkeypatch.setattr(look, "token_count", lambda grid: 17)
+    with pytest.raises(ValueError, match="17 places for image tokens, and 16 of them"):
+        look.answer(QUESTION)
+
+
 # ----------------------------------------------------------------------------------------------------- InstructBLIP
 def test_the_q_former_layer_counts_those_with_cross_attention(blip, monkeypatch):
     model, processor = blip  # six layers, cross-attention in 0, 2 and 4
@@ -156,6 +176,18 @@ def test_an_empty_prompt_is_refused(blip):
         rel_attention_blip(photo(), " ", "Question: what?", *blip, layer=1)
 
 
+def test_an_answer_ends_at_the_tokenizers_end_token_whatever_the_text_config_says(blip, monkeypatch):
+    """Converted checkpoints name another end token in their language model's config than the one they were taught."""
+    model, processor = blip
+    monkeypatch.setattr(model.language_model.generation_config, "eos_token_id", 1)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    configs = model.generation_config, model.language_model.generation_config
+    assert end_tokens(*configs, tokenizer=processor.tokenizer) == [1, 2]
+    monkeypatch.setattr(model.language_model.generation_config, "eos_token_id", None)
+    with pytest.raises(ValueError, match="ends an answer"):
+        end_tokens(*configs, tokenizer=make_tokenizer([], eos=None))
+
+
 # ------------------------------------------------------------------------------------------------------ Qwen2.5-VL
 @pytest.mark.parametrize("size", [(640, 480), (333, 777), (28, 28), (5, 3), (1000, 29), (20, 2000)])
 @pytest.mark.parametrize("limits", [{}, {"max_pixels": 20 * 28 * 28}, {"min_pixels": 30 * 28 * 28}])
@@ -163,9 +195,9 @@ def test_every_image_is_scaled_into_the_pixel_range(qwen, size, limits):
     model, processor = qwen
     look = QwenLook([photo(*size)], model, processor, **limits)
     ((h, w),) = look.grids
-    high = limits.get("max_pixels", 36 * 28**2) // 28**2
-    assert 1 <= h * w <= high + max(h, w)
-    assert h * w >= min(limits.get("min_pixels", 4 * 28**2) // 28**2, high) - max(h, w)
+    low, high = limits.get("min_pixels", 4 * 28**2), limits.get("max_pixels", 36 * 28**2)
+    wide, tall = resize_to_multiple(photo(*size), 28).size
+    assert (28 * h, 28 * w) == smart_resize(tall, wide, 28, low, high)
     assert look.canvas(look.pixels).shape == (2, 3, 28 * h, 28 * w)
 
 
@@ -209,8 +241,6 @@ def test_the_record_counts_the_image_tokens_of_both_images(qwen):
 
 def test_qwens_processor_needs_no_torchvision_and_gives_the_stock_grid(qwen, tmp_path):
     """Saved and loaded again; its grid is the one that the stock arithmetic of both backends gives."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
     model, processor = qwen
     processor.save_pretrained(tmp_path)
     again = load_processor(tmp_path)
@@ -252,6 +282,11 @@ def test_the_map_of_tiles_is_the_image_without_padding(llava_next, size):
     assert look.canvas(look.pixels).shape == (1, 3, 7 * h, 7 * w)
 
 
+def test_an_image_too_narrow_for_tiles_is_an_error_that_names_it(llava_next):
+    with pytest.raises(ValueError, match="5000 x 69 pixels is too narrow"):
+        rel_att_next(photo(5000, 69), QUESTION, GENERAL, *llava_next, layer=1)
+
+
 def test_the_canvas_of_tiles_is_the_image(llava_next):
     model, processor = llava_next
     image, settings = photo(56, 42), processor.image_processor  # fits two by two tiles of 28 px, with padding
@@ -262,6 +297,18 @@ def test_the_canvas_of_tiles_is_the_image(llava_next):
 
 
 # ---------------------------------------------------------------------------------------------------- all, by run.py
+@pytest.mark.parametrize("kind", ["llava", "blip", "qwen", "llava_next"])
+def test_a_question_that_holds_an_image_token_is_refused(request, kind):
+    model, processor = request.getfixturevalue(kind)
+    look_class = {"llava": LlavaLook, "blip": BlipLook, "qwen": QwenLook, "llava_next": LlavaNextLook}[kind]
+    look = look_class([photo()], model, processor)
+    token = "<|image_pad|>" if kind == "qwen" else "<image>"
+    with pytest.raises(ValueError, match="exactly once|comes before a prompt"):
+        look.answer(look.prompt(f"what is {token}?"))
+    with pytest.raises(ValueError, match="has no option 'layr': it has geometry"):
+        look_class.check(model, layr=1)
+
+
 def test_a_short_question_is_asked_for_the_map_only(qwen, monkeypatch):
     from run import Case
 

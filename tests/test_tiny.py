@@ -156,30 +156,45 @@ def test_crops_are_drawn_without_the_question(family, monkeypatch):
     assert not torch.equal(asked["ids"], other["ids"])
 
 
-def test_the_other_towers_begin_as_llavas(family):
-    """Layer by layer: with CLIP's stream as input, a copied first layer gives CLIP's output."""
-    clip = FAMILIES["llava"]().model.model.vision_tower
-    values = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+@pytest.fixture
+def clip():
+    """A CLIP tower whose norms and biases are not those of an untrained one, and what enters its first layer."""
+    tower = FAMILIES["llava"]().model.model.vision_tower
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 3, 112, 112, generator=generator)
     with torch.no_grad():
-        for name, weight in clip.named_parameters():
+        for name, weight in tower.named_parameters():
             if "layer_norm" in name or name.endswith("bias"):
-                weight.copy_(torch.randn_like(weight) * 0.3 + ("layer_norm" in name and "weight" in name))
-        stream = clip.pre_layrnorm(clip.embeddings(values))
-        wanted = clip.encoder.layers[0](stream, attention_mask=None)
-        if hasattr(family.model, "vision_model"):
-            vision = FAMILIES["blip"]().model.vision_model
-            turn_into_blip_tower(vision, clip, values)
-            torch.testing.assert_close(vision.encoder.layers[0](stream), wanted, atol=1e-4, rtol=1e-4)
-        if hasattr(family, "patches"):
-            vision = FAMILIES["qwen2_5"]().model.model.visual
-            mlp, layer = vision.blocks[0].mlp, clip.encoder.layers[0].mlp
-            for dropped in range(mlp.gate_proj.out_features, layer.fc1.out_features):
-                layer.fc2.weight[:, dropped] = 0  # so that the strongest channels are all there are
-            turn_into_qwen_tower(vision, clip, values)
-            centre = stream - stream.mean(-1, keepdim=True)
-            found = mlp(vision.blocks[0].norm2(centre))
-            direct = layer(clip.encoder.layers[0].layer_norm2(stream))
-            torch.testing.assert_close(found, direct - direct.mean(-1, keepdim=True), atol=1e-3, rtol=1e-3)
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3 + name.endswith("norm1.weight"))
+        return tower, values, tower.pre_layrnorm(tower.embeddings(values))
+
+
+def test_blips_tower_begins_as_llavas(clip):
+    """Layer by layer; the embeddings roughly."""
+    tower, values, stream = clip
+    vision = FAMILIES["blip"]().model.vision_model
+    turn_into_blip_tower(vision, tower, values)
+    with torch.no_grad():
+        for mine, theirs in zip(vision.encoder.layers, tower.encoder.layers, strict=True):
+            torch.testing.assert_close(mine(stream), theirs(stream, attention_mask=None), atol=1e-4, rtol=1e-4)
+        assert torch.corrcoef(torch.stack([vision.embeddings(values).flatten(), stream.flatten()]))[0, 1] > 0.9
+
+
+def test_qwens_tower_begins_as_llavas(clip):
+    """Layer by layer on a centred stream, but for the rotation that carries positions (all at one place here)."""
+    tower, values, stream = clip
+    vision, centre = FAMILIES["qwen2_5"]().model.model.visual, lambda x: x - x.mean(-1, keepdim=True)
+    with torch.no_grad():
+        for theirs in tower.encoder.layers:
+            theirs.mlp.fc2.weight[:, vision.blocks[0].mlp.gate_proj.out_features :] = 0  # then all strong ones are kept
+        turn_into_qwen_tower(vision, tower, values)
+        tokens = stream.shape[1]
+        still = torch.ones(tokens, 32), torch.zeros(tokens, 32)  # cosine and sine of no rotation
+        for mine, theirs in zip(vision.blocks, tower.encoder.layers, strict=True):
+            wanted = centre(theirs(stream, attention_mask=None)[0])
+            lengths = torch.tensor([0, tokens], dtype=torch.int32)
+            found = mine(centre(stream)[0], cu_seqlens=lengths, position_embeddings=still)
+            torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):

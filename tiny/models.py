@@ -8,6 +8,7 @@ import math
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     CLIPVisionConfig,
     InstructBlipConfig,
@@ -69,6 +70,15 @@ def make_tokenizer(prompts, bos="<s>", eos="</s>", pad="<pad>", **marks):
     )
 
 
+def llama(tokenizer):
+    """The language model of llava_tiny and blip_tiny, for as many tokens as the tokenizer has by now."""
+    return LlamaConfig(
+        **TEXT, num_key_value_heads=8, vocab_size=len(tokenizer), max_position_embeddings=2048,
+        tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+
+
 def fan_in_init(module, generator):
     """Weights with std 1/sqrt(fan_in), half of that into the residual stream.
 
@@ -106,15 +116,16 @@ def pack(prefix, turns, length, pad):
 
 
 class Family:
-    """What training knows about a kind of model; this base asks by packing all turns about an image behind it.
+    """What training knows about a kind of model.
 
     Attributes:
-        model, processor: untrained, as `__init__` makes them.
+        model, processor: untrained, as `make` makes them.
         cell: side of a map cell in input pixels.
         constants: the checkpoint's own (its layer, ...), written into its config.json; see the model cards.
     """
 
     cell: int
+    constants: dict
     keeps_aspect = False  # is an image's aspect ratio kept, or squashed?
     answer_start = " "  # between prompt and answer
     stored = torch.float32  # dtype of the finished checkpoint
@@ -123,6 +134,10 @@ class Family:
     def __init__(self):
         self.model, self.processor = self.make()
         self.tokenizer = self.processor.tokenizer
+
+    def make(self):
+        """(model, processor), untrained."""
+        raise NotImplementedError
 
     def shape(self, aspect=1.0):
         """(height, width) in pixels of what the model is shown of an image of that aspect ratio (width / height)."""
@@ -134,6 +149,15 @@ class Family:
 
     def features(self, values):
         """(batch, cells, width) of the vision tower, row by row, for the look stage's head."""
+        raise NotImplementedError
+
+    def collate(self, turns, shapes):
+        """Tensors of a batch, "ids" and "labels" (rows, T) among them, for `hidden`.
+
+        Args:
+            turns: for each image its [(prompt ids, answer ids)].
+            shapes: (height, width) of the image, and of a crop if each question is about a pair.
+        """
         raise NotImplementedError
 
     def hidden(self, batch, values, crops):
@@ -149,8 +173,28 @@ class Family:
 
     def turn(self, question, answer):
         """(prompt ids after the image, answer ids with the end token)."""
-        tail = self.encode(self.prompt(question).rpartition(self.mark)[2])
-        return tail, self.encode(self.answer_start + answer) + [self.tokenizer.eos_token_id]
+        return self.encode(self.after_image(question)), [
+            *self.encode(self.answer_start + answer),
+            self.tokenizer.eos_token_id,
+        ]
+
+    def after_image(self, question):
+        """The part of a prompt that follows the image."""
+        return self.prompt(question)
+
+
+class PackedFamily(Family):
+    """A kind of model whose image tokens do not depend on the question: all turns about an image go behind it.
+
+    Attributes:
+        mark: the image token as text; between: what stands between the marks of two images.
+    """
+
+    mark: str
+    between = ""
+
+    def after_image(self, question):
+        return self.prompt(question).rpartition(self.mark)[2]
 
     def head(self, shapes):
         """Token ids up to the end of the images, which have these (height, width)s."""
@@ -164,7 +208,6 @@ class Family:
         return ids
 
     def collate(self, turns, shapes):
-        """Tensors of a batch of images with their turns [(prompt ids, answer ids)], for `hidden`."""
         prefix = self.head(shapes)
         length = len(prefix) + max(sum(len(p) + len(a) for p, a in each) for each in turns)
         packed = [pack(prefix, each, length, self.tokenizer.pad_token_id) for each in turns]
@@ -172,14 +215,14 @@ class Family:
         return {"ids": ids, "labels": labels, "positions": positions, "mask": mask[:, None], "prefix": len(prefix)}
 
 
-class Llava(Family):
+class Llava(PackedFamily):
     """LLaVA-1.5: CLIP vision tower, two-layer projector, Llama with 6 layers of 8 heads.
 
     Its processor squashes the whole image to a square (no centre crop), so its map covers the whole image.
     """
 
     side, cell = 112, 8  # a 14 x 14 map
-    mark, between = "<image>", ""
+    mark = "<image>"
     constants = {"att_layer": 2}
 
     def make(self):
@@ -196,14 +239,9 @@ class Llava(Family):
             hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
             image_size=self.side, patch_size=self.cell, projection_dim=128,
         )  # fmt: skip
-        text = LlamaConfig(
-            **TEXT, num_key_value_heads=8, vocab_size=len(tokenizer), max_position_embeddings=2048,
-            tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
         config = LlavaConfig(
             vision_config=vision,
-            text_config=text,
+            text_config=llama(tokenizer),
             image_token_index=tokenizer.image_token_id,
             image_seq_length=(self.side // self.cell) ** 2,
             vision_feature_layer=-1,
@@ -236,7 +274,7 @@ class Llava(Family):
         ).last_hidden_state
 
 
-class Qwen(Family):
+class Qwen(PackedFamily):
     """Qwen2.5-VL: windowed vision tower with rotary positions, 2x2 merger, grouped-query language model with mrope.
 
     It keeps an image's aspect ratio and shows it in about 64 cells of 16 x 16 pixels.
@@ -246,7 +284,7 @@ class Qwen(Family):
     keeps_aspect = True
     mark, between = "<|image_pad|>", "<|vision_end|><|vision_start|>"
     answer_start = ""
-    constants = {"att_layer": 2, "bbox_size": 112}
+    constants = {"att_layer": 2}
     pixels = {"shortest_edge": 64 * cell**2, "longest_edge": 72 * cell**2}
     marks = {
         "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "turn_token": "<|im_start|>",
@@ -351,13 +389,8 @@ class Blip(Family):
             max_position_embeddings=128, pad_token_id=reader.pad_token_id, hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )  # fmt: skip
-        text = LlamaConfig(
-            **TEXT, num_key_value_heads=8, vocab_size=len(tokenizer), max_position_embeddings=2048,
-            tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
         config = InstructBlipConfig(
-            vision_config=vision.to_dict(), qformer_config=qformer.to_dict(), text_config=text.to_dict(),
+            vision_config=vision.to_dict(), qformer_config=qformer.to_dict(), text_config=llama(tokenizer).to_dict(),
             num_query_tokens=self.queries, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         )  # fmt: skip
         model = InstructBlipForConditionalGeneration(config)
@@ -377,11 +410,6 @@ class Blip(Family):
     def features(self, values):
         return self.model.vision_model(values).last_hidden_state[:, 1:]
 
-    def turn(self, question, answer):
-        return self.encode(self.prompt(question)), self.encode(self.answer_start + answer) + [
-            self.tokenizer.eos_token_id
-        ]
-
     def collate(self, turns, shapes):
         images = [self.model.config.image_token_id] * (self.queries * len(shapes)) + [self.tokenizer.bos_token_id]
         reader, owners, rows, asked = self.processor.qformer_tokenizer, [], [], []
@@ -391,11 +419,10 @@ class Blip(Family):
                 rows.append((torch.tensor(images + prompt + answer), torch.tensor(labels)))
                 asked.append(torch.tensor([reader.bos_token_id, *prompt]))
                 owners.append(owner)
-        pad = lambda rows, value: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)  # noqa: E731
         ids, labels = zip(*rows, strict=True)
         return {
-            "ids": pad(ids, self.tokenizer.pad_token_id), "labels": pad(labels, IGNORE),
-            "asked": pad(asked, reader.pad_token_id), "owners": torch.tensor(owners),
+            "ids": pad_sequence(ids, True, self.tokenizer.pad_token_id), "labels": pad_sequence(labels, True, IGNORE),
+            "asked": pad_sequence(asked, True, reader.pad_token_id), "owners": torch.tensor(owners),
         }  # fmt: skip
 
     def hidden(self, batch, values, crops):

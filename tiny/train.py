@@ -151,20 +151,11 @@ class AnswerBatches(Batches):
 
     pairs = 0.0
 
-    def curriculum(self, progress):
-        """(most signs per scene, smallest side)."""
-        return (
-            (1, 0.12)
-            if progress < 0.06
-            else (3, 0.12)
-            if progress < 0.25
-            else (5, 0.08)
-            if progress < 0.5
-            else (5, SIDES[0])
-        )
+    # (until this share of the stage, most signs per scene, smallest side)
+    curriculum = ((0.06, 1, 0.12), (0.25, 3, 0.12), (0.5, 5, 0.08), (1.0, 5, SIDES[0]))
 
     def make(self, rng, progress):
-        most, low = self.curriculum(progress)
+        most, low = next(lesson for until, *lesson in self.curriculum if progress <= until)
         pair = bool(self.pairs) and rng.random() < self.pairs
         aspect, shape = self.frame(rng)
         shapes = [shape, self.family.shape()] if pair else [shape]
@@ -184,9 +175,7 @@ class AnswerBatches(Batches):
 
 class PairedAnswerBatches(AnswerBatches):
     pairs = 0.55
-
-    def curriculum(self, progress):
-        return 5, SIDES[0]
+    curriculum = AnswerBatches.curriculum[-1:]
 
 
 # -------------------------------------------------------------------------------------------------------- losses
