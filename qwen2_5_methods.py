@@ -8,7 +8,7 @@ from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwe
 
 from look import Look
 from maps import MapFunction, gradient_attention, pure_gradient, relative_attention
-from utils import pixel_range, resize_to_multiple
+from utils import multiple_size, pixel_range, resize_to_multiple
 
 ATT_LAYER = 22
 BBOX_SIZE = 224
@@ -106,11 +106,13 @@ class QwenLook(Look):
 
     def record_fields(self, of, crops):
         """`num_img_tokens`: the image tokens of the prompt with image and crop."""
-        grids = [self.grids_of(self.preprocess([crop]))[0] for crop in crops]
-        pairs = zip(of, grids, strict=True)
-        return [
-            {"num_img_tokens": self.token_count(self.grids[image]) + self.token_count(grid)} for image, grid in pairs
-        ]
+        settings, fields = self.processor.image_processor, []
+        limits = {"min_pixels": self._size["shortest_edge"], "max_pixels": self._size["longest_edge"]}
+        for image, crop in zip(of, crops, strict=True):
+            width, height = multiple_size(crop.size, settings.patch_size * settings.merge_size)
+            patches = settings.get_number_of_image_patches(height, width, limits)
+            fields.append({"num_img_tokens": self.token_count(self.grids[image]) + patches // self._merge**2})
+        return fields
 
 
 rel_att = rel_attention_qwen2_5 = MapFunction("rel_attention_qwen2_5", QwenLook, relative_attention)

@@ -10,10 +10,11 @@ import importlib
 import inspect
 import os
 import sys
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 
@@ -275,14 +276,17 @@ def answer_records(args, records, results, done, state):
         return tuple(method for method in results if record["id"] not in done[method])
 
     size = args.batch_size or BATCH_SIZES.get(model.device.type, 1)
-    quiet = not state.is_local_main_process
+    quiet, began = not state.is_local_main_process, time.perf_counter()
     with tqdm(total=len(records), desc=f"{args.model} {args.task}", unit="question", disable=quiet) as bar:
         for batch, look in prefetched(look_of, in_batches(records, open_methods, size)):
             todo = {method: functions[method] for method in open_methods(batch[0])}
-            for method, outcomes in answer_batch(batch, look.result, look_of, todo, args.layer).items():
-                for record, outcome in zip(batch, outcomes, strict=True):
-                    results[method].append(record | outcome)
+            for method, found in answer_batch(batch, look.result, look_of, todo, args.layer).items():
+                for record, fields in zip(batch, found, strict=True):
+                    results[method].append(record | fields)
             bar.update(len(batch))
+    seconds = time.perf_counter() - began
+    if state.is_main_process:
+        print(f"{len(records)} questions in {seconds:.1f} s, {seconds / len(records):.3f} s each")
 
 
 def in_batches(records, kind, size):
@@ -322,7 +326,7 @@ def answer_batch(batch, look, look_of, functions, layer):
     except FAILURES as error:
         if len(batch) == 1:
             return {method: [blank | {"error": str(error)}] for method in functions}
-        alone = [answer_batch([record], lambda: look_of([record]), look_of, functions, layer) for record in batch]  # noqa: B023
+        alone = [answer_batch([record], partial(look_of, [record]), look_of, functions, layer) for record in batch]
         return {method: [fields for each in alone for fields in each[method]] for method in functions}
     found = {}
     for method, function in functions.items():  # of a single record, one method may fail and another not

@@ -69,10 +69,14 @@ def pad_to_square(image, color):
     return square
 
 
+def multiple_size(size, factor):
+    """(width, height) with both sides at the nearest multiple of `factor` pixels, at least one `factor` long."""
+    return tuple(max(factor, round(side / factor) * factor) for side in size)
+
+
 def resize_to_multiple(image, factor):
-    """The image with both sides at the nearest multiple of `factor` pixels (bicubic); at least one of them."""
-    width, height = (max(factor, round(side / factor) * factor) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    """The image in its `multiple_size` (bicubic), as Qwen's own utilities resize it first."""
+    return image.resize(multiple_size(image.size, factor), Image.Resampling.BICUBIC)
 
 
 def encode_base64(image):

@@ -237,6 +237,9 @@ def test_the_record_counts_the_image_tokens_of_both_images(qwen):
     model, processor = qwen
     look = QwenLook([photo(112, 56)], model, processor)
     assert look.record_fields([0], [photo(56, 56)]) == [{"num_img_tokens": 4 * 2 + 2 * 2}]
+    for size in ((300, 40), (5, 9), (700, 650)):
+        ((h, w),) = look.grids_of(look.preprocess([photo(*size)]))
+        assert look.record_fields([0], [photo(*size)]) == [{"num_img_tokens": 4 * 2 + h * w}]
 
 
 def test_qwens_processor_needs_no_torchvision_and_gives_the_stock_grid(qwen, tmp_path):
