@@ -171,17 +171,18 @@ def look_class(module):
 
 
 def place(args, state=None):
-    """(device, dtype) for `load_model`; bfloat16 on a GPU and float32 on a CPU unless told otherwise."""
-    return args.device or (state.device if state else None), DTYPES[args.dtype]
+    """(device, dtype, device_map) for `load_model`; bfloat16 on a GPU, float32 on a CPU unless told otherwise."""
+    return args.device or (state.device if state else None), DTYPES[args.dtype], args.device_map
 
 
-def load_model(name, model_id=None, device=None, dtype=None):
-    """(model, processor) of a name of info.MODELS.
+def load_model(name, model_id=None, device=None, dtype=None, device_map=None):
+    """(model, processor) of a name of info.MODELS; a checkpoint that comes quantised loads as it is.
 
     Args:
         model_id: another checkpoint of the same family, hub id or folder.
         device: torch device; the first GPU if there is one.
         dtype: torch dtype; bfloat16 on a GPU, float32 on a CPU.
+        device_map: as transformers takes it, "auto" to spread the layers over all GPUs; in place of `device`.
     """
     module = model_module(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -189,8 +190,8 @@ def load_model(name, model_id=None, device=None, dtype=None):
     source = model_id or MODELS[name]["id"]
     if (ROOT / source).is_dir():
         source = ROOT / source
-    model = module.MODEL_CLASS.from_pretrained(source, dtype=dtype).to(device).eval()
-    return model, module.load_processor(source)
+    model = module.MODEL_CLASS.from_pretrained(source, dtype=dtype, device_map=device_map or {"": device})
+    return model.eval(), module.load_processor(source)
 
 
 # ---------------------------------------------------------------------------------------------------------- a dataset
@@ -404,6 +405,7 @@ def add_model_options(parser):
     add("--model_id", help="another checkpoint of the same family: hub id or folder")
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
     add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
+    add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
     for name, argument in OPTIONS.items():
         add(f"--{name}", **argument)
 

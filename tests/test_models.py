@@ -95,7 +95,7 @@ def decided_photo(kind, model, processor, prompt):
     """The one of some pictures for which the likeliest token leads by most: rounding must not make it another token."""
     leads = {}
     for seed in range(8):
-        top = PLAIN_KINDS[kind](model, processor, photo(seed=seed), prompt).logits.topk(2).values
+        top = PLAIN_KINDS[kind](model, processor, photo(seed=seed), prompt).logits.detach().topk(2).values
         leads[float(top[0] - top[1])] = seed
     return photo(seed=leads[max(leads)])
 

@@ -131,6 +131,13 @@ def test_an_interrupted_run_goes_on_and_answers_nothing_twice(checkpoint, datase
     assert len(results(dataset, "rel_att")) == 3
 
 
+def test_a_device_map_gives_the_same_file(checkpoint, dataset):
+    run.main(options(checkpoint, dataset))
+    found = results(dataset, "rel_att")
+    run.main(options(checkpoint, dataset, "--device_map", "auto", "--overwrite"))
+    assert results(dataset, "rel_att") == found
+
+
 @pytest.mark.parametrize("size", [2, 3, 16])
 def test_batches_make_the_same_file(checkpoint, dataset, size):
     methods = ("rel_att", "grad_att", "pure_grad", "rel_att_high", "center_crop")
