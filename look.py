@@ -48,10 +48,6 @@ class Reading:
     def __init__(self, cache, mask):
         self.cache, self.mask = cache, mask  # mask: (batch, slots) int
 
-    def ends(self):
-        """Per row, the slot at which it ends."""
-        return [self.mask.shape[1]] * len(self.mask)
-
     def continued(self, rows=None):
         """A reading that goes on from this one and leaves it as it is; `rows` picks and repeats its rows.
 
@@ -70,7 +66,7 @@ class Reading:
 class Look(ABC):
     """What a model has seen of a batch of images, open to any number of questions.
 
-    The image comes before the question, so its keys and values are computed once (`_prefix`) and every question
+    The image comes before the question, so its keys and values are computed once (`_begin`) and every question
     continues from them: the maps, the answer, and the answer with a crop. All forward passes are `_read`: embeddings of
     tokens and images go through the language model. A subclass says how its model's images and prompts get there.
 
@@ -88,7 +84,6 @@ class Look(ABC):
     """
 
     bbox_size: int
-    reads_question = False  # does the question reach the image's tokens (as in a Q-Former)?
     needs_square_tiles = False  # would a tile that is not square lose something, or gain padding?
     before = 0  # image tokens before those of the map
 
@@ -250,25 +245,27 @@ class Look(ABC):
         return self.see(self.inputs)
 
     # -- one pass over the image, shared by all questions
-    def _prefix(self, asks, scripts, prefixes=None, seen=None):
-        """Reading of the tokens up to the end of each ask's image, computed once per image, to be continued."""
+    def _begin(self, asks, scripts, prefixes=None, seen=None):
+        """(reading, start, features, ends): what these asks need not read again, to be continued.
+
+        Here that is everything up to the end of each image, read once per image. `start` is the number of the first
+        token to read (None: the image's end), `features` those for the image tokens from there on, `ends` the slots at
+        which the images of the rows will end. `prefixes` and `seen` stand in for the look's own.
+        """
         prefixes = self._prefixes if prefixes is None else prefixes
-        heads = [tuple(script.ids[: script.stop].tolist()) for script in scripts]
-        keys = [
-            (ask.image, head, ask.prompt if self.reads_question else None)
-            for ask, head in zip(asks, heads, strict=True)
-        ]
+        keys = [(ask.image, *script.ids[: script.stop].tolist()) for ask, script in zip(asks, scripts, strict=True)]
         first = {key: number for number, key in reversed(list(enumerate(keys)))}
         known = next((known for known in prefixes if first.keys() <= set(known)), None)
         if known is None:
             known = tuple(first)
             picked = [first[key] for key in known]
             prefixes[known] = self._encode([asks[n] for n in picked], [scripts[n] for n in picked], seen or self.seen)
-        return prefixes[known].continued([known.index(key) for key in keys])
+        reading = prefixes[known].continued([known.index(key) for key in keys])
+        return reading, None, [()] * len(asks), [reading.mask.shape[1]] * len(asks)
 
     def _encode(self, asks, scripts, seen):
         """A new reading that has read each script up to the end of its image."""
-        features = self.embed([seen[ask.image] for ask in asks], [ask.prompt for ask in asks])
+        features = [[each] for each in self.embed([seen[ask.image] for ask in asks], [ask.prompt for ask in asks])]
         reading = self.new_reading(len(asks))
         self._read(reading, [script.ids[: script.stop] for script in scripts],
                    [script.positions[..., : script.stop] for script in scripts], features)  # fmt: skip
@@ -278,12 +275,12 @@ class Look(ABC):
         cache = DynamicCache(config=self.model.config.get_text_config())
         return Reading(cache, torch.zeros(count, 0, dtype=torch.long, device=self.device))
 
-    def _read(self, reading, ids, positions, features=None):
+    def _read(self, reading, ids, positions, features=()):
         """Hidden states (batch, T, dim) over the next tokens of a reading, a sequence per row; its last is at the end.
 
         Args:
             ids, positions: per row (T_i,) and (..., T_i).
-            features: [(tokens, dim)] in order, for the image tokens among the ids.
+            features: per row [(tokens, dim)], for the image tokens among its ids.
         """
         width = max(map(len, ids))
         image = self.model.config.image_token_id
@@ -293,8 +290,9 @@ class Look(ABC):
         real = torch.arange(width, device=self.device) >= torch.tensor(padding, device=self.device)[:, None]
         reading.mask = torch.cat([reading.mask, real.long()], 1)
         embeds = self.model.get_input_embeddings()(ids)
-        if features is not None:
-            features, places = torch.cat(list(features)).to(embeds.device, embeds.dtype), ids == image
+        features = [each for of_row in features for each in of_row]
+        if features:
+            features, places = torch.cat(features).to(embeds.device, embeds.dtype), ids == image
             if int(places.sum()) != len(features):  # it would go wrong without a word
                 raise ValueError(f"{int(places.sum())} places for image tokens, and {len(features)} of them to fill in")
             embeds = embeds.masked_scatter(places[..., None], features)
@@ -306,7 +304,7 @@ class Look(ABC):
             use_cache=True,
         ).last_hidden_state
 
-    def _read_on(self, reading, scripts, start=None, stop=None, features=None):
+    def _read_on(self, reading, scripts, start=None, stop=None, features=()):
         """`_read` of each script from its image's end (or token number `start`) to its end (or number `stop`)."""
         starts = [script.stop if start is None else start for script in scripts]
         ids = [script.ids[first:stop] for script, first in zip(scripts, starts, strict=True)]
@@ -348,12 +346,12 @@ class Look(ABC):
         missing = [layer for layer in layers if any((ask, layer) not in self._rows for ask in asks)]
         if missing:
             scripts = [self.script(ask) for ask in asks]
-            reading = self._prefix(asks, scripts)
-            ends, modules = reading.ends(), [self.attention_modules[layer] for layer in missing]
+            reading, start, features, ends = self._begin(asks, scripts)
+            modules = [self.attention_modules[layer] for layer in missing]
             # accelerate's offload hooks bring weights in and out around each module: leave those to finish the pass.
             stop = not any(hasattr(module, "_hf_hook") for module in self.model.modules())
             with watch([self.model.get_decoder()], modules, stop=stop) as seen:
-                self._read_on(reading, scripts)
+                self._read_on(reading, scripts, start, features=features)
             self._remember(seen.probs, missing, asks, ends)
         return [torch.stack([self._rows[ask, layer] for layer in layers]) for ask in asks]
 
@@ -384,8 +382,7 @@ class Look(ABC):
         A prompt's last token influences no other token, so a single-token step on top of the cached rest gives the
         exact gradient.
         """
-        reading = self._prefix(asks, scripts)
-        ends = reading.ends()
+        reading, *_, ends = self._begin(asks, scripts)
         if any(script.stop < len(script.ids) - 1 for script in scripts):
             self._read_on(reading, scripts, stop=-1)
         modules = [self.attention_modules[layer] for layer in layers]
@@ -411,7 +408,8 @@ class Look(ABC):
             for prompt in prompts:
                 asks = self.asks(prompt)
                 scripts = [self.script(ask) for ask in asks]
-                v = self._confidence(self._read_on(self._prefix(asks, scripts, prefixes, seen), scripts)).sum()
+                reading, start, features, _ = self._begin(asks, scripts, prefixes, seen)
+                v = self._confidence(self._read_on(reading, scripts, start, features=features)).sum()
                 gradient = torch.autograd.grad(v, pixels, retain_graph=True)[0]
                 norms.append(self.canvas(gradient.float()).sum(0).norm(dim=0))
         return norms
@@ -435,17 +433,17 @@ class Look(ABC):
             crops: one more image per prompt (PIL), appended after the first; None asks about the images alone.
             layers: layers whose `attention(prompts, ...)` will be asked for: read off this answer's own prefill.
         """
-        asks, features = self.asks(prompts, of), None
+        asks = self.asks(prompts, of)
+        scripts, more = [self.script(ask) for ask in asks], [()] * len(asks)
         if crops:
             inputs = self.preprocess(crops)
             scripts = [self.script(ask, grid) for ask, grid in zip(asks, self.grids_of(inputs), strict=True)]
-            features = self.embed(self.see(self.placed(inputs)), [ask.prompt for ask in asks])
-        else:
-            scripts = [self.script(ask) for ask in asks]
-        reading = self._prefix(asks, scripts)
-        ends, modules = reading.ends(), [self.attention_modules[layer] for layer in layers]
+            more = [[each] for each in self.embed(self.see(self.placed(inputs)), [ask.prompt for ask in asks])]
+        reading, start, features, ends = self._begin(asks, scripts)
+        features = [[*own, *other] for own, other in zip(features, more, strict=True)]
+        modules = [self.attention_modules[layer] for layer in layers]
         with watch([self.model.get_decoder()], modules) if layers else nullcontext() as seen:
-            hidden = self._read_on(reading, scripts, features=features)
+            hidden = self._read_on(reading, scripts, start, features=features)
         if layers:
             self._remember(seen.probs, layers, asks, ends)
         return [

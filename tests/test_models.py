@@ -295,15 +295,16 @@ def test_a_batch_of_answers_equals_each_alone(small, layers):
 def test_questions_about_one_image_share_its_pass(small):
     kind, module, model, processor = small
     look, seen, read = look_class(module)(MIXED, model, processor), [], []
-    see, encode = look.see, look._encode
+    see, embed = look.see, look.embed
     look.see = lambda inputs: seen.append(inputs) or see(inputs)
-    look._encode = lambda asks, *rest: read.extend(asks) or encode(asks, *rest)
+    look.embed = lambda features, prompts: read.extend(prompts) or embed(features, prompts)
     asked = [look.prompt(question) for question in QUESTIONS]
     look.answer(asked, of=OF)
     look.attention(asked, (1,), of=OF)
-    look.weighted_attention(asked, (1,), of=OF)
     assert len(seen) == 1
     assert len(read) == (len(QUESTIONS) if kind == "blip" else len(MIXED))  # a Q-Former reads the question, too
+    look.weighted_attention(asked, (1,), of=OF)
+    assert len(seen) == 1
 
 
 def test_the_order_of_questions_does_not_matter(small):
