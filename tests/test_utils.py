@@ -5,36 +5,11 @@ import pytest
 from PIL import Image
 
 import utils
+from benchmarks.boxes import nested_loops
 from utils import bbox_from_att_image_adaptive, bbox_in_region, high_res, high_res_split_threshold
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes
-def nested_loops(att_map, image_size, bbox_size):
-    """The definition, word by word: every window summed on its own."""
-    (width, height), (rows, columns) = image_size, att_map.shape
-    cell_w, cell_h = width / columns, height / rows
-    proposals = []
-    for r in (1, 1.2, 1.4, 1.6, 1.8, 2):
-        n_x = max(1, min(int(bbox_size * r / cell_w), columns))
-        n_y = max(1, min(int(bbox_size * r / cell_h), rows))
-        if n_x == columns and n_y == rows:
-            if r == 1:
-                return 0, 0, width, height
-            continue
-        sums = {}
-        for x in range(columns - n_x + 1):
-            for y in range(rows - n_y + 1):
-                sums[x, y] = float(att_map[y : y + n_y, x : x + n_x].sum())
-        x, y = max(sums, key=sums.get)  # dicts keep order: the first maximum has the smallest x, then the smallest y
-        near = [sums[p] for p in ((x - 1, y), (x + 1, y), (x, y - 1), (x, y + 1)) if p in sums]
-        proposals.append(((sums[x, y] - np.mean(near)) / (n_x * n_y), r, x, y, n_x, n_y))
-    _, r, x, y, n_x, n_y = max(proposals, key=lambda proposal: proposal[0])
-    half = int(bbox_size * r // 2)
-    cx = min(max(int(x * cell_w + cell_w * n_x / 2), half), width - half)
-    cy = min(max(int(y * cell_h + cell_h * n_y / 2), half), height - half)
-    return max(0, cx - half), max(0, cy - half), min(width, cx + half), min(height, cy + half)
-
-
 @pytest.mark.parametrize("shape", [(24, 24), (16, 16), (9, 31), (1, 20), (20, 1), (3, 2), (1, 1)])
 @pytest.mark.parametrize("size", [(640, 480), (1, 1), (5000, 300), (600, 2000), (336, 336), (100, 90), (2, 900)])
 def test_box_equals_nested_loops(shape, size):

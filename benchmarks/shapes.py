@@ -1,0 +1,133 @@
+"""Models of real shapes with random weights, for timing: nothing is downloaded."""
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from info import GENERAL_PROMPT
+from qwen2_5_methods import ImageTextProcessor
+from tiny.models import Qwen, make_tokenizer
+
+TEXT_7B = {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "vocab_size": 32064,
+}  # fmt: skip
+TEXT_SMALL = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 16, "num_attention_heads": 8,
+    "num_key_value_heads": 8, "vocab_size": 1024,
+}  # fmt: skip
+
+
+def llama(text):
+    return LlamaConfig(**text, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+
+
+def llava(text, vision):
+    tokenizer = make_tokenizer([GENERAL_PROMPT], image_token="<image>")
+    square = {"height": 336, "width": 336}
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=square)
+    processor = LlavaProcessor(
+        image_processor, tokenizer, patch_size=14, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision, image_size=336, patch_size=14), text_config=llama(text),
+        image_token_index=tokenizer.image_token_id, image_seq_length=576,
+    )  # fmt: skip
+    return LlavaForConditionalGeneration, config, processor
+
+
+def instructblip(text, vision, qformer):
+    tokenizer, reader = (make_tokenizer([GENERAL_PROMPT]) for _ in range(2))
+    square = {"height": 224, "width": 224}
+    processor = InstructBlipProcessor(BlipImageProcessorPil(size=square), tokenizer, reader, 32)
+    config = InstructBlipConfig(
+        vision_config={**vision, "image_size": 224, "patch_size": 14, "initializer_range": 0.02},
+        qformer_config={**qformer, "vocab_size": len(reader), "encoder_hidden_size": vision["hidden_size"]},
+        text_config=llama(text).to_dict(), num_query_tokens=32,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    return InstructBlipForConditionalGeneration, config, processor
+
+
+def qwen2_5_vl(text, vision):
+    tokenizer = make_tokenizer([GENERAL_PROMPT], bos=None, eos="<|im_end|>", pad="<|endoftext|>", **Qwen.marks)
+    processor = ImageTextProcessor(Qwen2VLImageProcessorPil(), tokenizer, Qwen.chat_template)
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = Qwen2_5_VLConfig(
+        text_config={**text, **ids}, vision_config=vision, image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id, vision_start_token_id=tokenizer.vision_start_token_id,
+        vision_end_token_id=tokenizer.vision_end_token_id,
+    )  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration, config, processor
+
+
+VISION_SMALL = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
+
+# name -> (the model's name in info.MODELS, what makes its class, config and processor)
+SHAPES = {
+    "llava-small": ("llava", lambda: llava(TEXT_SMALL, VISION_SMALL)),
+    "instructblip-small": (
+        "blip",
+        lambda: instructblip(
+            TEXT_SMALL, VISION_SMALL, {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4}
+        ),
+    ),
+    "qwen2.5-vl-small": (
+        "qwen2_5",
+        lambda: qwen2_5_vl(
+            {
+                "hidden_size": 448, "intermediate_size": 1280, "num_hidden_layers": 24, "num_attention_heads": 8,
+                "num_key_value_heads": 2, "vocab_size": 1024,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 10, 10]},
+            },
+            {"hidden_size": 384, "intermediate_size": 1024, "depth": 8, "num_heads": 6, "out_hidden_size": 448,
+             "fullatt_block_indexes": [3, 7]},
+        ),
+    ),
+    "llava-7b": (
+        "llava",
+        lambda: llava(
+            TEXT_7B,
+            {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+        ),
+    ),
+    "instructblip-7b": ("blip", lambda: instructblip(TEXT_7B, {"hidden_size": 1408}, {"hidden_size": 768})),
+    "qwen2.5-vl-3b": (
+        "qwen2_5",
+        lambda: qwen2_5_vl(
+            {
+                "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+                "num_key_value_heads": 2, "vocab_size": 151936,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            },
+            {"hidden_size": 1280, "intermediate_size": 3420, "depth": 32, "num_heads": 16, "out_hidden_size": 2048,
+             "fullatt_block_indexes": [7, 15, 23, 31]},
+        ),
+    ),
+}  # fmt: skip
+
+
+def build(name, device, dtype):
+    """(name in info.MODELS, model, processor) of a shape, on a device, with random weights."""
+    family, make = SHAPES[name]
+    model_class, config, processor = make()
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = model_class._from_config(config, dtype=dtype)
+    if hasattr(model, "query_tokens"):
+        torch.nn.init.normal_(model.query_tokens)  # zeros at first, and then all queries attend alike
+    return family, model.eval(), processor
