@@ -63,8 +63,7 @@ class BlipLook(Look):
         super().__init__(images, model, processor, geometry, qformer_layer=qformer_layer)
         self._cross = crossing_attention(model, qformer_layer)
         self._queried = {}  # ask -> (tokens of the Q-Former, its A_ti)
-        vision = model.config.vision_config
-        self.bbox_size = vision.image_size
+        self.bbox_size = model.config.vision_config.image_size
 
     @classmethod
     def check(cls, model, qformer_layer=None, **options):
@@ -98,10 +97,8 @@ class BlipLook(Look):
         """The queries' places come before everything, also before the text's first token."""
         if not prompt.strip():
             raise ValueError("the prompt is empty")
-        text, image = (
-            self.processor.tokenizer(prompt, return_tensors="pt").input_ids[0],
-            self.model.config.image_token_id,
-        )
+        text = self.processor.tokenizer(prompt, return_tensors="pt").input_ids[0]
+        image = self.model.config.image_token_id
         if (text == image).any():
             raise ValueError(f"the image comes before a prompt of InstructBLIP, not into it: {prompt!r}")
         return torch.cat([torch.full((sum(counts),), image), text])

@@ -344,15 +344,16 @@ class Look(ABC):
         """
         asks = self.asks(prompts, of)
         missing = [layer for layer in layers if any((ask, layer) not in self._rows for ask in asks)]
-        if missing:
-            scripts = [self.script(ask) for ask in asks]
-            reading, start, features, ends = self._begin(asks, scripts)
+        if missing:  # several questions about an image have its general prompt in common: it is read once
+            new = [ask for ask in dict.fromkeys(asks) if any((ask, layer) not in self._rows for layer in missing)]
+            scripts = [self.script(ask) for ask in new]
+            reading, start, features, ends = self._begin(new, scripts)
             modules = [self.attention_modules[layer] for layer in missing]
             # accelerate's offload hooks bring weights in and out around each module: leave those to finish the pass.
             stop = not any(hasattr(module, "_hf_hook") for module in self.model.modules())
             with watch([self.model.get_decoder()], modules, stop=stop) as seen:
                 self._read_on(reading, scripts, start, features=features)
-            self._remember(seen.probs, missing, asks, ends)
+            self._remember(seen.probs, missing, new, ends)
         return [torch.stack([self._rows[ask, layer] for layer in layers]) for ask in asks]
 
     def _remember(self, found, layers, asks, ends):

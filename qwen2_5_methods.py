@@ -61,7 +61,7 @@ class QwenLook(Look):
     @classmethod
     def check(cls, model, min_pixels=None, max_pixels=None, **options):
         super().check(model, **options)
-        low, high = min_pixels or 1, max_pixels
+        low, high = 1 if min_pixels is None else min_pixels, max_pixels
         if low < 1 or (high is not None and high < low):
             raise ValueError(f"min_pixels is at least 1, not {low}, and max_pixels at least min_pixels, not {high}")
 

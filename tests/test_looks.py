@@ -207,7 +207,7 @@ def test_the_default_range_is_the_processors_and_at_most_the_papers(qwen, monkey
     monkeypatch.setattr(processor.image_processor, "size", {"shortest_edge": 512 * 784, "longest_edge": 1280 * 784})
     ((h, w),) = QwenLook([photo(1400, 1400)], model, processor).grids
     assert (h, w) == (16, 16)
-    for limits in ({"min_pixels": 5000, "max_pixels": 4000}, {"min_pixels": -1}, {"max_pixels": 0}):
+    for limits in ({"min_pixels": 5000, "max_pixels": 4000}, {"min_pixels": -1}, {"min_pixels": 0}, {"max_pixels": 0}):
         with pytest.raises(ValueError, match="min_pixels is at least 1, .* and max_pixels at least min_pixels"):
             QwenLook([photo()], model, processor, **limits)
 

@@ -305,6 +305,10 @@ def test_questions_about_one_image_share_its_pass(small):
     assert len(read) == (len(QUESTIONS) if kind == "blip" else len(MIXED))  # a Q-Former reads the question, too
     look.weighted_attention(asked, (1,), of=OF)
     assert len(seen) == 1
+    rows, general = [], look._read
+    look._read = lambda reading, ids, *rest: rows.append(len(ids)) or general(reading, ids, *rest)
+    look.attention([look.prompt(GENERAL_PROMPT)] * len(OF), (1,), of=OF)
+    assert rows == [len(set(OF))]
 
 
 def test_the_order_of_questions_does_not_matter(small):
