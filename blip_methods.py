@@ -62,7 +62,7 @@ class BlipLook(Look):
     def __init__(self, images, model, processor, geometry="exact", qformer_layer=None):
         super().__init__(images, model, processor, geometry, qformer_layer=qformer_layer)
         self._cross = crossing_attention(model, qformer_layer)
-        self._queried = {}  # ask -> (tokens of the Q-Former, its A_ti)
+        self._through = {}  # ask -> A_ti, (heads, queries, 1 + patches)
         self.bbox_size = model.config.vision_config.image_size
 
     @classmethod
@@ -113,41 +113,33 @@ class BlipLook(Look):
         heard = pad_sequence([torch.ones_like(ids) for ids in asked], batch_first=True)
         return list(image_tokens(self.model, features, pad_sequence(asked, batch_first=True), heard))
 
-    def _begin(self, asks, scripts, prefixes=None, seen=None):
-        """Nothing that the language model has read can be shared: the Q-Former's tokens depend on the question.
+    def prefix_key(self, ask, script):
+        return ask  # the Q-Former reads the question: its tokens of an image are another's for every prompt
 
-        They are computed once per ask, with A_ti; anew where `seen` is given, for they carry a graph then.
-        """
-        known = self._queried if seen is None else {}
-        asked = [ask for ask in dict.fromkeys(asks) if ask not in known]
-        if asked:
-            features = [(seen or self.seen)[ask.image] for ask in asked]
-            with watch([self.model.qformer], [self._cross]) as rows:
-                tokens = self.embed(features, [ask.prompt for ask in asked])
-            known.update({ask: (*pair,) for ask, *pair in zip(asked, tokens, rows[self._cross], strict=True)})
-        return self.new_reading(len(asks)), 0, [known[ask][:1] for ask in asks], self._ends(scripts)
-
-    def _ends(self, scripts):
-        width = max(len(script.ids) for script in scripts)
-        return [width - len(script.ids) + script.stop for script in scripts]
+    def features(self, asks, seen):
+        """With the Q-Former's attention on the way, which is the same whenever it reads these asks."""
+        with watch([self.model.qformer], [self._cross]) as rows:
+            features = super().features(asks, seen)
+        self._through.update(zip(asks, rows[self._cross], strict=True))
+        return features
 
     def _before_gradients(self, asks, scripts, layers):
         """All after the Q-Former's softmax depends on it: its rows are the leaf, and the whole pass is watched."""
         modules = [self._cross, *(self.attention_modules[layer] for layer in layers)]
 
         def finish():
-            features = self.embed([self.seen[ask.image] for ask in asks], [ask.prompt for ask in asks])
-            return self._read_on(self.new_reading(len(asks)), scripts, 0, features=[[each] for each in features])
+            reading = self._unread(scripts, super(BlipLook, self).features(asks, self.seen))
+            return self._read_on(reading, scripts)
 
-        return self._ends(scripts), [self.model.qformer, self.model.get_decoder()], modules, finish
+        return max(script.stop for script in scripts), [self.model.qformer, self.model.get_decoder()], modules, finish
 
     def cells(self, rows, grid):
         return rows  # of queries: `_maps` takes them on to the patches
 
-    def _maps(self, found, layers, asks, ends):
-        through = found[self._cross] if self._cross in found else [self._queried[ask][1] for ask in asks]
+    def _maps(self, found, layers, asks, end):
+        through = found[self._cross] if self._cross in found else [self._through[ask] for ask in asks]
         through = [row.mean(0)[:, 1:].to(self.device) for row in through]  # (queries, patches): A_ti without CLS
-        maps = super()._maps(found, layers, asks, ends)
+        maps = super()._maps(found, layers, asks, end)
         grids = [self.grids[ask.image] for ask in asks]
         return [(a @ b).unflatten(-1, grid) for a, b, grid in zip(maps, through, grids, strict=True)]
 

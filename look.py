@@ -38,28 +38,46 @@ class Script(NamedTuple):
     positions: torch.Tensor  # (T,), or (axes, T) for rotary positions of several axes
     stop: int  # where the first image ends
 
+    def part(self, first, last=None):
+        """(ids, positions) of the tokens from number `first` up to `last`."""
+        return self.ids[first:last], self.positions[..., first:last]
+
+
+class Stretch(NamedTuple):
+    """The next tokens of several scripts, a row for each, padded on the left so that all rows end together."""
+
+    ids: torch.Tensor  # (batch, T)
+    positions: torch.Tensor  # (..., batch, T)
+    real: torch.Tensor  # (batch, T) int, 0 at padding
+    features: list  # per row [(tokens, dim)], for the image tokens among its ids
+
 
 class Reading:
-    """What a language model has read so far for a batch of asks: KV cache, and which of its slots are no padding.
+    """What a language model has read for a batch of asks: KV cache, and which of its slots are no padding.
 
-    Rows of different lengths are padded on the left of each stretch that is read, so that all of them end together.
+    `ahead` are stretches still unread: they go through the model together with the next one, in a single pass.
     """
 
-    def __init__(self, cache, mask):
-        self.cache, self.mask = cache, mask  # mask: (batch, slots) int
+    def __init__(self, cache, mask, ahead=()):
+        self.cache, self.mask, self.ahead = cache, mask, list(ahead)  # mask: (batch, slots) int
 
-    def continued(self, rows=None):
-        """A reading that goes on from this one and leaves it as it is; `rows` picks and repeats its rows.
+    def reaches(self, depth):
+        """Do so many layers hold all slots? A pass that was cut short left none in the layers that it never got to."""
+        return all(self.cache.get_seq_length(layer) >= self.mask.shape[1] for layer in range(depth))
 
-        DynamicCache never writes in place (it concatenates), so its layers are copied but not their tensors; these may
-        even carry a graph.
+    def continued(self, rows):
+        """A reading that goes on from the rows of this one, picked and repeated; it ends an earlier continuation.
+
+        One cache serves them all, cut back to this reading's slots each time: a copy would be a second set of keys and
+        values in memory. Only rows that are not just these are copied.
         """
-        cache, mask = copy.copy(self.cache), self.mask
-        cache.layers = [copy.copy(layer) for layer in cache.layers]
-        if rows is not None and rows != list(range(len(mask))):
-            mask = mask[rows]
-            for layer in cache.layers:
-                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        cache, mask, slots = self.cache, self.mask, self.mask.shape[1]
+        if rows != list(range(len(mask))):
+            cache, mask = copy.copy(cache), mask[rows]
+            cache.layers = [copy.copy(layer) for layer in cache.layers]
+        for layer in cache.layers:
+            keys, values = layer.keys[:, :, :slots], layer.values[:, :, :slots]
+            layer.keys, layer.values = (keys, values) if cache is self.cache else (keys[rows], values[rows])
         return Reading(cache, mask)
 
 
@@ -245,54 +263,64 @@ class Look(ABC):
         return self.see(self.inputs)
 
     # -- one pass over the image, shared by all questions
-    def _begin(self, asks, scripts, prefixes=None, seen=None):
-        """(reading, start, features, ends): what these asks need not read again, to be continued.
+    def prefix_key(self, ask, script):
+        """What must be equal for two asks to have read the same up to the end of the image."""
+        return (ask.image, *script.ids[: script.stop].tolist())
 
-        Here that is everything up to the end of each image, read once per image. `start` is the number of the first
-        token to read (None: the image's end), `features` those for the image tokens from there on, `ends` the slots at
-        which the images of the rows will end. `prefixes` and `seen` stand in for the look's own.
+    def features(self, asks, seen):
+        """Per ask [(tokens, dim)] for the tokens of its image, given vision features per image."""
+        return [[each] for each in self.embed([seen[ask.image] for ask in asks], [ask.prompt for ask in asks])]
+
+    def _begin(self, asks, scripts, depth=None, prefixes=None, seen=None):
+        """(reading, end): all that these asks need not read again, and the slot at which their images end.
+
+        That is everything up to there. It is read once, together with what the first question reads on, and kept for
+        the others. `depth`: how many layers the coming pass will reach (None: all); `prefixes` and `seen` stand in for
+        the look's own.
         """
         prefixes = self._prefixes if prefixes is None else prefixes
-        keys = [(ask.image, *script.ids[: script.stop].tolist()) for ask, script in zip(asks, scripts, strict=True)]
-        first = {key: number for number, key in reversed(list(enumerate(keys)))}
-        known = next((known for known in prefixes if first.keys() <= set(known)), None)
-        if known is None:
-            known = tuple(first)
-            picked = [first[key] for key in known]
-            prefixes[known] = self._encode([asks[n] for n in picked], [scripts[n] for n in picked], seen or self.seen)
+        depth = len(self.attention_modules) if depth is None else depth
+        keys, first = [self.prefix_key(*each) for each in zip(asks, scripts, strict=True)], {}
+        for number, key in enumerate(keys):
+            first.setdefault(key, number)
+        known = next((known for known in prefixes if first.keys() <= set(known) and prefixes[known].reaches(depth)), ())
+        if not known:
+            known, picked = tuple(first), first.values()
+            features = self.features([asks[number] for number in picked], seen or self.seen)
+            reading = self._unread([scripts[number] for number in picked], features)
+            prefixes[known] = Reading(reading.cache, reading.ahead[0].real)
+            if len(known) == len(keys):
+                return reading, reading.ahead[0].real.shape[1]
+            self._read(reading)  # several questions about an image: it is read by itself, and then its rows repeated
         reading = prefixes[known].continued([known.index(key) for key in keys])
-        return reading, None, [()] * len(asks), [reading.mask.shape[1]] * len(asks)
+        return reading, reading.mask.shape[1]
 
-    def _encode(self, asks, scripts, seen):
-        """A new reading that has read each script up to the end of its image."""
-        features = [[each] for each in self.embed([seen[ask.image] for ask in asks], [ask.prompt for ask in asks])]
-        reading = self.new_reading(len(asks))
-        self._read(reading, [script.ids[: script.stop] for script in scripts],
-                   [script.positions[..., : script.stop] for script in scripts], features)  # fmt: skip
-        return reading
+    def _unread(self, scripts, features):
+        """A reading that begins anew; it has each script up to the end of its image ahead of it."""
+        stretch = self._stretch([script.part(0, script.stop) for script in scripts], features)
+        return Reading(DynamicCache(), stretch.real[:, :0], [stretch])
 
-    def new_reading(self, count):
-        cache = DynamicCache(config=self.model.config.get_text_config())
-        return Reading(cache, torch.zeros(count, 0, dtype=torch.long, device=self.device))
-
-    def _read(self, reading, ids, positions, features=()):
-        """Hidden states (batch, T, dim) over the next tokens of a reading, a sequence per row; its last is at the end.
-
-        Args:
-            ids, positions: per row (T_i,) and (..., T_i).
-            features: per row [(tokens, dim)], for the image tokens among its ids.
-        """
-        width = max(map(len, ids))
-        image = self.model.config.image_token_id
-        padding = [width - len(row) for row in ids]
-        ids = torch.stack([F.pad(row, (pad, 0), value=int(image == 0)) for row, pad in zip(ids, padding, strict=True)])
-        positions = torch.stack([F.pad(row, (pad, 0)) for row, pad in zip(positions, padding, strict=True)], -2)
+    def _stretch(self, rows, features=None):
+        """The Stretch of rows of (ids, positions), (T_i,) and (..., T_i)."""
+        width, image = max(len(ids) for ids, _ in rows), self.model.config.image_token_id
+        padding = [width - len(ids) for ids, _ in rows]
+        filled = [(F.pad(ids, (pad, 0), value=int(image == 0)), F.pad(positions, (pad, 0)))
+                  for (ids, positions), pad in zip(rows, padding, strict=True)]  # fmt: skip
+        ids, positions = zip(*filled, strict=True)
         real = torch.arange(width, device=self.device) >= torch.tensor(padding, device=self.device)[:, None]
-        reading.mask = torch.cat([reading.mask, real.long()], 1)
+        return Stretch(torch.stack(ids), torch.stack(positions, -2), real.long(), features or [()] * len(rows))
+
+    def _read(self, reading, *stretches):
+        """Hidden states (batch, T, dim) over what a reading has ahead and the next stretches, in one pass."""
+        stretches = [*reading.ahead, *stretches]
+        ids, positions, real, features = zip(*stretches, strict=True)
+        ids, positions = torch.cat(ids, -1), torch.cat(positions, -1)
+        reading.mask, reading.ahead = torch.cat([reading.mask, *real], 1), []
         embeds = self.model.get_input_embeddings()(ids)
-        features = [each for of_row in features for each in of_row]
+        features = [each for of_row in zip(*features, strict=True) for own in of_row for each in own]
         if features:
-            features, places = torch.cat(features).to(embeds.device, embeds.dtype), ids == image
+            features = torch.cat(features).to(embeds.device, embeds.dtype)
+            places = ids == self.model.config.image_token_id
             if int(places.sum()) != len(features):  # it would go wrong without a word
                 raise ValueError(f"{int(places.sum())} places for image tokens, and {len(features)} of them to fill in")
             embeds = embeds.masked_scatter(places[..., None], features)
@@ -304,12 +332,10 @@ class Look(ABC):
             use_cache=True,
         ).last_hidden_state
 
-    def _read_on(self, reading, scripts, start=None, stop=None, features=()):
+    def _read_on(self, reading, scripts, start=None, stop=None, features=None):
         """`_read` of each script from its image's end (or token number `start`) to its end (or number `stop`)."""
-        starts = [script.stop if start is None else start for script in scripts]
-        ids = [script.ids[first:stop] for script, first in zip(scripts, starts, strict=True)]
-        positions = [script.positions[..., first:stop] for script, first in zip(scripts, starts, strict=True)]
-        return self._read(reading, ids, positions, features)
+        rows = [script.part(script.stop if start is None else start, stop) for script in scripts]
+        return self._read(reading, self._stretch(rows, features))
 
     def _logits(self, hidden):
         """(batch, vocabulary) float32 after the last token."""
@@ -319,14 +345,14 @@ class Look(ABC):
         """v = log max softmax(z), one per row."""
         return self._logits(hidden).log_softmax(-1).amax(-1)
 
-    def _maps(self, found, layers, asks, ends):
+    def _maps(self, found, layers, asks, end):
         """[(layers, heads, h, w)] per ask from {module: (batch, heads, rows, keys)}, of each the last row.
 
-        `ends` are the slots at which the rows' first images end.
+        `end` is the slot at which the asks' images end.
         """
         rows = [found[self.attention_modules[layer]][:, :, -1].to(self.device) for layer in layers]
         maps = []
-        for row, ask, end in zip(torch.stack(rows, 1), asks, ends, strict=True):  # row: (layers, heads, slots)
+        for row, ask in zip(torch.stack(rows, 1), asks, strict=True):  # row: (layers, heads, slots)
             grid = self.grids[ask.image]
             maps.append(self.cells(row[..., end - self.token_count(grid) + self.before : end], grid))
         return maps
@@ -347,17 +373,17 @@ class Look(ABC):
         if missing:  # several questions about an image have its general prompt in common: it is read once
             new = [ask for ask in dict.fromkeys(asks) if any((ask, layer) not in self._rows for layer in missing)]
             scripts = [self.script(ask) for ask in new]
-            reading, start, features, ends = self._begin(new, scripts)
             modules = [self.attention_modules[layer] for layer in missing]
             # accelerate's offload hooks bring weights in and out around each module: leave those to finish the pass.
             stop = not any(hasattr(module, "_hf_hook") for module in self.model.modules())
+            reading, end = self._begin(new, scripts, depth=missing[-1] + 1 if stop else None)
             with watch([self.model.get_decoder()], modules, stop=stop) as seen:
-                self._read_on(reading, scripts, start, features=features)
-            self._remember(seen.probs, missing, new, ends)
+                self._read_on(reading, scripts)
+            self._remember(seen.probs, missing, new, end)
         return [torch.stack([self._rows[ask, layer] for layer in layers]) for ask in asks]
 
-    def _remember(self, found, layers, asks, ends):
-        for ask, maps in zip(asks, self._maps(found, layers, asks, ends), strict=True):
+    def _remember(self, found, layers, asks, end):
+        for ask, maps in zip(asks, self._maps(found, layers, asks, end), strict=True):
             self._rows.update({(ask, layer): att_map for layer, att_map in zip(layers, maps, strict=True)})
 
     @quietly
@@ -368,26 +394,26 @@ class Look(ABC):
         """
         asks = self.asks(prompts, of)
         scripts = [self.script(ask) for ask in asks]
-        ends, models, modules, finish = self._before_gradients(asks, scripts, layers)
+        end, models, modules, finish = self._before_gradients(asks, scripts, layers)
         with torch.enable_grad(), watch(models, modules, graph=True) as seen:
             v = self._confidence(finish()).sum()
         gradients = torch.autograd.grad(v, [seen[module] for module in modules])
         weighted = {
             module: seen[module].detach() * gradient.relu() for module, gradient in zip(modules, gradients, strict=True)
         }
-        return self._maps(weighted, layers, asks, ends)
+        return self._maps(weighted, layers, asks, end)
 
     def _before_gradients(self, asks, scripts, layers):
-        """(ends, models, modules, finish): the part of a pass that needs no graph is done; `finish` is the rest.
+        """(end, models, modules, finish): the part of a pass that needs no graph is done; `finish` is the rest.
 
         A prompt's last token influences no other token, so a single-token step on top of the cached rest gives the
         exact gradient.
         """
-        reading, *_, ends = self._begin(asks, scripts)
-        if any(script.stop < len(script.ids) - 1 for script in scripts):
+        reading, end = self._begin(asks, scripts)
+        if reading.ahead or any(script.stop < len(script.ids) - 1 for script in scripts):
             self._read_on(reading, scripts, stop=-1)
         modules = [self.attention_modules[layer] for layer in layers]
-        return ends, [self.model.get_decoder()], modules, lambda: self._read_on(reading, scripts, start=-1)
+        return end, [self.model.get_decoder()], modules, lambda: self._read_on(reading, scripts, start=-1)
 
     def alone(self, image):
         """A look at only one of the images: this one if it is its only one."""
@@ -409,8 +435,8 @@ class Look(ABC):
             for prompt in prompts:
                 asks = self.asks(prompt)
                 scripts = [self.script(ask) for ask in asks]
-                reading, start, features, _ = self._begin(asks, scripts, prefixes, seen)
-                v = self._confidence(self._read_on(reading, scripts, start, features=features)).sum()
+                reading, _ = self._begin(asks, scripts, prefixes=prefixes, seen=seen)
+                v = self._confidence(self._read_on(reading, scripts)).sum()
                 gradient = torch.autograd.grad(v, pixels, retain_graph=True)[0]
                 norms.append(self.canvas(gradient.float()).sum(0).norm(dim=0))
         return norms
@@ -435,21 +461,21 @@ class Look(ABC):
             layers: layers whose `attention(prompts, ...)` will be asked for: read off this answer's own prefill.
         """
         asks = self.asks(prompts, of)
-        scripts, more = [self.script(ask) for ask in asks], [()] * len(asks)
+        scripts, features = [self.script(ask) for ask in asks], None
         if crops:
             inputs = self.preprocess(crops)
             scripts = [self.script(ask, grid) for ask, grid in zip(asks, self.grids_of(inputs), strict=True)]
-            more = [[each] for each in self.embed(self.see(self.placed(inputs)), [ask.prompt for ask in asks])]
-        reading, start, features, ends = self._begin(asks, scripts)
-        features = [[*own, *other] for own, other in zip(features, more, strict=True)]
+            shown = self.embed(self.see(self.placed(inputs)), [ask.prompt for ask in asks])
+            features = [[each] for each in shown]
+        reading, end = self._begin(asks, scripts)
         modules = [self.attention_modules[layer] for layer in layers]
         with watch([self.model.get_decoder()], modules) if layers else nullcontext() as seen:
-            hidden = self._read_on(reading, scripts, start, features=features)
+            hidden = self._read_on(reading, scripts, features=features)
         if layers:
-            self._remember(seen.probs, layers, asks, ends)
+            self._remember(seen.probs, layers, asks, end)
         return [
             self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            for tokens in self._continuation(hidden, [script.positions[..., -1:] for script in scripts], reading)
+            for tokens in self._continuation(hidden, torch.stack([s.positions[..., -1:] for s in scripts], -2), reading)
         ]
 
     def _continuation(self, hidden, positions, reading):
@@ -459,8 +485,9 @@ class Look(ABC):
         tokens = self._logits(hidden).argmax(-1, keepdim=True).to(self.device)  # (batch, 1)
         answers = tokens
         while answers.shape[1] < MAX_NEW_TOKENS and not torch.isin(answers, ends).any(1).all():
-            positions = [position + 1 for position in positions]
-            tokens = self._logits(self._read(reading, list(tokens), positions)).argmax(-1, keepdim=True).to(self.device)
+            positions = positions + 1  # (..., batch, 1)
+            step = Stretch(tokens, positions, torch.ones_like(tokens), [()] * len(tokens))
+            tokens = self._logits(self._read(reading, step)).argmax(-1, keepdim=True).to(self.device)
             answers = torch.cat([answers, tokens], 1)
         ended = torch.isin(answers, ends).cumsum(1) > 0
         return [row[~over].tolist() for row, over in zip(answers, ended, strict=True)]

@@ -139,28 +139,26 @@ def whole_pass(look, question, pixels=None):
     scripts, inputs = [look.script(ask) for ask in asks], look.inputs
     inputs = inputs if pixels is None else {**inputs, "pixel_values": pixels}
     with all_softmaxes(look) as kept:
-        features = look.embed(look.see(inputs), [asks[0].prompt])
-        v = look._confidence(
-            look._read_on(look.new_reading(1), scripts, start=0, features=[[each] for each in features])
-        )
-    return kept, v, (asks, [script.stop for script in scripts])
+        features = [[each] for each in look.embed(look.see(inputs), [asks[0].prompt])]
+        v = look._confidence(look._read_on(look._unread(scripts, features), scripts))
+    return kept, v, (asks, scripts[0].stop)
 
 
 def reference_rel_att(look, question, layers):
     maps = []
     for text in (question, GENERAL_PROMPT):
-        kept, _, (asks, ends) = whole_pass(look, text)
-        maps.append(look._maps(kept, layers, asks, ends)[0].mean((0, 1)))
+        kept, _, (asks, end) = whole_pass(look, text)
+        maps.append(look._maps(kept, layers, asks, end)[0].mean((0, 1)))
     return maps[0] / maps[1]
 
 
 def reference_grad_att(look, question, layers):
     with torch.enable_grad():
         pixels = look.inputs["pixel_values"].detach().clone().requires_grad_()  # so that every softmax has a gradient
-        kept, v, (asks, ends) = whole_pass(look, question, pixels)
+        kept, v, (asks, end) = whole_pass(look, question, pixels)
         gradients = torch.autograd.grad(v.sum(), list(kept.values()))
     weighted = {module: kept[module] * gradient.relu() for module, gradient in zip(kept, gradients, strict=True)}
-    return look._maps(weighted, layers, asks, ends)[0].mean((0, 1)).detach()
+    return look._maps(weighted, layers, asks, end)[0].mean((0, 1)).detach()
 
 
 def reference_pure_grad(look, question, layers):

@@ -306,7 +306,7 @@ def test_questions_about_one_image_share_its_pass(small):
     look.weighted_attention(asked, (1,), of=OF)
     assert len(seen) == 1
     rows, general = [], look._read
-    look._read = lambda reading, ids, *rest: rows.append(len(ids)) or general(reading, ids, *rest)
+    look._read = lambda reading, stretch: rows.append(len(stretch.ids)) or general(reading, stretch)
     look.attention([look.prompt(GENERAL_PROMPT)] * len(OF), (1,), of=OF)
     assert rows == [len(set(OF))]
 

@@ -220,12 +220,26 @@ def test_a_wrong_layer_leaves_nothing_behind(checkpoint, dataset):
     run.main(options(checkpoint, dataset, "--layer", "2", "--overwrite"))
 
 
+def count_calls(monkeypatch, name):
+    """A list that grows by one look with each call of a LlavaLook's method."""
+    calls, method = [], getattr(LlavaLook, name)
+    monkeypatch.setattr(LlavaLook, name, lambda look, *rest: calls.append(look) or method(look, *rest))
+    return calls
+
+
 def test_methods_share_the_work(checkpoint, dataset, monkeypatch):
-    """One prefix for each image and one for its tiles, whatever is asked."""
-    prefilled, encode = [], LlavaLook._encode
-    monkeypatch.setattr(LlavaLook, "_encode", lambda look, *rest: prefilled.append(look) or encode(look, *rest))
-    run.main(options(checkpoint, dataset, "--method", "rel_att,grad_att,rel_att_high,grad_att_high,center_crop"))
-    assert len(prefilled) == 4  # two images, two sets of tiles
+    """The language model reads an image once, whatever is asked."""
+    begun = count_calls(monkeypatch, "_unread")
+    run.main(options(checkpoint, dataset, "--method", "rel_att,grad_att,center_crop"))
+    assert len(begun) == 2  # two images
+
+
+def test_methods_share_the_tiles(checkpoint, dataset, monkeypatch):
+    """The vision tower encodes an image once, and its tiles once; and then only crops."""
+    encoded, methods = count_calls(monkeypatch, "see"), ["rel_att", "rel_att_high", "grad_att_high"]
+    run.main(options(checkpoint, dataset, "--method", ",".join(methods)))
+    crops = len(methods) * len(results(dataset, "rel_att"))
+    assert len(encoded) == 2 + 2 + crops  # two images, two sets of tiles
 
 
 def test_a_map_with_nan_is_an_error_of_its_record(checkpoint, dataset, monkeypatch):
