@@ -110,22 +110,24 @@ def watch(models, modules, graph=False, stop=False):
 
 
 @contextmanager
-def undisturbed(model):
-    """A model in evaluation, with frozen weights, whatever grad or inference mode the caller is in; then put back."""
-    training = [module for module in model.modules() if module.training]
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def undisturbed(modules):
+    """All modules of a model (a list) in evaluation, with frozen weights, whatever grad or inference mode the caller is
+    in; then put back."""
+    training = [module for module in modules if module.training]
+    weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
+    learning = [weight for weight in weights if weight.requires_grad]
     for module in training:
         module.training = False
-    for parameter in learning:
-        parameter.requires_grad_(False)
+    for weight in learning:
+        weight.requires_grad_(False)
     try:
         with torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         for module in training:
             module.training = True
-        for parameter in learning:
-            parameter.requires_grad_(True)
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
 def quietly(method):
@@ -133,7 +135,7 @@ def quietly(method):
 
     @wraps(method)
     def wrapped(self, *args, **kwargs):
-        with undisturbed(self.model):
+        with undisturbed(self.modules):
             return method(self, *args, **kwargs)
 
     return wrapped

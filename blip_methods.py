@@ -59,6 +59,8 @@ class BlipLook(Look):
             checkpoint's `config.qformer_layer`, else QFORMER_LAYER.
     """
 
+    instruction_aware = True
+
     def __init__(self, images, model, processor, geometry="exact", qformer_layer=None):
         super().__init__(images, model, processor, geometry, qformer_layer=qformer_layer)
         self._cross = crossing_attention(model, qformer_layer)
@@ -112,9 +114,6 @@ class BlipLook(Look):
         asked = [tokenizer(prompt, return_tensors="pt").input_ids[0].to(features.device) for prompt in prompts]
         heard = pad_sequence([torch.ones_like(ids) for ids in asked], batch_first=True)
         return list(image_tokens(self.model, features, pad_sequence(asked, batch_first=True), heard))
-
-    def prefix_key(self, ask, script):
-        return ask  # the Q-Former reads the question: its tokens of an image are another's for every prompt
 
     def features(self, asks, seen):
         """With the Q-Former's attention on the way, which is the same whenever it reads these asks."""

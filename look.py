@@ -103,6 +103,7 @@ class Look(ABC):
 
     bbox_size: int
     needs_square_tiles = False  # would a tile that is not square lose something, or gain padding?
+    instruction_aware = False  # do an image's tokens depend on the question, as a Q-Former's do?
     before = 0  # image tokens before those of the map
 
     def __init__(self, images, model, processor, geometry="exact", **options):
@@ -111,6 +112,7 @@ class Look(ABC):
         self.images = [load_image(image) for image in images]
         self.regions = [(0, 0, *image.size) for image in self.images]
         self.device = device_of(model.get_input_embeddings())
+        self.modules = list(model.modules())  # for `quietly`: finding them takes as long as a small model's layer
         self._prefixes, self._rows, self._tiles = {}, {}, {}
 
     @classmethod
@@ -263,10 +265,6 @@ class Look(ABC):
         return self.see(self.inputs)
 
     # -- one pass over the image, shared by all questions
-    def prefix_key(self, ask, script):
-        """What must be equal for two asks to have read the same up to the end of the image."""
-        return (ask.image, *script.ids[: script.stop].tolist())
-
     def features(self, asks, seen):
         """Per ask [(tokens, dim)] for the tokens of its image, given vision features per image."""
         return [[each] for each in self.embed([seen[ask.image] for ask in asks], [ask.prompt for ask in asks])]
@@ -280,7 +278,9 @@ class Look(ABC):
         """
         prefixes = self._prefixes if prefixes is None else prefixes
         depth = len(self.attention_modules) if depth is None else depth
-        keys, first = [self.prefix_key(*each) for each in zip(asks, scripts, strict=True)], {}
+        keys, first = asks, {}
+        if not self.instruction_aware:
+            keys = [(ask.image, *script.ids[: script.stop].tolist()) for ask, script in zip(asks, scripts, strict=True)]
         for number, key in enumerate(keys):
             first.setdefault(key, number)
         known = next((known for known in prefixes if first.keys() <= set(known) and prefixes[known].reaches(depth)), ())
@@ -375,8 +375,10 @@ class Look(ABC):
             scripts = [self.script(ask) for ask in new]
             modules = [self.attention_modules[layer] for layer in missing]
             # accelerate's offload hooks bring weights in and out around each module: leave those to finish the pass.
-            stop = not any(hasattr(module, "_hf_hook") for module in self.model.modules())
-            reading, end = self._begin(new, scripts, depth=missing[-1] + 1 if stop else None)
+            stop = not any(hasattr(module, "_hf_hook") for module in self.modules)
+            # What is read anew for these rows alone is not kept.
+            prefixes = dict(self._prefixes) if self.instruction_aware else self._prefixes
+            reading, end = self._begin(new, scripts, missing[-1] + 1 if stop else None, prefixes)
             with watch([self.model.get_decoder()], modules, stop=stop) as seen:
                 self._read_on(reading, scripts)
             self._remember(seen.probs, missing, new, end)

@@ -180,12 +180,12 @@ def load_model(name, model_id=None, device=None, dtype=None, device_map=None):
 
     Args:
         model_id: another checkpoint of the same family, hub id or folder.
-        device: torch device; the first GPU if there is one.
-        dtype: torch dtype; bfloat16 on a GPU, float32 on a CPU.
+        device: torch device; the first GPU (CUDA, or MPS on a Mac) if there is one.
+        dtype: torch dtype; bfloat16 on CUDA, float32 elsewhere.
         device_map: as transformers takes it, "auto" to spread the layers over all GPUs; in place of `device`.
     """
     module = model_module(name)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     source = model_id or MODELS[name]["id"]
     if (ROOT / source).is_dir():
@@ -403,7 +403,7 @@ def add_model_options(parser):
     add = parser.add_argument
     add("--model", choices=MODELS, default="llava_tiny")
     add("--model_id", help="another checkpoint of the same family: hub id or folder")
-    add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU")
+    add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on CUDA, float32 elsewhere")
     add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
     add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
     for name, argument in OPTIONS.items():
@@ -422,7 +422,7 @@ def parse(argv=None):
     add("--save_path", help="folder for results (data/results) or, with --image, for the pictures (the current folder)")
     add("--layer", type=layer_option, help='layer to read, zero-based, or "mean"')
     add_model_options(parser)
-    add("--batch_size", type=int, help="questions that go through the model together; default: 8 on a GPU, 1 on a CPU")
+    add("--batch_size", type=int, help="questions that go through the model together; default: 8 on CUDA, else 1")
     add("--total_chunks", type=int, default=1, help="cut the task into so many parts ...")
     add("--chunk_id", type=int, default=0, help="... and do this one (from 0)")
     add("--limit", type=int, help="only the first N records")

@@ -17,8 +17,11 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+import blip_methods
+import llava_methods
+import qwen2_5_methods
 from info import GENERAL_PROMPT
-from qwen2_5_methods import ImageTextProcessor
+from run import load_model
 from tiny.models import Qwen, make_tokenizer
 
 TEXT_7B = {
@@ -31,12 +34,17 @@ TEXT_SMALL = {
 }  # fmt: skip
 
 
+def words(template):
+    """Texts whose words become tokens, so that prompts are about as long as with the real tokenizers."""
+    return [template.format(question=GENERAL_PROMPT)]
+
+
 def llama(text):
     return LlamaConfig(**text, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 
 
-def llava(text, vision):
-    tokenizer = make_tokenizer([GENERAL_PROMPT], image_token="<image>")
+def llava(text, vision, **more):
+    tokenizer = make_tokenizer(words(llava_methods.PROMPT), image_token="<image>")
     square = {"height": 336, "width": 336}
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=square)
     processor = LlavaProcessor(
@@ -45,45 +53,50 @@ def llava(text, vision):
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**vision, image_size=336, patch_size=14), text_config=llama(text),
-        image_token_index=tokenizer.image_token_id, image_seq_length=576,
+        image_token_index=tokenizer.image_token_id, image_seq_length=576, **more,
     )  # fmt: skip
     return LlavaForConditionalGeneration, config, processor
 
 
-def instructblip(text, vision, qformer):
-    tokenizer, reader = (make_tokenizer([GENERAL_PROMPT]) for _ in range(2))
+def instructblip(text, vision, qformer, **more):
+    tokenizer, reader = (make_tokenizer(words(blip_methods.PROMPT)) for _ in range(2))
     square = {"height": 224, "width": 224}
     processor = InstructBlipProcessor(BlipImageProcessorPil(size=square), tokenizer, reader, 32)
     config = InstructBlipConfig(
         vision_config={**vision, "image_size": 224, "patch_size": 14, "initializer_range": 0.02},
         qformer_config={**qformer, "vocab_size": len(reader), "encoder_hidden_size": vision["hidden_size"]},
         text_config=llama(text).to_dict(), num_query_tokens=32,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), **more,
     )  # fmt: skip
     return InstructBlipForConditionalGeneration, config, processor
 
 
-def qwen2_5_vl(text, vision):
-    tokenizer = make_tokenizer([GENERAL_PROMPT], bos=None, eos="<|im_end|>", pad="<|endoftext|>", **Qwen.marks)
-    processor = ImageTextProcessor(Qwen2VLImageProcessorPil(), tokenizer, Qwen.chat_template)
+def qwen2_5_vl(text, vision, **more):
+    prompts = [*words(qwen2_5_methods.PROMPT), Qwen.chat_template]
+    tokenizer = make_tokenizer(prompts, bos=None, eos="<|im_end|>", pad="<|endoftext|>", **Qwen.marks)
+    processor = qwen2_5_methods.ImageTextProcessor(Qwen2VLImageProcessorPil(), tokenizer, Qwen.chat_template)
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = Qwen2_5_VLConfig(
         text_config={**text, **ids}, vision_config=vision, image_token_id=tokenizer.image_token_id,
         video_token_id=tokenizer.video_token_id, vision_start_token_id=tokenizer.vision_start_token_id,
-        vision_end_token_id=tokenizer.vision_end_token_id,
+        vision_end_token_id=tokenizer.vision_end_token_id, **more,
     )  # fmt: skip
     return Qwen2_5_VLForConditionalGeneration, config, processor
 
 
 VISION_SMALL = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
 
-# name -> (the model's name in info.MODELS, what makes its class, config and processor)
+# name -> (the model's name in info.MODELS, what makes its class, config and processor). The small shapes read the layer
+# that is as deep, relative to their depth, as the real model's.
 SHAPES = {
-    "llava-small": ("llava", lambda: llava(TEXT_SMALL, VISION_SMALL)),
+    "llava-small": ("llava", lambda: llava(TEXT_SMALL, VISION_SMALL, att_layer=7)),
     "instructblip-small": (
         "blip",
         lambda: instructblip(
-            TEXT_SMALL, VISION_SMALL, {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4}
+            TEXT_SMALL,
+            VISION_SMALL,
+            {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4},
+            att_layer=7,
         ),
     ),
     "qwen2.5-vl-small": (
@@ -96,6 +109,7 @@ SHAPES = {
             },
             {"hidden_size": 384, "intermediate_size": 1024, "depth": 8, "num_heads": 6, "out_hidden_size": 448,
              "fullatt_block_indexes": [3, 7]},
+            att_layer=15,
         ),
     ),
     "llava-7b": (
@@ -119,10 +133,14 @@ SHAPES = {
         ),
     ),
 }  # fmt: skip
+TINY = ["llava_tiny", "blip_tiny", "qwen2_5_tiny"]  # the checkpoints that come with the toolkit
+GROUPS = {"tiny": TINY, "small": [name for name in SHAPES if name.endswith("-small")]}
 
 
 def build(name, device, dtype):
-    """(name in info.MODELS, model, processor) of a shape, on a device, with random weights."""
+    """(name in info.MODELS, model, processor) of a shape with random weights, or of a tiny model, on a device."""
+    if name in TINY:
+        return name, *load_model(name, device=device, dtype=dtype)
     family, make = SHAPES[name]
     model_class, config, processor = make()
     torch.manual_seed(0)

@@ -1,11 +1,14 @@
 """What ViCrop costs, against the published way of computing it and against the two answers alone.
 
-    python -m benchmarks.vicrop --shape llava-small [--method rel_att] [--tokens 4] [--batch_size 1] [--device cuda]
+    python -m benchmarks.vicrop --shape small [--method rel_att] [--tokens 4 20] [--batch_size 1] [--device cuda]
 
-(a) reference: every pass on its own, eager attention, all attention matrices, as the published code does it;
+(a) reference: as published: every pass on its own, eager attention, all attention matrices, all logits, autograd at
+    work and weights not frozen, one question at a time;
+(a') separate: the same passes with SDPA, of the attention only the rows that are needed, and all questions together;
 (b) two answers: stock `generate` about the image, and about image and crop; nothing is found out;
 (c) ours: both answers and the map.
-Weights are random, and every answer has a forced length. Each round runs (a), (b), (c); medians and quartiles.
+Weights are random (but for --shape tiny), and every answer has a forced length. Each round runs all ways one after the
+other; medians and quartiles.
 """
 
 import argparse
@@ -18,11 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 import look as look_module
-from attention import undisturbed
-from benchmarks.shapes import SHAPES, build
+from attention import undisturbed, watch
+from benchmarks.shapes import GROUPS, SHAPES, TINY, build
 from info import GENERAL_PROMPT
 from run import Case, look_class, model_module
 from utils import bbox_in_region, edge_mask
@@ -31,54 +36,61 @@ QUESTIONS = ("what number is on the red sign?", "which digit is on the blue sign
 
 
 class Trial:
-    """A model of some shape, pictures and questions, and the three ways."""
+    """A model of some shape, pictures and questions, and the four ways."""
 
-    def __init__(self, args):
-        dtype = torch.bfloat16 if torch.device(args.device).type == "cuda" else torch.float32
-        family, self.model, self.processor = build(args.shape, args.device, dtype)
-        self.module, self.method, self.tokens = model_module(family), args.method, args.tokens
-        self.kind, self.function = look_class(self.module), getattr(self.module, args.method)
+    def __init__(self, shape, method, device, tokens, batch_size):
+        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+        family, self.model, self.processor = build(shape, device, dtype)
+        self.module, self.method, self.tokens = model_module(family), method, tokens
+        self.kind, self.function = look_class(self.module), getattr(self.module, method)
         rng = np.random.default_rng(0)
-        coarse = [Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)) for _ in range(args.batch_size)]
+        coarse = [Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)) for _ in range(batch_size)]
         self.images = [image.resize((640, 480), Image.Resampling.BICUBIC) for image in coarse]
-        self.questions = [QUESTIONS[number % 2] for number in range(args.batch_size)]
+        self.questions = [QUESTIONS[number % 2] for number in range(batch_size)]
         self.layers = self.function.layers(self.model)
-        look_module.MAX_NEW_TOKENS, look_module.end_tokens = args.tokens, lambda *_, **__: [-1]
+        look_module.end_tokens = lambda *_, **__: [-1]
         for model in (self.model, getattr(self.model, "language_model", None)):
             if hasattr(model, "generation_config"):
                 model.generation_config.eos_token_id = None
 
     def ours(self):
         """Boxes by the toolkit's way, with both answers."""
-        case = Case(self.kind(self.images, self.model, self.processor), self.questions, range(len(self.images)),
-                    [None] * len(self.images), [{}] * len(self.images))  # fmt: skip
+        look_module.MAX_NEW_TOKENS, count = self.tokens, len(self.images)
+        look = self.kind(self.images, self.model, self.processor)
+        case = Case(look, self.questions, range(count), [None] * count, [{}] * count)
         originals = case.original_answers({self.method: self.function})
         return [found.bbox for found in case.findings(self.method, self.function, originals)]
 
-    def answers(self, images, crops=None):
+    def answers(self, images, questions, crops=None):
         """Stock `generate` for a batch of images, or of images and crops."""
-        looks = self.kind(images, self.model, self.processor)
-        inputs = Stock(looks, self.questions[: len(images)], crops)
+        look = self.kind(images, self.model, self.processor)
         with torch.inference_mode():
-            return inputs.generate(self.tokens)
+            return Stock(look, questions, crops).generate(self.tokens)
 
     def two_answers(self):
         """Nothing but both answers; the crop is the middle of the image."""
         crops = [image.crop((200, 120, 440, 360)) for image in self.images]
-        return self.answers(self.images), self.answers(self.images, crops)
+        return self.answers(self.images, self.questions), self.answers(self.images, self.questions, crops)
+
+    def by_parts(self, images, questions, reading):
+        """Boxes with both answers, every pass on its own."""
+        self.answers(images, questions)
+        look = self.kind(images, self.model, self.processor)
+        with torch.enable_grad() if reading is all_softmaxes else undisturbed(look.modules):
+            maps = FORMULAS[self.method](look, questions, self.layers, reading)
+        boxes = [bbox_in_region(att_map.detach().float().cpu().numpy(), region, image.size, look.bbox_size)
+                 for att_map, region, image in zip(maps, look.regions, images, strict=True)]  # fmt: skip
+        self.answers(images, questions, [image.crop(box) for image, box in zip(images, boxes, strict=True)])
+        return boxes
+
+    def separate(self):
+        return self.by_parts(self.images, self.questions, needed_rows)
 
     def reference(self):
-        """Boxes by separate eager passes, one question at a time."""
-        boxes, found = [], self.model.config._attn_implementation
+        found = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")
-        for image, question in zip(self.images, self.questions, strict=True):
-            self.answers([image])
-            look = self.kind([image], self.model, self.processor)
-            with undisturbed(self.model):
-                att_map = REFERENCES[self.method](look, question, self.layers)
-            box = bbox_in_region(att_map.float().cpu().numpy(), look.regions[0], image.size, look.bbox_size)
-            self.answers([image], [image.crop(box)])
-            boxes.append(box)
+        pairs = zip(self.images, self.questions, strict=True)
+        boxes = [self.by_parts([image], [question], all_softmaxes)[0] for image, question in pairs]
         self.model.set_attn_implementation(found)
         return boxes
 
@@ -121,52 +133,72 @@ class Stock:
         return self.model.generate(**inputs, **limits)
 
 
-@contextmanager
-def all_softmaxes(look):
-    """{attention module: its whole softmax}, of every attention module in the language model and the connector."""
-    kept, modules = {}, list(look.attention_modules)
+def read_modules(look, layers):
+    """(models, attention modules) that a map is made of."""
+    modules = [look.attention_modules[layer] for layer in layers]
     if hasattr(look, "_cross"):
-        modules.append(look._cross)
+        return [look.model.qformer, look.model.get_decoder()], [look._cross, *modules]
+    return [look.model.get_decoder()], modules
+
+
+@contextmanager
+def all_softmaxes(look, layers, graph):
+    """{attention module: its whole softmax}, of every layer: what `output_attentions` of an eager model holds."""
+    kept, (_, modules) = {}, read_modules(look, range(len(look.attention_modules)))
     hooks = [m.register_forward_hook(lambda module, _, output: kept.__setitem__(module, output[1])) for m in modules]
     yield kept
     for hook in hooks:
         hook.remove()
 
 
-def whole_pass(look, question, pixels=None):
-    """(softmaxes, v) of one pass over image and question, nothing shared, nothing cached."""
-    asks = look.asks(look.prompt(question))
+@contextmanager
+def needed_rows(look, layers, graph):
+    """{attention module: its last row's softmax} of the layers that are read."""
+    models, modules = read_modules(look, layers)
+    with watch(models, modules, graph=graph) as seen:
+        yield seen.probs
+
+
+def whole_pass(look, texts, reading, pixels=None):
+    """(v, asks, end) of one pass over images and texts, nothing shared, nothing cached."""
+    asks = look.asks([look.prompt(text) for text in texts])
     scripts, inputs = [look.script(ask) for ask in asks], look.inputs
-    inputs = inputs if pixels is None else {**inputs, "pixel_values": pixels}
-    with all_softmaxes(look) as kept:
-        features = [[each] for each in look.embed(look.see(inputs), [asks[0].prompt])]
-        v = look._confidence(look._read_on(look._unread(scripts, features), scripts))
-    return kept, v, (asks, scripts[0].stop)
+    seen = look.see(inputs if pixels is None else {**inputs, "pixel_values": pixels})
+    features = [[each] for each in look.embed(seen, [ask.prompt for ask in asks])]
+    hidden = look._read_on(look._unread(scripts, features), scripts)
+    logits = look.model.get_output_embeddings()(hidden if reading is all_softmaxes else hidden[:, -1:])
+    return logits[:, -1].float().log_softmax(-1).amax(-1), asks, max(script.stop for script in scripts)
 
 
-def reference_rel_att(look, question, layers):
+def separate_rel_att(look, questions, layers, reading):
     maps = []
-    for text in (question, GENERAL_PROMPT):
-        kept, _, (asks, end) = whole_pass(look, text)
-        maps.append(look._maps(kept, layers, asks, end)[0].mean((0, 1)))
-    return maps[0] / maps[1]
+    for texts in (questions, [GENERAL_PROMPT] * len(questions)):
+        with reading(look, layers, graph=False) as found:
+            _, *where = whole_pass(look, texts, reading)
+        maps.append([att_map.mean((0, 1)) for att_map in look._maps(found, layers, *where)])
+    return [specific / general for specific, general in zip(*maps, strict=True)]
 
 
-def reference_grad_att(look, question, layers):
-    with torch.enable_grad():
-        pixels = look.inputs["pixel_values"].detach().clone().requires_grad_()  # so that every softmax has a gradient
-        kept, v, (asks, end) = whole_pass(look, question, pixels)
-        gradients = torch.autograd.grad(v.sum(), list(kept.values()))
-    weighted = {module: kept[module] * gradient.relu() for module, gradient in zip(kept, gradients, strict=True)}
-    return look._maps(weighted, layers, asks, end)[0].mean((0, 1)).detach()
+def separate_grad_att(look, questions, layers, reading):
+    with torch.enable_grad(), reading(look, layers, graph=True) as found:
+        v, *where = whole_pass(look, questions, reading)
+        _, modules = read_modules(look, layers)
+        gradients = torch.autograd.grad(v.sum(), [found[module] for module in modules])
+    weighted = {module: found[module] * gradient.relu() for module, gradient in zip(modules, gradients, strict=True)}
+    return [att_map.mean((0, 1)) for att_map in look._maps(weighted, layers, *where)]
 
 
-def reference_pure_grad(look, question, layers):
+def separate_pure_grad(looks, questions, layers, reading):
+    """Image by image, as a graph of a whole pass is kept."""
+    return [pure_grad_map(looks.alone(number), question, reading) for number, question in enumerate(questions)]
+
+
+def pure_grad_map(look, question, reading):
     norms = []
     for text in (question, GENERAL_PROMPT):
         with torch.enable_grad():
             pixels = look.inputs["pixel_values"].detach().clone().requires_grad_()
-            _, v, _ = whole_pass(look, text, pixels)
+            v, *_ = whole_pass(look, [text], reading, pixels)
             gradient = torch.autograd.grad(v.sum(), pixels)[0]
         norms.append(look.canvas(gradient.float()).sum(0).norm(dim=0))
     settings, (h, w) = look.processor.image_processor, look.grids[0]
@@ -175,8 +207,13 @@ def reference_pure_grad(look, question, layers):
     return masked.reshape(h, masked.shape[0] // h, w, -1).mean((1, 3))
 
 
-REFERENCES = {"rel_att": reference_rel_att, "grad_att": reference_grad_att, "pure_grad": reference_pure_grad}
-WAYS = {"reference": Trial.reference, "two answers": Trial.two_answers, "ours": Trial.ours}
+FORMULAS = {"rel_att": separate_rel_att, "grad_att": separate_grad_att, "pure_grad": separate_pure_grad}
+WAYS = {
+    "reference": Trial.reference,
+    "separate": Trial.separate,
+    "two answers": Trial.two_answers,
+    "ours": Trial.ours,
+}
 
 
 def count_work(trial, way):
@@ -211,25 +248,23 @@ def timed(trial, way):
     return (time.perf_counter() - start) / len(trial.images)
 
 
-def peak_memory(args, name):
+def peak_memory(name, **same):
     """Bytes above the weights: on a GPU as the allocator counts, on a CPU the resident set of a process of its own."""
-    same = {name: getattr(args, name) for name in ("shape", "method", "device", "tokens", "batch_size")}
     options = [str(part) for option, value in same.items() for part in (f"--{option}", value)]
     command = [sys.executable, "-m", "benchmarks.vicrop", *options, "--peak_of", name]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
-def print_peak(args):
-    trial = Trial(args)
+def print_peak(trial, way):
     if trial.model.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        WAYS[args.peak_of](trial)
+        way(trial)
         print(torch.cuda.max_memory_allocated() - before)
     else:
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is counted anew from here
-        WAYS[args.peak_of](trial)
+        way(trial)
         print(resident("VmHWM") - before)
 
 
@@ -239,37 +274,50 @@ def resident(what):
     return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
+def compare(shape, args):
+    """Time the ways for a shape and print a row for each."""
+    same = {name: getattr(args, name) for name in ("method", "device", "batch_size")}
+    trial = Trial(shape, tokens=args.tokens[0], **same)
+    if trial.reference() != trial.ours():
+        print(f"note: the boxes of (a) and (c) differ for {shape}", file=sys.stderr)
+    parameters = sum(parameter.numel() for parameter in trial.model.parameters()) / 1e6
+    for trial.tokens in args.tokens:
+        rounds = [{name: timed(trial, way) for name, way in WAYS.items()} for _ in range(args.rounds)]
+        for name, way in WAYS.items():
+            low, middle, high = statistics.quantiles([each[name] for each in rounds], n=4)
+            ratio = statistics.median(each[name] / each["ours"] for each in rounds)
+            images, tokens = count_work(trial, way)
+            row = [f"{shape}, {parameters:.0f} M", trial.tokens, name, f"{middle:.3f} ({low:.3f} to {high:.3f})",
+                   f"{ratio:.2f}", f"{images:.0f}", f"{tokens:.0f}"]  # fmt: skip
+            if not args.no_memory:
+                row.append(f"{peak_memory(name, shape=shape, tokens=trial.tokens, **same) / 1e6:.0f}")
+            print("|", *(f"{cell} |" for cell in row), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--shape", choices=SHAPES, default="llava-small")
-    add("--method", choices=REFERENCES, default="rel_att")
+    add("--shape", choices=[*GROUPS, *TINY, *SHAPES], default="small", help="tiny and small are three models each")
+    add("--method", choices=FORMULAS, default="rel_att")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--batch_size", type=int, default=1, help="questions that (b) and (c) ask together; (a) has no batches")
-    add("--tokens", type=int, default=4, help="length of every answer")
+    add("--batch_size", type=int, default=1, help="questions asked together, but for the reference: it has no batches")
+    add("--tokens", type=int, nargs="+", default=[4, 20], help="lengths of every answer")
     add("--rounds", type=int, default=5)
     add("--no_memory", action="store_true", help="do not measure peak memory (a process for each way)")
     add("--peak_of", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    transformers_logging.disable_progress_bar()
     if args.peak_of:
-        print_peak(args)
+        print_peak(Trial(args.shape, args.method, args.device, args.tokens[0], args.batch_size), WAYS[args.peak_of])
         return
-    trial = Trial(args)
-    if trial.reference() != trial.ours():
-        print("note: the boxes of (a) and (c) differ", file=sys.stderr)
-    rounds = [{name: timed(trial, way) for name, way in WAYS.items()} for _ in range(args.rounds)]
-    parameters = sum(parameter.numel() for parameter in trial.model.parameters()) / 1e6
-    where = f"{trial.model.device.type} {trial.model.dtype}, {torch.get_num_threads()} threads"
-    print(f"{args.shape} ({parameters:.0f} M parameters), {args.method}, {args.tokens} new tokens, "
-          f"batch {args.batch_size}, {where}")  # fmt: skip
-    print("way           s per question (quartiles)   x ours   images encoded   tokens prefilled   peak memory (MB)")
-    for name, way in WAYS.items():
-        low, middle, high = statistics.quantiles([each[name] for each in rounds], n=4)
-        ratio = statistics.median(each[name] / each["ours"] for each in rounds)
-        images, tokens = count_work(trial, way)
-        memory = "" if args.no_memory else f"{peak_memory(args, name) / 1e6:.0f}"
-        spread = f"{middle:8.3f} ({low:.3f} to {high:.3f})"
-        print(f"{name:12}  {spread}  {ratio:7.2f}  {images:15.1f}  {tokens:17.0f}  {memory:>17}")
+    print(f"{args.method}, batch {args.batch_size}, {args.device}, {torch.get_num_threads()} threads, "
+          f"torch {torch.__version__}, transformers {transformers.__version__}\n")  # fmt: skip
+    columns = ["shape", "tokens", "way", "s per question", "x ours", "images encoded", "tokens prefilled"]
+    columns += [] if args.no_memory else ["peak MB"]
+    print("|", *(f"{column} |" for column in columns))
+    print("|" + "---|" * len(columns))
+    for shape in GROUPS.get(args.shape, [args.shape]):
+        compare(shape, args)
 
 
 if __name__ == "__main__":
