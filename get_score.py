@@ -130,7 +130,8 @@ def main():
         folder = in_repository(args.data_dir)
         show(report(folder, args.save_path))
         for parts in sorted(folder.glob("*.parts")):
-            print(f"{parts.stem} is not finished and not scored: run the same command again")
+            scored = "scored above as far as it was merged" if parts.with_suffix(".json").exists() else "not scored"
+            print(f"{parts.stem} is not finished, and {scored}: the same command again goes on with it")
     except (ValueError, OSError) as error:
         sys.exit(f"get_score.py: {error}")
 

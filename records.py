@@ -1,7 +1,7 @@
 """The JSON in both directions: load a task's records, append finished ones, find what is left, merge.
 
 A result file `NAME.json` is a list in dataset order. While it is being made, each process appends to a part file of its
-own in `NAME.parts/`, one JSON object a line; what is in any of them is done. `NAME.meta.json` holds the settings.
+own in `NAME.parts/`, one JSON object a line; what is in any of them is done. `NAME.meta.json` tells how it was made.
 """
 
 import json
@@ -34,16 +34,37 @@ def load_task(question_path):
         raise FileNotFoundError(f"no questions at {question_path}: see data/README.md for how to get or make them")
     else:
         records = _from_hub(str(question_path))
-    seen = {}
+    seen, twice = {}, []
     for number, record in enumerate(records):
-        if not isinstance(record, dict) or record.get("id") in (None, ""):
-            raise ValueError(f"{question_path}: record {number} is no object with an id: {str(record)[:80]}")
-        if record["id"] in seen:
-            raise ValueError(
-                f"{question_path}: records {seen[record['id']]} and {number} have the same id {record['id']!r}"
-            )
-        seen[record["id"]] = number
+        key = record.get("id") if isinstance(record, dict) else None
+        if not isinstance(key, (str, int)) or isinstance(key, bool) or key == "":
+            said = f"record {number} is no object with an id (a text or a whole number): {str(record)[:80]}"
+            raise ValueError(f"{question_path}: {said}")
+        if key in seen:
+            twice.append(f"{key!r} (records {seen[key]} and {number})")
+        seen[key] = number
+    if twice:
+        more = f" and {len(twice) - 10} more" if len(twice) > 10 else ""
+        raise ValueError(f"{question_path}: ids must differ, but these come twice: {', '.join(twice[:10])}{more}")
     return records
+
+
+def pick(records, ids_path=None, limit=None):
+    """The records that a run is about: those whose ids a file lists (a JSON list, or one a line), at most `limit`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file; it names ids that the dataset does not have.
+    """
+    if ids_path is not None:
+        text = Path(ids_path).read_text(encoding="utf-8-sig")
+        listed = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
+        listed = {str(key).strip() for key in listed} - {""}
+        unknown = sorted(listed - {str(record["id"]) for record in records})
+        if unknown:
+            named = ", ".join(unknown[:10])
+            raise ValueError(f"{ids_path} names {len(unknown)} ids that are not in the dataset: {named}")
+        records = [record for record in records if str(record["id"]) in listed]
+    return records[:limit]
 
 
 def _parse(path):
@@ -52,7 +73,7 @@ def _parse(path):
         records = json.loads(text)
     except json.JSONDecodeError as error:
         try:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            records = [json.loads(line) for line in text.split("\n") if line.strip()]
         except json.JSONDecodeError:
             raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
     if not isinstance(records, list):
@@ -77,8 +98,12 @@ def check_record(record, image_folder):
         ValueError: a missing or empty field, or an image outside of the folder.
     """
     for field in ("question", "image_path"):
-        if not isinstance(record.get(field), str) or not record[field].strip():
+        if record.get(field) is None or record[field] == "":
             raise ValueError(f"record {record['id']!r} has no {field}")
+    for field in ("question", "image_path", "short_question"):
+        value = record.get(field, "-")
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise ValueError(f"record {record['id']!r}: {field} is a text, not {value!r}")
     folder = Path(image_folder).resolve()
     path = (folder / record["image_path"]).resolve()
     if not path.is_relative_to(folder):
@@ -88,7 +113,10 @@ def check_record(record, image_folder):
 
 # ------------------------------------------------------------------------------------------------------------ output
 class Results:
-    """The results of one (model, task, method), through kills and reruns.
+    """The results of one (model, task, method), through kills, reruns and any number of processes.
+
+    Nobody waits for anybody and nothing is locked: a process writes to a part file of its own only, and whoever finds
+    that all is done writes the result file.
 
     Args:
         path: the result file, `FOLDER/MODEL-TASK-METHOD.json`.
@@ -98,7 +126,8 @@ class Results:
     def __init__(self, path, settings):
         self.path, self.settings = Path(path), settings
         self.parts, self.meta = self.path.with_suffix(".parts"), self.path.with_suffix(".meta.json")
-        self._mine = None
+        self._own, self._run, self._part = {}, {}, None  # what this process has written, and where
+        self._read = {}  # part file -> bytes that `news` has seen of it
 
     def clear(self):
         """Forget what was done before."""
@@ -106,6 +135,7 @@ class Results:
         self.meta.unlink(missing_ok=True)
         shutil.rmtree(self.parts, ignore_errors=True)
 
+    # -- reading
     def done(self, retry_errors=False):
         """{id: finished record} from the result file and all part files.
 
@@ -113,40 +143,84 @@ class Results:
         Raises:
             ValueError: there are finished records, made with other settings (names them).
         """
-        newer = {}
-        for part in sorted(self.parts.glob("*.jsonl")):  # names begin with the time
-            try:
-                lines = part.read_text().splitlines()
-            except FileNotFoundError:
-                continue  # another process has just merged it: its records are in the result file, read below
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # torn by a kill: the record is done again
-                newer[record["id"]] = record
+        newer = {line["id"]: line for lines in self._lines().values() for line in lines if "id" in line}
         older = json.loads(self.path.read_text()) if self.path.exists() else []
         finished = {record["id"]: record for record in older} | newer
-        if finished and self.meta.exists():
-            self._refuse_other_settings(json.loads(self.meta.read_text()))
+        if finished:
+            self._refuse_other_settings()
         return {key: record for key, record in finished.items() if not (retry_errors and "error" in record)}
 
-    def _refuse_other_settings(self, made):
-        new = self.settings
-        changed = [f"{key} was {made.get(key)!r} and is now {new[key]!r}" for key in new if made.get(key) != new[key]]
+    def _lines(self):
+        """{part: its lines, parsed}. They are records, and notes about the process that wrote them: `{"run": ...}`."""
+        found = {}
+        for part in sorted(self.parts.glob("*.jsonl")):  # names begin with the time: later ones count
+            try:
+                found[part] = list(whole_lines(part.read_bytes()))
+            except FileNotFoundError:
+                continue  # another process has just merged it: its records are in the result file, which is read later
+        return found
+
+    def news(self):
+        """Records that any process has finished since the last call."""
+        found = []
+        for part in self.parts.glob("*.jsonl"):
+            try:
+                with part.open("rb") as file:
+                    file.seek(self._read.get(part, 0))
+                    text = file.read()
+            except FileNotFoundError:
+                continue
+            whole = text.rfind(b"\n") + 1  # the rest is being written
+            self._read[part] = self._read.get(part, 0) + whole
+            found += [line for line in whole_lines(text[:whole]) if "id" in line]
+        return found
+
+    def provenance(self):
+        """What `NAME.meta.json` holds; empty if there is none."""
+        return json.loads(self.meta.read_text()) if self.meta.exists() else {}
+
+    def _refuse_other_settings(self):
+        made, new = self.provenance().get("settings"), self.settings
+        if made is None:
+            return  # another program's file, or one moved here alone: there is nothing to compare
+        names = list(dict.fromkeys([*new, *made]))
+        changed = [f"{name} was {made.get(name)!r} and is now {new.get(name)!r}" for name in names
+                   if made.get(name) != new.get(name)]  # fmt: skip
         if changed:
             what = "; ".join(changed)
             raise ValueError(f"{self.path} was made with other settings ({what}): use --overwrite or --save_path")
 
+    # -- writing
     def append(self, record):
         """Add a finished record to this process's own part file, handed to the system before this returns."""
-        if self._mine is None:
+        self._own[record["id"]] = record
+        self._write(record)
+
+    def note(self, **run):
+        """Keep how this process runs (device, versions, seconds, ...) for `NAME.meta.json`; later calls add to it."""
+        self._run |= run
+        if self._part is not None:
+            self._write({"run": self._run})
+
+    def _write(self, line):
+        lines = [line]
+        if self._part is None:
+            write_atomically(self.meta, {"settings": self.settings} | self._kept_provenance())
+            lines = [{"run": self._run}, line]
+        elif not os.fstat(self._part.fileno()).st_nlink:  # another run has finished everything, or begun anew
+            self._refuse_other_settings()
+            lines = [{"run": self._run}, *self._own.values()]
+            self._part = None
+        if self._part is None:
             self.parts.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.meta, self.settings)
-            name = f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl"
-            self._mine = (self.parts / name).open("x")
-        self._mine.write(json.dumps(record) + "\n")
-        self._mine.flush()
+            self._part = (self.parts / f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl").open("x")
+        self._part.write("".join(json.dumps(each) + "\n" for each in lines))
+        self._part.flush()
+
+    def _kept_provenance(self):
+        """Earlier runs' notes, if their records stand beside the new ones."""
+        made = self.provenance()
+        return made if made.get("settings") == self.settings else {}
 
     def merge(self, wanted, records):
         """Write the result file in dataset order if every wanted record is done.
@@ -156,16 +230,33 @@ class Results:
         Returns:
             (number of wanted records that are not done yet, {id: error} of the wanted ones that failed)
         """
-        finished = self.done()
+        runs = {part.stem: line["run"] for part, lines in self._lines().items() for line in lines if "run" in line}
+        finished = self.done() | self._own
         missing = sum(record["id"] not in finished for record in wanted)
-        if not missing and finished:
-            write_atomically(self.path, [finished[record["id"]] for record in records if record["id"] in finished])
-            if self._mine is not None:
-                self._mine.close()
-            shutil.rmtree(self.parts, ignore_errors=True)
-        ids = (record["id"] for record in wanted)
-        errors = {key: finished[key]["error"] for key in ids if "error" in finished.get(key, ())}
-        return missing, errors
+        ids = [record["id"] for record in records if record["id"] in finished]
+        errors = {key: finished[key]["error"] for key in ids if "error" in finished[key]}
+        if finished and not missing:
+            write_atomically(self.path, [finished[key] for key in ids])
+            runs = self._kept_provenance().get("runs", {}) | runs
+            totals = {name: sum(run.get(name, 0) for run in runs.values()) for name in ("seconds", "forwards")}
+            counts = {"records": len(ids), "errors": len(errors), "dataset": len(records)}
+            write_atomically(self.meta, {"settings": self.settings, "counts": counts} | totals | {"runs": runs})
+            if len(ids) == len(records):  # nothing that another process may still add is missing then
+                if self._part is not None:
+                    self._part.close()
+                    self._part = None
+                shutil.rmtree(self.parts, ignore_errors=True)
+        wanted_ids = {record["id"] for record in wanted}
+        return missing, {key: error for key, error in errors.items() if key in wanted_ids}
+
+
+def whole_lines(text):
+    """The JSON objects of a part file's bytes; a line torn by a kill is left out: its record is done again."""
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # no JSON, or cut within a character
+            continue
 
 
 def write_atomically(path, data):

@@ -6,201 +6,50 @@ python run.py --model llava_tiny --image photo.jpg --question "what number is on
 
 import argparse
 import hashlib
-import importlib
 import inspect
 import os
+import signal
 import sys
+import threading
 import time
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from functools import lru_cache, partial
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
 # Threads that spin while they wait for each other crawl on cores that do other work as well. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import utils
+from get_score import GRADERS
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS
-from maps import MapFunction
-from records import ROOT, Results, check_record, in_repository, load_task
-
-
-# ------------------------------------------------------------------------------------------------------- one question
-@dataclass
-class Finding:
-    """What a method found: both answers, the crop's box (xyxy pixels), and its map with the region that it covers.
-
-    `fields` are what the model's records carry besides.
-    """
-
-    original_answer: str
-    crop_answer: str
-    bbox: tuple
-    att_map: np.ndarray | None
-    region: tuple
-    fields: dict = field(default_factory=dict)
-
-
-class Case:
-    """Questions about the images of a look, asked together; the original answers and all methods share the look.
-
-    Args:
-        look: a look.Look.
-        questions: asked with the model's template.
-        of: for each the number of its image.
-        short_questions: for each None, or what is asked in its place for the map only (V*).
-        records: their data records, for boxes that come from them (gt_crop, random_crop).
-        layer: see maps.MapFunction; for the methods that read layers.
-    """
-
-    def __init__(self, look, questions, of=(0,), short_questions=(None,), records=({},), layer=None):
-        for question in questions:
-            if not question or not question.strip():
-                raise ValueError("the question is empty")
-        self.look, self.of, self.records, self.layer = look, list(of), records, layer
-        self.prompts, self.general = [look.prompt(question) for question in questions], look.prompt(GENERAL_PROMPT)
-        self.map_prompts = [
-            look.prompt(short) if short else prompt for short, prompt in zip(short_questions, self.prompts, strict=True)
-        ]
-
-    def original_answers(self, functions):
-        """The answers without a crop; rows that maps of the same prompts will need are read off their first pass."""
-        layers = ()
-        for method, function in functions.items():
-            if getattr(function, "reads_prefill", False) and not METHODS[method]["tiles"]:
-                layers = function.layers(self.look.model, self.layer)
-        return self.look.answer(self.prompts, layers=layers if self.map_prompts == self.prompts else (), of=self.of)
-
-    def find(self, method, function):
-        """[(box, map or None, region of the map)] of a method, its function as given by `choose`."""
-        look, images = self.look, [self.look.images[number] for number in self.of]
-        wholes = [(0, 0, *image.size) for image in images]
-        if not isinstance(function, MapFunction):
-            boxes = [
-                function(record, image.size, look.bbox_size) for record, image in zip(self.records, images, strict=True)
-            ]
-            return [(box, None, whole) for box, whole in zip(boxes, wholes, strict=True)]
-        if METHODS[method]["tiles"]:
-            maps = [function.of_tiles(look, prompt, self.general, self.layer, number)
-                    for prompt, number in zip(self.map_prompts, self.of, strict=True)]  # fmt: skip
-            regions = wholes
-        else:
-            maps = function.of(look, self.map_prompts, self.general, self.layer, of=self.of)
-            regions = [look.regions[number] for number in self.of]
-        return [
-            (utils.bbox_in_region(att_map, region, image.size, look.bbox_size), att_map, region)
-            for att_map, region, image in zip(maps, regions, images, strict=True)
-        ]
-
-    def findings(self, method, function, original_answers):
-        """[Finding], one per question."""
-        found = self.find(method, function)
-        crops = [self.look.images[number].crop(box) for number, (box, *_) in zip(self.of, found, strict=True)]
-        answers = self.look.answer(self.prompts, crops=crops, of=self.of)
-        fields = self.look.record_fields(self.of, crops)
-        return [
-            Finding(original, answer, *each, more)
-            for original, answer, each, more in zip(original_answers, answers, found, fields, strict=True)
-        ]
-
-
-def choose(module, methods, model, layer=None, **options):
-    """{method: the module's MapFunction for it, or the function of utils that gives its box without a map}.
-
-    Raises:
-        ValueError: an unknown method; a model or an option that the module's look cannot have; a layer that the model
-            does not have, or for a method that reads none.
-    """
-    look_class(module).check(model, **options)
-    functions = {}
-    for method in methods:
-        row = METHODS[known(method, METHODS, "method")]
-        functions[method] = getattr(module, row["map"]) if "map" in row else getattr(utils, row["box"])
-    maps = [function for function in functions.values() if isinstance(function, MapFunction)]
-    for function in maps:
-        function.layers(model, layer)
-    if layer is not None and not maps:
-        raise ValueError(f"layer={layer!r} has no meaning here: {', '.join(functions)} reads no layer")
-    return functions
-
-
-def vicrop_qa(model_name, method_name, image_path, question, model, processor, short_question=None, **options):
-    """One question about one picture, for notebooks.
-
-    Args:
-        model_name, method_name: names of info.MODELS and info.METHODS.
-        image_path: path or PIL image.
-        question: the bare question; the model's template is put around it.
-        model, processor: as loaded by `load_model` or by transformers, in any dtype, with any attention implementation.
-        short_question: asked in place of the question for the map only.
-        options: `layer=`, and keywords of the model's look (`geometry=`, ...).
-    Returns:
-        (original_answer, crop_answer, bbox): strings and (x1, y1, x2, y2) ints in pixels of the image.
-    """
-    module, layer = model_module(model_name), options.pop("layer", None)
-    functions = choose(module, [method_name], model, layer, **options)
-    look = look_class(module)([image_path], model, processor, **options)
-    case = Case(look, [question], short_questions=[short_question], layer=layer)
-    (found,) = case.findings(method_name, functions[method_name], case.original_answers(functions))
-    return found.original_answer, found.crop_answer, found.bbox
-
-
-# ------------------------------------------------------------------------------------------------------------- models
-def known(name, table, what):
-    """The name, if the table has it; else a ValueError that lists what it has."""
-    if name not in table:
-        raise ValueError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
-    return name
-
-
-def model_module(name):
-    return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
-
-
-def look_class(module):
-    """The look.Look that a model's methods share."""
-    return module.rel_att.look_class
-
-
-def place(args, state=None):
-    """(device, dtype, device_map) for `load_model`; bfloat16 on a GPU, float32 on a CPU unless told otherwise."""
-    return args.device or (state.device if state else None), DTYPES[args.dtype], args.device_map
-
-
-def load_model(name, model_id=None, device=None, dtype=None, device_map=None):
-    """(model, processor) of a name of info.MODELS; a checkpoint that comes quantised loads as it is.
-
-    Args:
-        model_id: another checkpoint of the same family, hub id or folder.
-        device: torch device; the first GPU (CUDA, or MPS on a Mac) if there is one.
-        dtype: torch dtype; bfloat16 on CUDA, float32 elsewhere.
-        device_map: as transformers takes it, "auto" to spread the layers over all GPUs; in place of `device`.
-    """
-    module = model_module(name)
-    device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    source = model_id or MODELS[name]["id"]
-    if (ROOT / source).is_dir():
-        source = ROOT / source
-    model = module.MODEL_CLASS.from_pretrained(source, dtype=dtype, device_map=device_map or {"": device})
-    return model.eval(), module.load_processor(source)
+from look import MAX_NEW_TOKENS
+from records import ROOT, Results, check_record, in_repository, load_task, pick
+from vicrop import Case, choose, default_device, default_dtype, known, load_model, look_class, model_module
+from vicrop import vicrop_qa as vicrop_qa  # notebooks import it from here, too
 
 
 # ---------------------------------------------------------------------------------------------------------- a dataset
-def settings(args, method):
-    """What must be equal for records to stand in one result file."""
+def settings(args, method, device):
+    """What must be equal for records to stand in one result file. Device, batch size and versions need not be."""
     data = in_repository(args.question_path)
+    dtype = default_dtype(device) if DTYPES[args.dtype] is None else DTYPES[args.dtype]
     return {
-        "model": args.model, "model_id": args.model_id or MODELS[args.model]["id"], "task": args.task, "method": method,
-        "layer": args.layer, "dtype": args.dtype, **look_options(args),
+        "model": args.model, "model_id": args.model_id or MODELS[args.model]["id"], "revision": args.revision,
+        "task": args.task, "method": method, "layer": args.layer, "dtype": str(dtype).removeprefix("torch."),
+        **look_options(args), "prompt": model_module(args.model).PROMPT, "general_prompt": GENERAL_PROMPT,
+        "decoding": f"greedy, {MAX_NEW_TOKENS} tokens",
         "image_path": os.path.relpath(in_repository(args.image_path).resolve(), ROOT),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else str(args.question_path),
     }  # fmt: skip
@@ -222,42 +71,85 @@ def look_options(args):
 
 
 def run_task(args):
-    """Answer what is still open of a task; returns {id: error} of the records that could not be answered."""
-    state = PartialState()  # one process per GPU under `accelerate launch`; a single one otherwise
-    if not args.image_path:  # other questions than the task's own have their images beside them
-        own = not args.question_path
-        args.image_path = TASKS[args.task]["image_path"] if own else Path(args.question_path).parent / "images"
-    args.question_path = args.question_path or TASKS[args.task]["question_path"]
+    """Answer what is still open of a task, and write the result files that are complete by then.
+
+    Raises:
+        SystemExit: it was told to stop (what is finished is kept), or no record at all could be answered.
+    """
+    # One process per GPU under `accelerate launch` (or so many on the CPU, if told), a single one otherwise.
+    state = PartialState(cpu=torch.device(args.device or default_device()).type == "cpu")
+    if not state.is_local_main_process:
+        warnings.simplefilter("ignore")  # the first process of a machine says the same, and has a bar to draw
     records = load_task(args.question_path)
     if not in_repository(args.image_path).is_dir():
         raise FileNotFoundError(f"no image folder at {args.image_path}: --image_path names it")
-    paths = {method: Path(args.save_path) / f"{args.model}-{args.task}-{method}.json" for method in args.method}
-    results = {method: Results(path, settings(args, method)) for method, path in paths.items()}
-    if args.overwrite:
-        if state.is_main_process:
-            for result in results.values():
-                result.clear()
-        state.wait_for_everyone()  # the only time that processes wait for each other
-    done = {method: result.done(args.retry_errors) for method, result in results.items()}
-    wanted = records[: args.limit]
+    wanted = pick(records, args.ids, args.limit)
     mine = wanted[args.chunk_id :: args.total_chunks]
-    open_records = [record for record in mine if any(record["id"] not in finished for finished in done.values())]
-    open_records = sorted(open_records, key=lambda record: str(record.get("image_path")))  # questions share a look
-    with state.split_between_processes(open_records) as share:
-        if share:
-            answer_records(args, share, results, done, state)
-    failed = {}
-    for result in results.values():
-        missing, errors = result.merge(wanted, records)
-        failed |= errors
+    paths = {method: Path(args.save_path) / f"{args.model}-{args.task}-{method}.json" for method in args.method}
+    device = torch.device(args.device or state.device)
+    results = {method: Results(path, settings(args, method, device)) for method, path in paths.items()}
+    if args.overwrite and state.is_main_process:
+        for result in results.values():
+            result.clear()
+    state.wait_for_everyone()
+    done = {method: result.done(args.retry_errors) for method, result in results.items()}
+    share, loaded = share_and_model(args, mine, done, state)
+    stopped = []
+    if share:
+        bar = Progress(results, done, mine, TASKS[args.task]["grader"], f"{args.model} {args.task}", state)
+        with stopping() as stopped, bar:
+            answer_records(args, share, loaded, results, done, bar, stopped)
+    answered = [conclude(result, wanted, records, state) for result in results.values()]
+    if stopped:
+        name = signal.Signals(stopped[0]).name
+        print(f"stopped by {name}: the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + stopped[0])
+    if not any(answered):
+        sys.exit("run.py: no record could be answered")
+
+
+def share_and_model(args, mine, done, state):
+    """(the open records that this process is to answer, (model, processor) or None if there are none).
+
+    The only time that processes wait for each other: the first one says what is open, for another one may look a moment
+    later and find more done; and it loads the model first, for it may have to be downloaded.
+    """
+    ids = [[record["id"] for record in mine if any(record["id"] not in finished for finished in done.values())]]
+    open_ids = set(broadcast_object_list(ids)[0])
+    todo = [record for record in mine if record["id"] in open_ids]
+    todo.sort(key=lambda record: str(record.get("image_path")))  # questions about an image share a look
+    with state.split_between_processes(todo) as share, state.local_main_process_first():
+        if not share:
+            return share, None
+        return share, load_model(args.model, args.model_id, *place(args, state), args.revision)
+
+
+def conclude(result, wanted, records, state):
+    """Merge what is finished, and say so; False if all wanted records are done and every one of them is an error."""
+    missing, errors = result.merge(wanted, records)
+    if missing:
         if state.is_main_process:
-            print(f"{result.path}: {f'{missing} records to come' if missing else f'{len(wanted)} records'}")
-    return failed if state.is_main_process else {}
+            print(f"{result.path}: {missing} of {len(wanted)} records to come, "
+                  "from other processes or from the same command again")  # fmt: skip
+        return True
+    print(f"{result.path}: {len(wanted)} records")
+    if errors:
+        named = "".join(f"\n  {key}: {error}" for key, error in list(errors.items())[:SHOWN_ERRORS])
+        more = f"\n  and {len(errors) - SHOWN_ERRORS} more: see `error` there" if len(errors) > SHOWN_ERRORS else ""
+        print(f"{len(errors)} records could not be answered and count as wrong (--retry_errors tries them again):"
+              f"{named}{more}", file=sys.stderr)  # fmt: skip
+    return len(errors) < len(wanted)
 
 
-def answer_records(args, records, results, done, state):
-    """Answer records, batch by batch, and append them to the results of each method as they are finished."""
-    module, (model, processor) = model_module(args.model), load_model(args.model, args.model_id, *place(args, state))
+def answer_records(args, records, loaded, results, done, bar, stopped):
+    """Answer records, batch by batch, and append them to the results of each method as they are finished.
+
+    Args:
+        loaded: model and processor.
+        results: {method: Results}; done: {method: ids that need no answer}.
+        bar: told after each batch; stopped: ends the work after the present batch once there is something in it.
+    """
+    module, (model, processor) = model_module(args.model), loaded
     folder, options = in_repository(args.image_path), look_options(args)
     functions = choose(module, results, model, args.layer, **options)
 
@@ -273,21 +165,124 @@ def answer_records(args, records, results, done, state):
         unique = tuple(dict.fromkeys(paths))
         return look_at(unique), [unique.index(path) for path in paths]
 
+    def alone(record):
+        look_at.cache_clear()  # the memory may be needed that a batch has left behind
+        clear_device_cache(garbage_collection=True)
+        return look_of([record])
+
     def open_methods(record):
         return tuple(method for method in results if record["id"] not in done[method])
 
     size = args.batch_size or BATCH_SIZES.get(model.device.type, 1)
-    quiet, began = not state.is_local_main_process, time.perf_counter()
-    with tqdm(total=len(records), desc=f"{args.model} {args.task}", unit="question", disable=quiet) as bar:
+    for method, result in results.items():
+        result.note(**whereabouts(model, size), layers=layers_read(functions[method], model, args.layer))
+    began = time.perf_counter()
+    with counted(model.get_decoder()) as passes:
         for batch, look in prefetched(look_of, in_batches(records, open_methods, size)):
             todo = {method: functions[method] for method in open_methods(batch[0])}
-            for method, found in answer_batch(batch, look.result, look_of, todo, args.layer).items():
+            for method, found in answer_batch(batch, look, alone, todo, args.layer).items():
                 for record, fields in zip(batch, found, strict=True):
                     results[method].append(record | fields)
-            bar.update(len(batch))
-    seconds = time.perf_counter() - began
-    if state.is_main_process:
-        print(f"{len(records)} questions in {seconds:.1f} s, {seconds / len(records):.3f} s each")
+                results[method].note(seconds=round(time.perf_counter() - began, 3), forwards=len(passes))
+            bar.update()
+            if stopped:
+                return
+
+
+def whereabouts(model, batch_size):
+    """How a process runs, for NAME.meta.json."""
+    libraries = ("torch", "transformers", "accelerate", "numpy", "pillow")
+    return {
+        "began": time.strftime("%Y-%m-%d %H:%M:%S%z"), "device": str(model.device), "batch_size": batch_size,
+        "processes": PartialState().num_processes, "commit": getattr(model.config, "_commit_hash", None),
+        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in libraries},
+        "seed": "none: decoding is greedy, and random_crop draws from the id of a record",
+    }  # fmt: skip
+
+
+def layers_read(function, model, layer):
+    """The numbers of the language model's layers that a method reads; empty for those that read none."""
+    return list(function.layers(model, layer)) if hasattr(function, "layers") else []
+
+
+@contextmanager
+def counted(module):
+    """A list that grows by one with each forward pass of a module."""
+    passes = []
+    hook = module.register_forward_pre_hook(lambda *_: passes.append(None))
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def stopping():
+    """A list that gets the number of the first Ctrl-C or SIGTERM; a second one acts as it always does."""
+    caught = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # only the main thread may set handlers; whoever runs this in another one has its own
+        return
+
+    def catch(number, _):
+        caught.append(number)
+        signal.signal(number, found[number])
+
+    found = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in found.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """One bar per machine: how much of a job all processes have finished, the time left, and the score so far."""
+
+    def __init__(self, results, done, wanted, grader, name, state):
+        self.results, self.grade, self.shown = results, GRADERS.get(grader), state.is_local_main_process
+        self.wanted = {record["id"] for record in wanted}
+        self.finished = {method: {} for method in results}  # id -> (score without crop, with crop), or None
+        for method, records in done.items():
+            self._take(method, records.values())
+        self.next_look = 0.0
+        self.bar = tqdm(total=len(wanted), initial=self._count(), desc=name, unit="question", disable=not self.shown)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.update(last=True)
+        self.bar.close()
+
+    def update(self, last=False):
+        """Look what has been finished since the last call, here and by other processes."""
+        if not self.shown or (time.monotonic() < self.next_look and not last):
+            return
+        self.next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        for method, result in self.results.items():
+            self._take(method, result.news())
+        self.bar.set_postfix(self._scores(), refresh=False)
+        self.bar.update(self._count() - self.bar.n)
+
+    def _take(self, method, records):
+        for record in records:
+            if record["id"] in self.wanted:
+                graded = self.grade and "labels" in record
+                answers = (record["original_answer"], record["crop_answer"])
+                self.finished[method][record["id"]] = [self.grade(each, record) for each in answers] if graded else None
+
+    def _count(self):
+        return min(len(finished) for finished in self.finished.values())
+
+    def _scores(self):
+        shown = {}
+        for method, finished in self.finished.items():
+            scores = [pair for pair in finished.values() if pair]
+            if scores:
+                without, with_crop = (sum(column) / len(scores) for column in zip(*scores, strict=True))
+                shown |= {"no crop": f"{without:.1f}", method: f"{with_crop:.1f}"}
+        return shown
 
 
 def in_batches(records, kind, size):
@@ -298,44 +293,66 @@ def in_batches(records, kind, size):
 
 
 def prefetched(function, items):
-    """Yields (item, future of function(item)) while the next item's is under way in a thread."""
+    """Yields (item, what to call for function(item), once) while the next item's is under way in a thread."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = deque()
         for item in items:
-            waiting.append((item, pool.submit(function, item)))
+            waiting.append((item, once(pool.submit(function, item))))
             if len(waiting) > 1:
                 yield waiting.popleft()
-        yield from waiting
+        while waiting:
+            yield waiting.popleft()
 
 
-def answer_batch(batch, look, look_of, functions, layer):
+def once(future):
+    """What gives the future's result and then holds it no longer: a failed batch must leave its memory."""
+    held = [future]
+    return lambda: held.pop().result()
+
+
+def answer_batch(batch, look, alone, functions, layer):
     """{method: [what it adds to each record: answers and box, or the error that took their place]}.
 
     A batch that fails (one image cannot be read, the memory is not enough) is asked record by record.
 
     Args:
-        look: called for (look, numbers of the records' images) of this batch; `look_of` makes it for another one.
+        look: called for (look, numbers of the records' images) of this batch; `alone(record)` makes it for a record.
     """
-    blank = {"original_answer": "", "crop_answer": "", "bbox": None}
     try:
-        seen, of = look()
-        questions, short = ([record.get(name) for record in batch] for name in ("question", "short_question"))
-        case = Case(seen, questions, of, short, batch, layer)
+        case = case_of(batch, *look(), layer)
         originals = case.original_answers(functions)
         if len(batch) > 1:
             return {method: outcomes(case, method, functions[method], originals) for method in functions}
-    except FAILURES as error:
-        if len(batch) == 1:
-            return {method: [blank | {"error": str(error)}] for method in functions}
-        alone = [answer_batch([record], partial(look_of, [record]), look_of, functions, layer) for record in batch]
-        return {method: [fields for each in alone for fields in each[method]] for method in functions}
-    found = {}
-    for method, function in functions.items():  # of a single record, one method may fail and another not
-        try:
-            found[method] = outcomes(case, method, function, originals)
-        except FAILURES as error:
-            found[method] = [blank | {"original_answer": originals[0], "error": str(error)}]
-    return found
+    except Exception as caught:
+        error = what_failed(caught)
+    else:
+        return {method: [outcome_or_error(case, method, functions[method], originals)] for method in functions}
+    # Not in the except clause, in which the traceback would hold the memory of what has failed.
+    if len(batch) == 1:
+        return {method: [UNANSWERED | {"error": error}] for method in functions}
+    case = None
+    each = [answer_batch([record], partial(alone, record), alone, functions, layer) for record in batch]
+    return {method: [fields for found in each for fields in found[method]] for method in functions}
+
+
+def case_of(batch, look, of, layer):
+    questions, short = ([record.get(name) for record in batch] for name in ("question", "short_question"))
+    return Case(look, questions, of, short, batch, layer)
+
+
+def outcome_or_error(case, method, function, originals):
+    """`outcomes` of a single record: one method may fail and another not."""
+    try:
+        return outcomes(case, method, function, originals)[0]
+    except Exception as caught:
+        return UNANSWERED | {"original_answer": originals[0], "error": what_failed(caught)}
+
+
+def what_failed(error):
+    """An exception as a sentence, if it comes from a record or from too little memory; any other is raised again."""
+    if isinstance(error, FAILURES) or should_reduce_batch_size(error):
+        return str(error) or type(error).__name__
+    raise error
 
 
 def outcomes(case, method, function, originals):
@@ -359,7 +376,7 @@ def run_picture(args):
     if not args.question or not args.question.strip():
         raise ValueError("--image needs a --question that is not empty")
     image, module = utils.load_image(args.image), model_module(args.model)
-    model, processor = load_model(args.model, args.model_id, *place(args))
+    model, processor = load_model(args.model, args.model_id, *place(args), args.revision)
     options = look_options(args)
     functions = choose(module, args.method, model, args.layer, **options)
     look = look_class(module)([image], model, processor, **options)
@@ -376,8 +393,16 @@ def run_picture(args):
 
 # ------------------------------------------------------------------------------------------------------- command line
 FAILURES = (ValueError, OSError, torch.OutOfMemoryError)  # of one record or command: a sentence, no traceback
+UNANSWERED = {"original_answer": "", "crop_answer": "", "bbox": None}
+SHOWN_ERRORS = 20  # of those at the end of a run
+SECONDS_BETWEEN_LOOKS = 0.5  # at what other processes have finished
 BATCH_SIZES = {"cuda": 8}  # questions that go through the model together where nothing is said; elsewhere one
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def place(args, state=None):
+    """(device, dtype, device_map) for `load_model`; bfloat16 on a GPU, float32 on a CPU unless told otherwise."""
+    return args.device or (state.device if state else None), DTYPES[args.dtype], args.device_map
 
 
 def method_list(text):
@@ -403,6 +428,7 @@ def add_model_options(parser):
     add = parser.add_argument
     add("--model", choices=MODELS, default="llava_tiny")
     add("--model_id", help="another checkpoint of the same family: hub id or folder")
+    add("--revision", help="branch, tag or commit of a checkpoint on the hub")
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on CUDA, float32 elsewhere")
     add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
     add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
@@ -426,6 +452,7 @@ def parse(argv=None):
     add("--total_chunks", type=int, default=1, help="cut the task into so many parts ...")
     add("--chunk_id", type=int, default=0, help="... and do this one (from 0)")
     add("--limit", type=int, help="only the first N records")
+    add("--ids", help="file with the ids of the records to ask about: one a line, or a JSON list")
     add("--retry_errors", action="store_true", help="try records again that ended in an error")
     add("--overwrite", action="store_true", help="forget earlier results of the same name")
     args = parser.parse_args(argv)
@@ -434,14 +461,19 @@ def parse(argv=None):
         look_options(args)
     except ValueError as error:
         parser.error(str(error))
-    if args.batch_size is not None and args.batch_size < 1:
-        parser.error(f"--batch_size {args.batch_size} is not at least 1")
+    for name in ("batch_size", "limit"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)} is not at least 1")
     if not 0 <= args.chunk_id < args.total_chunks:
         parser.error(f"--chunk_id {args.chunk_id} is not between 0 and --total_chunks {args.total_chunks} - 1")
     if args.question is not None and not args.image:
         parser.error("--question asks about one picture: --image names it")
     if args.overwrite and args.total_chunks > 1:
         parser.error("--overwrite would forget what other chunks have done: use another --save_path")
+    if not args.image_path:  # other questions than the task's own have their images beside them
+        own = not args.question_path
+        args.image_path = TASKS[args.task]["image_path"] if own else Path(args.question_path).parent / "images"
+    args.question_path = args.question_path or TASKS[args.task]["question_path"]
     args.save_path = args.save_path or ("." if args.image else ROOT / "data" / "results")
     return args
 
@@ -451,14 +483,9 @@ def main(argv=None):
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        failed = run_picture(args) if args.image else run_task(args)
+        (run_picture if args.image else run_task)(args)
     except FAILURES as error:
         sys.exit(f"run.py: {error}")
-    if failed:
-        named = "; ".join(f"{number}: {error}" for number, error in list(failed.items())[:5])
-        more = "; ..." if len(failed) > 5 else ""
-        print(f"{len(failed)} records could not be answered and count as wrong ({named}{more})", file=sys.stderr)
-        print("--retry_errors tries them again", file=sys.stderr)
 
 
 if __name__ == "__main__":

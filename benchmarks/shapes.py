@@ -21,8 +21,8 @@ import blip_methods
 import llava_methods
 import qwen2_5_methods
 from info import GENERAL_PROMPT
-from run import load_model
 from tiny.models import Qwen, make_tokenizer
+from vicrop import load_model
 
 TEXT_7B = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,

@@ -29,8 +29,8 @@ import look as look_module
 from attention import undisturbed, watch
 from benchmarks.shapes import GROUPS, SHAPES, TINY, build
 from info import GENERAL_PROMPT
-from run import Case, look_class, model_module
 from utils import bbox_in_region, edge_mask
+from vicrop import Case, look_class, model_module
 
 QUESTIONS = ("what number is on the red sign?", "which digit is on the blue sign?")
 

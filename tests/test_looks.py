@@ -313,7 +313,7 @@ def test_a_question_that_holds_an_image_token_is_refused(request, kind):
 
 
 def test_a_short_question_is_asked_for_the_map_only(qwen, monkeypatch):
-    from run import Case
+    from vicrop import Case
 
     look = QwenLook([photo()], *qwen)
     case = Case(look, ["a long one?"], short_questions=["short?"], layer=1)

@@ -9,7 +9,7 @@ from plain import PLAIN, PLAIN_KINDS
 
 import attention
 from info import GENERAL_PROMPT, METHODS, MODELS
-from run import look_class, model_module
+from vicrop import look_class, model_module
 
 TOLERANCE = {"rel_att": 1e-5, "grad_att": 1e-5, "pure_grad": 1e-4}
 SIZES = [(90, 70), (40, 130), (210, 60)]

@@ -1,11 +1,13 @@
 """Every record exactly once, through kills, torn lines and concurrent processes."""
 
 import json
+import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from records import Results, check_record, load_task
+from records import Results, check_record, load_task, pick
 
 RECORDS = [{"id": str(number), "question": "q", "labels": ["a"], "image_path": "a.png"} for number in range(20)]
 
@@ -25,8 +27,10 @@ def test_tasks_load_from_a_list_from_lines_and_with_a_byte_order_mark(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (json.dumps([*RECORDS, RECORDS[3]]), "records 3 and 20 have the same id '3'"),
+        (json.dumps([*RECORDS, RECORDS[3], RECORDS[5]]), r"'3' \(records 3 and 20\), '5' \(records 5 and 21\)"),
         (json.dumps([RECORDS[0], {"question": "q"}]), "record 1"),
+        (json.dumps([RECORDS[0], {"id": ["1"]}]), "record 1"),
+        (json.dumps([*RECORDS, "text"]), "record 20 is no object"),
         ("{'a': 1}", "neither a JSON list nor JSON lines"),
         ('{"id": 1}[', "neither"),
         ("3", "holds a int"),
@@ -42,10 +46,53 @@ def test_a_missing_task_is_named():
         load_task("nowhere/data.json")
 
 
-@pytest.mark.parametrize("change", [{"question": " "}, {"question": None}, {"image_path": "../../secret.png"}])
-def test_a_bad_record_is_refused_by_name(tmp_path, change):
-    with pytest.raises(ValueError, match="record '0'"):
-        check_record(RECORDS[0] | change, tmp_path)
+def test_a_separator_that_json_allows_in_a_text_does_not_end_a_line(tmp_path):
+    records = [RECORDS[0] | {"question": "one\u2028line"}, RECORDS[1]]
+    assert load_task(write(tmp_path, "\n".join(json.dumps(each, ensure_ascii=False) for each in records))) == records
+
+
+def test_a_dataset_of_the_hub_is_loaded_by_its_name(monkeypatch):
+    asked = []
+    hub = types.SimpleNamespace(load_dataset=lambda name, split: asked.append((name, split)) or RECORDS)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    assert load_task("someone/signs") == RECORDS
+    assert asked == [("someone/signs", "test")]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(FileNotFoundError, match="pip install datasets"):
+        load_task("someone/signs")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"question": " "}, "question is a text, not ' '"),
+        ({"question": None}, "has no question"),
+        ({"question": 3}, "question is a text, not 3"),
+        ({"short_question": ["q"]}, "short_question is a text"),
+        ({"image_path": ""}, "has no image_path"),
+        ({"image_path": {"bytes": "x"}}, "image_path is a text"),
+        ({"image_path": "../../secret.png"}, "leaves the image folder"),
+        ({"image_path": "/etc/passwd"}, "leaves the image folder"),
+        ({"image_path": "link.png"}, "leaves the image folder"),
+    ],
+)
+def test_a_bad_record_is_refused_by_name(tmp_path, change, says):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ValueError, match=f"record '0'.*{says}"):
+        check_record(RECORDS[0] | change, tmp_path / "images")
+
+
+def test_ids_and_a_limit_pick_records(tmp_path):
+    listed = tmp_path / "ids"
+    for text in ("7\n3\n\n12\n", '\ufeff[7, "3", 12]'):
+        listed.write_text(text, encoding="utf-8")
+        assert [record["id"] for record in pick(RECORDS, listed)] == ["3", "7", "12"]  # in the dataset's order
+        assert [record["id"] for record in pick(RECORDS, listed, 2)] == ["3", "7"]
+    assert pick(RECORDS, None, 2) == RECORDS[:2]
+    listed.write_text("3\n33\n")
+    with pytest.raises(ValueError, match="1 ids that are not in the dataset: 33"):
+        pick(RECORDS, listed)
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
@@ -87,6 +134,90 @@ def test_other_settings_do_not_mix(tmp_path):
         fresh.done()
     fresh.clear()
     assert fresh.done() == {}
+
+
+def test_settings_are_compared_with_what_stands_beside_the_records(tmp_path):
+    """Of a run that was killed before its first record nothing stays, so nothing can differ."""
+    path = tmp_path / "m-t-x.json"
+    Results(path, {"layer": 1}).note(device="cpu")
+    fresh = Results(path, {"layer": 2})
+    assert fresh.done() == {}
+    fresh.append(RECORDS[0])
+    with pytest.raises(ValueError, match="seed was None and is now 3; layer was 2 and is now None"):
+        Results(path, {"seed": 3}).done()
+
+
+def test_the_meta_file_tells_who_made_what(tmp_path):
+    path = tmp_path / "m-t-x.json"
+    for rank in range(2):
+        results = Results(path, {"layer": 1})
+        results.note(device=f"cuda:{rank}", seconds=0)
+        for number, record in enumerate(RECORDS[rank::2], 1):
+            results.append(record)
+            results.note(seconds=number, forwards=4 * number)
+    assert results.merge(RECORDS, RECORDS) == (0, {})
+    meta = json.loads(results.meta.read_text())
+    assert meta["settings"] == {"layer": 1}
+    assert meta["counts"] == {"records": 20, "errors": 0, "dataset": 20}
+    assert (meta["seconds"], meta["forwards"]) == (20, 80)
+    assert [run["device"] for run in meta["runs"].values()] == ["cuda:0", "cuda:1"]
+    again = Results(path, {"layer": 1})
+    again.note(device="cpu", seconds=5)
+    again.append(RECORDS[0])
+    again.merge(RECORDS, RECORDS)
+    assert [run["device"] for run in again.provenance()["runs"].values()] == ["cuda:0", "cuda:1", "cpu"]
+    assert again.provenance()["seconds"] == 25
+
+
+def test_a_run_whose_part_was_merged_under_it_loses_nothing(tmp_path):
+    path = tmp_path / "m-t-x.json"
+    slow, fast = Results(path, {}), Results(path, {})
+    slow.append(RECORDS[0] | {"crop_answer": "slow"})
+    for record in RECORDS[1:]:
+        fast.append(record)
+    assert fast.merge(RECORDS, RECORDS) == (0, {})  # this takes the part files away
+    slow.append(RECORDS[1] | {"crop_answer": "slow"})
+    assert set(Results(path, {}).done()) == {record["id"] for record in RECORDS}
+    assert slow.merge(RECORDS, RECORDS) == (0, {})
+    answers = [record.get("crop_answer") for record in json.loads(path.read_text())]
+    assert answers == ["slow", "slow", *[None] * 18]
+    assert not slow.parts.exists()
+
+
+def test_a_run_that_was_overwritten_with_other_settings_stops(tmp_path):
+    old, new = Results(tmp_path / "m-t-x.json", {"layer": 1}), Results(tmp_path / "m-t-x.json", {"layer": 2})
+    old.append(RECORDS[0])
+    new.clear()
+    new.append(RECORDS[0])
+    with pytest.raises(ValueError, match="layer was 2 and is now 1"):
+        old.append(RECORDS[1])
+    assert list(new.done()) == ["0"]
+
+
+def test_a_part_of_a_dataset_is_merged_and_its_parts_stay_for_the_rest(tmp_path):
+    """Another run may be at work on other records: its part file must not be taken away."""
+    path = tmp_path / "m-t-x.json"
+    other, first = Results(path, {}), Results(path, {})
+    other.append(RECORDS[5])
+    first.append(RECORDS[0])
+    assert first.merge(RECORDS[:1], RECORDS) == (0, {})
+    assert json.loads(path.read_text()) == [RECORDS[0], RECORDS[5]]
+    other.append(RECORDS[6])
+    assert set(Results(path, {}).done()) == {"0", "5", "6"}
+
+
+def test_news_are_whole_lines_once(tmp_path):
+    writer, reader = Results(tmp_path / "m-t-x.json", {}), Results(tmp_path / "m-t-x.json", {})
+    assert reader.news() == []
+    writer.append(RECORDS[0])
+    assert reader.news() == [RECORDS[0]]
+    (part,) = writer.parts.glob("*.jsonl")
+    line = json.dumps(RECORDS[1])
+    for half in (line[:9], line[9:] + "\n"):
+        assert reader.news() == []
+        with part.open("a") as file:
+            file.write(half)
+    assert reader.news() == [RECORDS[1]]
 
 
 def test_fewer_wanted_records_do_not_shrink_the_file(tmp_path):

@@ -1,10 +1,12 @@
 """The commands, on a random-weight checkpoint saved to disk: nothing lost, every method runs, errors are sentences."""
 
 import csv
+import importlib
 import json
 
 import numpy as np
 import pytest
+import torch
 from builders import build_llava, photo
 
 import get_score
@@ -183,12 +185,131 @@ def test_a_bad_record_is_kept_with_its_error_and_stops_nothing(checkpoint, datas
     assert "gone.png" in printed
     rows = get_score.report(dataset / "out", dataset)
     assert rows[0]["errors"] == 3
+    assert "5: record '5' has no question" in printed
     photo().save(dataset / "images" / "gone.png")
     photo().save(dataset / "images" / "text.png")
     run.main(options(checkpoint, dataset))
     assert results(dataset, "rel_att") == found  # what ended in an error is done, unless told otherwise
     run.main(options(checkpoint, dataset, "--retry_errors"))
     assert [("error" in record) for record in results(dataset, "rel_att")] == [False] * 4 + [True]
+
+
+def test_a_run_that_answers_nothing_fails(checkpoint, dataset):
+    for image in (dataset / "images").iterdir():
+        image.write_text("no image")
+    with pytest.raises(SystemExit, match="no record could be answered"):
+        run.main(options(checkpoint, dataset))
+    assert ["error" in record for record in results(dataset, "rel_att")] == [True] * 3
+
+
+def test_a_decompression_bomb_is_refused(checkpoint, dataset, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 120 * 90 + 1)  # so that one of the two images is one
+    run.main(options(checkpoint, dataset))
+    errors = [record.get("error", "") for record in results(dataset, "rel_att")]
+    assert [bool(error) for error in errors] == [False, True, False]
+    assert "b.png is refused" in errors[1]
+
+
+TOO_LITTLE = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+
+
+@pytest.mark.parametrize("error", TOO_LITTLE, ids=["gpu", "cpu"])
+def test_out_of_memory_costs_a_batch_nothing_and_a_single_record_itself(checkpoint, dataset, monkeypatch, error):
+    run.main(options(checkpoint, dataset))
+    fine, answer = results(dataset, "rel_att"), LlavaLook.answer
+
+    def crowded(look, prompts, **more):
+        if len(prompts) > 1 or look.images[0].width > 1000:
+            raise error
+        return answer(look, prompts, **more)
+
+    monkeypatch.setattr(LlavaLook, "answer", crowded)
+    run.main(options(checkpoint, dataset, "--batch_size", "3", "--overwrite"))
+    found = results(dataset, "rel_att")
+    assert found[0::2] == fine[0::2]
+    assert "memory" in found[1]["error"]
+    assert (found[1]["original_answer"], found[1]["crop_answer"], found[1]["bbox"]) == ("", "", None)
+
+
+def test_an_error_in_the_code_is_not_taken_for_a_bad_record(checkpoint, dataset, monkeypatch):
+    def wrong(*_, **__):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(LlavaLook, "answer", wrong)
+    with pytest.raises(RuntimeError, match="mat1"):
+        run.main(options(checkpoint, dataset))
+
+
+@pytest.mark.parametrize("box", ["left", [1, 2, 3], [5, 5, 1, 9], [0, 0, float("nan"), 5]])
+def test_a_box_that_is_none_is_an_error_of_its_record(checkpoint, dataset, box):
+    records = json.loads((dataset / "data.json").read_text())
+    records[0]["gt_bbox"] = box
+    write(dataset, records)
+    run.main(options(checkpoint, dataset, "--method", "gt_crop"))
+    found = results(dataset, "gt_crop")
+    assert ["error" in record for record in found] == [True, False, False]
+    assert "'1'" in found[0]["error"]
+
+
+def test_the_meta_file_tells_how_a_result_was_made(checkpoint, dataset):
+    run.main(options(checkpoint, dataset, "--method", "rel_att,center_crop", "--layer", "mean"))
+    for method, layers in (("rel_att", [0, 1, 2, 3]), ("center_crop", [])):
+        meta = json.loads((dataset / "out" / f"llava-demo-{method}.meta.json").read_text())
+        assert meta["settings"].items() >= {"method": method, "layer": "mean", "dtype": "float32"}.items()
+        assert "{question}" in meta["settings"]["prompt"]
+        assert len(meta["settings"]["data_sha256"]) == 64
+        assert meta["counts"] == {"records": 3, "errors": 0, "dataset": 3}
+        (made,) = meta["runs"].values()
+        assert made["layers"] == layers
+        assert made["versions"].keys() >= {"python", "torch", "transformers"}
+        assert meta["forwards"] == made["forwards"] >= 3 * 2
+        assert meta["seconds"] == made["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--layer", "1"], "layer was None and is now 1"),
+        (["--dtype", "bfloat16"], "dtype was 'float32' and is now 'bfloat16'"),
+        (["--geometry", "upstream"], "geometry was 'exact' and is now 'upstream'"),
+        (["--model_id", "data/tiny/llava"], "model_id was"),
+    ],
+)
+def test_a_rerun_with_other_settings_refuses_to_mix_and_names_them(checkpoint, dataset, more, says):
+    run.main(options(checkpoint, dataset, "--limit", "1"))
+    with pytest.raises(SystemExit, match=says):
+        run.main(options(checkpoint, dataset, *more))
+    run.main(options(checkpoint, dataset, "--batch_size", "2"))  # what does not change an answer may change
+    assert len(results(dataset, "rel_att")) == 3
+
+
+def test_a_rerun_with_other_data_refuses_to_mix(checkpoint, dataset):
+    run.main(options(checkpoint, dataset))
+    (dataset / "data.json").write_text((dataset / "data.json").read_text() + "\n")
+    with pytest.raises(SystemExit, match="data_sha256 was"):
+        run.main(options(checkpoint, dataset))
+
+
+def test_only_the_records_of_a_list(checkpoint, dataset):
+    (dataset / "ids.txt").write_text("3\n1\n")
+    run.main(options(checkpoint, dataset, "--ids", str(dataset / "ids.txt")))
+    assert [record["id"] for record in results(dataset, "rel_att")] == ["1", "3"]
+    run.main(options(checkpoint, dataset))
+    assert [record["id"] for record in results(dataset, "rel_att")] == ["1", "2", "3"]
+
+
+def test_the_bar_shows_what_is_done_and_the_score_so_far(checkpoint, dataset, capsys):
+    run.main(options(checkpoint, dataset, "--limit", "1"))
+    records = json.loads((dataset / "out" / "llava-demo-rel_att.json").read_text())
+    capsys.readouterr()
+    data = json.loads((dataset / "data.json").read_text())
+    data[0]["labels"] = [records[0]["crop_answer"]]
+    run.main(options(checkpoint, dataset, "--method", "rel_att,center_crop"))
+    bar = capsys.readouterr().err
+    assert "0/3" in bar  # of the second method nothing is done yet
+    assert "3/3" in bar
+    assert "question/s" in bar
+    assert all(f"{shown}=" in bar for shown in ("no crop", "rel_att", "center_crop"))
 
 
 def test_a_method_that_fails_takes_no_other_with_it(checkpoint, dataset):
@@ -245,7 +366,8 @@ def test_methods_share_the_tiles(checkpoint, dataset, monkeypatch):
 def test_a_map_with_nan_is_an_error_of_its_record(checkpoint, dataset, monkeypatch):
     broken = np.full((1, 4, 4), np.nan, dtype=np.float32)
     monkeypatch.setattr("maps.MapFunction.of", lambda *_, **__: broken)
-    run.main(options(checkpoint, dataset))
+    with pytest.raises(SystemExit, match="no record could be answered"):
+        run.main(options(checkpoint, dataset))
     assert all("16 of the importance map's 16 cells" in record["error"] for record in results(dataset, "rel_att"))
 
 
@@ -271,6 +393,8 @@ def test_one_picture(checkpoint, tmp_path, capsys):
         (["--question_path", "missing.json"], "missing.json"),
         (["--chunk_id", "2", "--total_chunks", "2"], "--chunk_id 2"),
         (["--overwrite", "--total_chunks", "2"], "other chunks"),
+        (["--ids", "nowhere.txt"], "nowhere.txt"),
+        (["--limit", "0"], "--limit 0"),
         (["--layer", "foo"], "neither a layer number"),
         (["--layer", "1", "--method", "center_crop"], "reads no layer"),
         (["--device", "gpu"], "'gpu' cannot be used here"),
@@ -313,9 +437,10 @@ def test_exact_grader(answer, labels, score):
 
 def test_the_tables_fit_together():
     for row in MODELS.values():
-        module = run.importlib.import_module(row["module"])
+        module = importlib.import_module(row["module"])
         assert all(
             callable(getattr(module, name))
             for name in ("rel_att", "grad_att", "pure_grad", "MODEL_CLASS", "load_processor")
         )
+        assert "{question}" in module.PROMPT
     assert {row["grader"] for row in TASKS.values()} <= {None, *get_score.GRADERS}

@@ -13,12 +13,12 @@ import tiny.train
 from get_score import exact
 from info import MODELS
 from records import ROOT, load_task
-from run import load_model, look_class, model_module, vicrop_qa
 from tiny.models import FAMILIES, IGNORE
 from tiny.scenes import SIZE_CLASSES, make_scene, write_dataset
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
 from tiny.train import STAGES, normalised, patch_labels, pixels, turns_about, window_around
 from tools.findings import attention_ratio
+from vicrop import load_model, look_class, model_module, vicrop_qa
 
 DEMO = ROOT / "data/demo"
 TINY = [name for name in MODELS if name.endswith("_tiny")]

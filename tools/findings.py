@@ -16,8 +16,9 @@ from transformers.utils import logging as transformers_logging
 from get_score import GRADERS, mean_and_margin
 from info import GENERAL_PROMPT, TASKS
 from records import check_record, in_repository, load_task
-from run import add_model_options, load_model, look_class, look_options, model_module, place
+from run import add_model_options, look_options, place
 from utils import bbox_in_region
+from vicrop import load_model, look_class, model_module
 
 
 def overlaps(starts, length, cells, extent):
@@ -53,7 +54,8 @@ def attention_ratio(att_map, region, box):
 
 def layers(args):
     """Rows of {layer, attention ratio over all questions and over the wrongly answered ones, accuracy with crop}."""
-    module, (model, processor) = model_module(args.model), load_model(args.model, args.model_id, *place(args))
+    module = model_module(args.model)
+    model, processor = load_model(args.model, args.model_id, *place(args), args.revision)
     options = look_options(args)
     look_class(module).check(model, **options)
     grade, folder = GRADERS[TASKS[args.task]["grader"]], in_repository(args.image_path)

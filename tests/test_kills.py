@@ -1,0 +1,108 @@
+"""Runs on several processes, killed at random moments: in the end it is as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import get_score
+import run
+from records import Results, load_task
+
+ROOT = Path(run.__file__).parent
+NAME = "llava_tiny-demo-rel_att"
+
+
+def start(processes, folder, *more):
+    """A run of the demo under `accelerate launch`, in a process group of its own."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    launch += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [
+        *launch,
+        *(["--multi_gpu"] if processes > 1 else ["--cpu"]),
+        "run.py",
+        "--device",
+        "cpu",
+        "--batch_size",
+        "1",
+        "--save_path",
+        str(folder),
+        *more,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def finished(folder):
+    return Results(folder / f"{NAME}.json", {}).news()
+
+
+def kill_when(process, folder, count):
+    """SIGKILL to a launcher and all that it has started, once so many records are in the part files."""
+    while len(finished(folder)) < count and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 0.1))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The records of a run of one process that nothing has happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run.main(["--task", "demo", "--device", "cpu", "--batch_size", "1", "--save_path", str(folder)])
+    return folder
+
+
+def test_ten_kills_lose_nothing_and_repeat_nothing(undisturbed, tmp_path):
+    random.seed(1)
+    total, count, left = len(load_task("data/demo/data.json")), 0, 10
+    for kill in range(left):
+        process = start(kill % 3 + 1, tmp_path)
+        kill_when(process, tmp_path, count + random.randint(1, 2 * (total - count) // (left - kill + 1)))
+        now = finished(tmp_path)
+        count = len({record["id"] for record in now})
+        assert len(now) == count < total  # nothing is done twice
+    last = start(2, tmp_path)
+    assert last.communicate()[0].count(f"{NAME}.json: {total} records") >= 1
+    assert last.returncode == 0
+    expected, found = (json.loads((folder / f"{NAME}.json").read_text()) for folder in (undisturbed, tmp_path))
+    assert [record["id"] for record in found] == [record["id"] for record in load_task("data/demo/data.json")]
+    assert found == expected
+    scores = [get_score.report(folder, folder) for folder in (undisturbed, tmp_path)]
+    assert scores[0] == scores[1]
+    assert not (tmp_path / f"{NAME}.parts").exists()
+    runs = json.loads((tmp_path / f"{NAME}.meta.json").read_text())["runs"]
+    assert {each["processes"] for each in runs.values()} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_ends_after_its_batch_and_says_how_to_go_on(tmp_path, number):
+    command = [sys.executable, "run.py", "--device", "cpu", "--save_path", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    while not finished(tmp_path) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"stopped by {signal.Signals(number).name}: the same command goes on" in err
+    assert "records to come" in out
+    assert "Traceback" not in err
+    assert 0 < len(finished(tmp_path)) < 360
+
+
+def test_two_runs_of_the_same_job_at_once_spoil_nothing(undisturbed, tmp_path):
+    few = [record["id"] for record in load_task("data/demo/data.json")[:24]]
+    (tmp_path / "ids.txt").write_text("\n".join(few))
+    both = [start(1, tmp_path, "--ids", str(tmp_path / "ids.txt")) for _ in range(2)]
+    assert [(process.communicate()[0], process.returncode)[1] for process in both] == [0, 0]
+    found = json.loads((tmp_path / f"{NAME}.json").read_text())
+    expected = json.loads((undisturbed / f"{NAME}.json").read_text())
+    assert found == [record for record in expected if record["id"] in few]

@@ -1,0 +1,182 @@
+"""ViCrop on one question or a batch of them: look, find the box, crop, answer again (arXiv 2502.17422, section 4).
+
+`vicrop_qa` is for notebooks; run.py takes a `Case` through a whole dataset.
+"""
+
+import importlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+import utils
+from info import GENERAL_PROMPT, METHODS, MODELS
+from maps import MapFunction
+from records import ROOT
+
+
+@dataclass
+class Finding:
+    """What a method found: both answers, the crop's box (xyxy pixels), and its map with the region that it covers.
+
+    `fields` are what the model's records carry besides.
+    """
+
+    original_answer: str
+    crop_answer: str
+    bbox: tuple
+    att_map: np.ndarray | None
+    region: tuple
+    fields: dict = field(default_factory=dict)
+
+
+class Case:
+    """Questions about the images of a look, asked together; the original answers and all methods share the look.
+
+    Args:
+        look: a look.Look.
+        questions: asked with the model's template.
+        of: for each the number of its image.
+        short_questions: for each None, or what is asked in its place for the map only (V*).
+        records: their data records, for boxes that come from them (gt_crop, random_crop).
+        layer: see maps.MapFunction; for the methods that read layers.
+    """
+
+    def __init__(self, look, questions, of=(0,), short_questions=(None,), records=({},), layer=None):
+        for question in questions:
+            if not question or not question.strip():
+                raise ValueError("the question is empty")
+        self.look, self.of, self.records, self.layer = look, list(of), records, layer
+        self.prompts, self.general = [look.prompt(question) for question in questions], look.prompt(GENERAL_PROMPT)
+        self.map_prompts = [
+            look.prompt(short) if short else prompt for short, prompt in zip(short_questions, self.prompts, strict=True)
+        ]
+
+    def original_answers(self, functions):
+        """The answers without a crop; rows that maps of the same prompts will need are read off their first pass."""
+        layers = ()
+        for method, function in functions.items():
+            if getattr(function, "reads_prefill", False) and not METHODS[method]["tiles"]:
+                layers = function.layers(self.look.model, self.layer)
+        return self.look.answer(self.prompts, layers=layers if self.map_prompts == self.prompts else (), of=self.of)
+
+    def find(self, method, function):
+        """[(box, map or None, region of the map)] of a method, its function as given by `choose`."""
+        look, images = self.look, [self.look.images[number] for number in self.of]
+        wholes = [(0, 0, *image.size) for image in images]
+        if not isinstance(function, MapFunction):
+            boxes = [
+                function(record, image.size, look.bbox_size) for record, image in zip(self.records, images, strict=True)
+            ]
+            return [(box, None, whole) for box, whole in zip(boxes, wholes, strict=True)]
+        if METHODS[method]["tiles"]:
+            maps = [function.of_tiles(look, prompt, self.general, self.layer, number)
+                    for prompt, number in zip(self.map_prompts, self.of, strict=True)]  # fmt: skip
+            regions = wholes
+        else:
+            maps = function.of(look, self.map_prompts, self.general, self.layer, of=self.of)
+            regions = [look.regions[number] for number in self.of]
+        return [
+            (utils.bbox_in_region(att_map, region, image.size, look.bbox_size), att_map, region)
+            for att_map, region, image in zip(maps, regions, images, strict=True)
+        ]
+
+    def findings(self, method, function, original_answers):
+        """[Finding], one per question."""
+        found = self.find(method, function)
+        crops = [self.look.images[number].crop(box) for number, (box, *_) in zip(self.of, found, strict=True)]
+        answers = self.look.answer(self.prompts, crops=crops, of=self.of)
+        fields = self.look.record_fields(self.of, crops)
+        return [
+            Finding(original, answer, *each, more)
+            for original, answer, each, more in zip(original_answers, answers, found, fields, strict=True)
+        ]
+
+
+def choose(module, methods, model, layer=None, **options):
+    """{method: the module's MapFunction for it, or the function of utils that gives its box without a map}.
+
+    Raises:
+        ValueError: an unknown method; a model or an option that the module's look cannot have; a layer that the model
+            does not have, or for a method that reads none.
+    """
+    look_class(module).check(model, **options)
+    functions = {}
+    for method in methods:
+        row = METHODS[known(method, METHODS, "method")]
+        functions[method] = getattr(module, row["map"]) if "map" in row else getattr(utils, row["box"])
+    maps = [function for function in functions.values() if isinstance(function, MapFunction)]
+    for function in maps:
+        function.layers(model, layer)
+    if layer is not None and not maps:
+        raise ValueError(f"layer={layer!r} has no meaning here: {', '.join(functions)} reads no layer")
+    return functions
+
+
+def vicrop_qa(model_name, method_name, image_path, question, model, processor, short_question=None, **options):
+    """One question about one picture, for notebooks.
+
+    Args:
+        model_name, method_name: names of info.MODELS and info.METHODS.
+        image_path: path or PIL image.
+        question: the bare question; the model's template is put around it.
+        model, processor: as loaded by `load_model` or by transformers, in any dtype, with any attention implementation.
+        short_question: asked in place of the question for the map only.
+        options: `layer=`, and keywords of the model's look (`geometry=`, ...).
+    Returns:
+        (original_answer, crop_answer, bbox): strings and (x1, y1, x2, y2) ints in pixels of the image.
+    """
+    module, layer = model_module(model_name), options.pop("layer", None)
+    functions = choose(module, [method_name], model, layer, **options)
+    look = look_class(module)([image_path], model, processor, **options)
+    case = Case(look, [question], short_questions=[short_question], layer=layer)
+    (found,) = case.findings(method_name, functions[method_name], case.original_answers(functions))
+    return found.original_answer, found.crop_answer, found.bbox
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+def known(name, table, what):
+    """The name, if the table has it; else a ValueError that lists what it has."""
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
+    return name
+
+
+def model_module(name):
+    return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
+
+
+def look_class(module):
+    """The look.Look that a model's methods share."""
+    return module.rel_att.look_class
+
+
+def default_device():
+    """The first GPU (CUDA, or MPS on a Mac) if there is one, else the CPU."""
+    return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+
+
+def default_dtype(device):
+    """bfloat16 on CUDA, float32 elsewhere."""
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+
+
+def load_model(name, model_id=None, device=None, dtype=None, device_map=None, revision=None):
+    """(model, processor) of a name of info.MODELS; a checkpoint that comes quantised loads as it is.
+
+    Args:
+        model_id: another checkpoint of the same family, hub id or folder.
+        device: torch device; see `default_device`.
+        dtype: torch dtype; see `default_dtype`.
+        device_map: as transformers takes it, "auto" to spread the layers over all GPUs; in place of `device`.
+        revision: branch, tag or commit of a checkpoint on the hub.
+    """
+    module = model_module(name)
+    device = torch.device(device or default_device())
+    source = model_id or MODELS[name]["id"]
+    if (ROOT / source).is_dir():
+        source = ROOT / source
+    model = module.MODEL_CLASS.from_pretrained(
+        source, dtype=dtype or default_dtype(device), device_map=device_map or {"": device}, revision=revision
+    )
+    return model.eval(), module.load_processor(source, revision=revision)
