@@ -16,6 +16,7 @@ import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import lru_cache, partial
 from importlib.metadata import version
 from itertools import groupby
@@ -77,7 +78,9 @@ def run_task(args):
         SystemExit: it was told to stop (what is finished is kept), or no record at all could be answered.
     """
     # One process per GPU under `accelerate launch` (or so many on the CPU, if told), a single one otherwise.
-    state = PartialState(cpu=torch.device(args.device or default_device()).type == "cpu")
+    # They wait for each other until the model is loaded, and a download may take long.
+    on_cpu = torch.device(args.device or default_device()).type == "cpu"
+    state = PartialState(cpu=on_cpu, timeout=timedelta(hours=6))
     if not state.is_local_main_process:
         warnings.simplefilter("ignore")  # the first process of a machine says the same, and has a bar to draw
     records = load_task(args.question_path)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil  # accelerate needs it, too
 import pytest
 
 import get_score
@@ -20,7 +21,7 @@ NAME = "llava_tiny-demo-rel_att"
 
 
 def start(processes, folder, *more):
-    """A run of the demo under `accelerate launch`, in a process group of its own."""
+    """A run of the demo under `accelerate launch`."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     launch += ["--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command = [
@@ -36,8 +37,9 @@ def start(processes, folder, *more):
         *more,
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def finished(folder):
@@ -46,11 +48,15 @@ def finished(folder):
 
 def kill_when(process, folder, count):
     """SIGKILL to a launcher and all that it has started, once so many records are in the part files."""
-    while len(finished(folder)) < count and process.poll() is None:
+    while len(finished(folder)) < count:
+        assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
     time.sleep(random.uniform(0, 0.1))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    launcher = psutil.Process(process.pid)
+    family = [launcher, *launcher.children(recursive=True)]  # the workers are in sessions of their own
+    for each in family:
+        each.kill()
+    psutil.wait_procs(family)
 
 
 @pytest.fixture(scope="module")
