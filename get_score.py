@@ -1,139 +1,267 @@
-"""The score table: every result file of a folder, without and with crop, overall and by group.
+"""The score table: every result file of a folder, without and with crop, in the paper's metric and the official one.
 
-    python get_score.py --data_dir ./data/results --save_path ./
+    python get_score.py --data_dir ./data/results --save_path ./ [--metric paper] [--by size] [--per_sample FILE]
 
-Writes evaluation_report.json and evaluation_report.csv. Needs no torch.
+Writes evaluation_report.json, .csv and .md. Needs no torch.
 """
 
 import argparse
 import csv
 import json
-import math
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+from scipy.stats import binomtest
+
+from graders import DETAILS, GRADERS
 from info import METHODS, MODELS, TASKS
-from records import in_repository
+from records import in_repository, load_task
 
-GROUPS = ("size", "category")  # fields of a record by which scores are broken down, where records have them
-
-
-# ----------------------------------------------------------------------------------------------------------- graders
-def labels_of(record):
-    if "labels" not in record:
-        raise ValueError(f"record {record.get('id')!r} has no labels to score its answers by")
-    labels = record["labels"]
-    return labels if isinstance(labels, list) else [labels]
+GROUPS = ("size", "category")  # fields by which scores are broken down, where records have them
+SIZES = (("small", 0.005), ("medium", 0.05), ("large", float("inf")))  # name -> gt_bbox below this part of the image
+REFERENCE_METHODS = ("grad", "grad_high")  # further names that the published code gives its methods
 
 
-def exact(answer, record):
-    """100 if the answer equals a label once both are lower-cased and stripped of outer spaces and a final period."""
-    plain = lambda text: str(text).strip().lower().removesuffix(".").strip()  # noqa: E731
-    return 100.0 * (plain(answer) in {plain(label) for label in labels_of(record)} and bool(plain(answer)))
-
-
-GRADERS = {"exact": exact}
-
-
-# ------------------------------------------------------------------------------------------------------------- table
+# --------------------------------------------------------------------------------------------------------------- files
 def result_files(folder):
-    """[(model, task, method, path)] of a folder; a file that is none of ours is an error, not silence."""
-    found, strange = [], []
+    """[(model, task, method, path)] of a folder, in the order of the tables; models may be anyone's.
+
+    Raises:
+        ValueError: a file that is no result's name, or no file at all.
+    """
+    found, methods = [], (*METHODS, *REFERENCE_METHODS)
     for path in sorted(Path(folder).glob("*.json")):
         if path.name.endswith(".meta.json") or path.name.startswith((".", "evaluation_report")):
             continue
         parts = path.stem.rsplit("-", 2)
-        if len(parts) == 3 and parts[0] in MODELS and parts[1] in TASKS and parts[2] in METHODS:
-            found.append((*parts, path))
-        else:
-            strange.append(path.name)
-    if strange:
-        raise ValueError(f"{', '.join(strange)} in {folder}: not named MODEL-TASK-METHOD.json with names of info.py")
+        if len(parts) != 3:
+            raise ValueError(f"{path.name} in {folder} is not named MODEL-TASK-METHOD.json")
+        for name, table, what in ((parts[1], TASKS, "task"), (parts[2], methods, "method")):
+            if name not in table:
+                raise ValueError(f"{path.name} in {folder}: unknown {what} {name!r}, known are {', '.join(table)}")
+        found.append((*parts, path))
     if not found:
         unfinished = [parts.stem for parts in sorted(Path(folder).glob("*.parts"))]
         begun = f" (begun, not finished: {', '.join(unfinished)})" if unfinished else ""
         raise ValueError(f"no result files in {folder}{begun}: run `bash run_all.sh` or run.py first")
-    order = {name: place for place, name in enumerate([*TASKS, *MODELS, *METHODS])}
-    return sorted(found, key=lambda file: [order[name] for name in (file[1], file[0], file[2])])
+    order = {name: place for place, name in enumerate([*TASKS, *MODELS, *methods])}
+    return sorted(found, key=lambda file: [(order.get(name, len(order)), name) for name in (file[1], file[0], file[2])])
 
 
-def mean_and_margin(values):
-    """Mean and half-width of its 95 % confidence interval (normal approximation), in the unit of the values."""
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
-    return mean, 1.96 * math.sqrt(variance / len(values))
+def read_results(path):
+    """The records of a result file.
+
+    Raises:
+        ValueError: no complete JSON list of answered records, or an id that comes twice.
+    """
+    try:
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no complete JSON file: {error}") from error
+    if not isinstance(records, list):
+        raise ValueError(f"{path} holds a {type(records).__name__}, not a list of records")
+    for number, record in enumerate(records):
+        missing = {"id", "original_answer", "crop_answer"} - set(record if isinstance(record, dict) else ())
+        if missing:
+            raise ValueError(f"{path}: record {number} has no {', '.join(sorted(missing))}")
+    twice = [str(key) for key, count in Counter(record["id"] for record in records).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path}: {len(twice)} ids come more than once: {', '.join(twice[:10])}")
+    return records
 
 
-def rows_of(model, task, method, path):
-    """One row for all records of a file and one for each value of a group."""
-    records = json.loads(path.read_text())
-    grade = GRADERS.get(TASKS[task]["grader"])
-    parts = {"all": records}
-    for group in GROUPS:
+def dataset_ids(task):
+    """The ids of a task's records, or None where its questions are not at hand."""
+    path = in_repository(TASKS[task]["question_path"])
+    return {record["id"] for record in load_task(path)} if path.is_file() else None
+
+
+def size_of(record, task):
+    """small, medium or large by the part of the image that gt_bbox covers; None without gt_bbox or image."""
+    if "size" in record or not record.get("gt_bbox"):
+        return record.get("size")
+    image_size = record.get("image_size")
+    if not image_size:
+        path = in_repository(TASKS[task]["image_path"]) / str(record.get("image_path"))
+        if not path.is_file():
+            return None
+        with Image.open(path) as image:
+            image_size = image.size
+    x1, y1, x2, y2 = record["gt_bbox"]
+    part = (x2 - x1) * (y2 - y1) / (image_size[0] * image_size[1])
+    return next(name for name, limit in SIZES if part < limit)
+
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+def bootstrap_interval(differences, clusters, rounds, seed):
+    """95 % percentile interval of a mean: whole clusters (images) are drawn, with replacement.
+
+    Clusters with the same sum and number of differences are interchangeable, so that their kinds are drawn, by a
+    multinomial: the same distribution, in a fraction of the time.
+
+    Args:
+        differences: (n,) array; clusters: n hashable names.
+    """
+    _, cluster = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    sums, counts = np.bincount(cluster, differences), np.bincount(cluster)
+    kinds, number = np.unique(np.stack([sums.round(9), counts], 1), axis=0, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(sums), number / len(sums), size=rounds)  # (rounds, kinds)
+    means = (draws @ kinds[:, 0]) / (draws @ kinds[:, 1])
+    return tuple(float(bound) for bound in np.percentile(means, (2.5, 97.5)))
+
+
+def mcnemar(fixed, broken):
+    """Two-sided exact p of McNemar's test: are answers fixed and broken equally often?"""
+    return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+def score(record, grader):
+    """(without crop, with crop), or None where the grader does not count the record; an error is wrong."""
+    scores = [GRADERS[grader](record[field], record) for field in ("original_answer", "crop_answer")]
+    if None in scores:
+        return None
+    return (0.0, 0.0) if "error" in record else tuple(scores)
+
+
+def row_of(records, grader, rounds, seed):
+    """The figures of some records in one metric."""
+    graded = [(record, pair) for record in records if (pair := score(record, grader)) is not None]
+    row = {"n": len(graded), "errors": sum("error" in record for record in records)}
+    if not graded:
+        return row
+    before, after = np.array([pair for _, pair in graded]).T
+    difference = after - before
+    low, high = bootstrap_interval(difference, [r.get("image_path", r["id"]) for r, _ in graded], rounds, seed)
+    fixed, broken = int((difference > 0).sum()), int((difference < 0).sum())
+    row |= {"without_crop": before.mean(), "with_crop": after.mean(), "difference": difference.mean(), "low": low,
+            "high": high, "fixed": fixed, "broken": broken}  # fmt: skip
+    if np.isin([before, after], [0, 100]).all():
+        row["mcnemar_p"] = mcnemar(fixed, broken)
+    for when, field in (("without crop", "original_answer"), ("with crop", "crop_answer")):
+        if grader in DETAILS:
+            details = DETAILS[grader]([record[field] for record, _ in graded], [record for record, _ in graded])
+            row |= {f"{name}, {when}": value for name, value in details.items()}
+    return row
+
+
+def rows_of(model, task, method, records, options):
+    """One row per metric for all records, and for each value of each group."""
+    metrics = {name: grader for name, grader in TASKS[task]["metrics"].items() if wanted(name, options.metric)}
+    parts = {("all", "all"): records}
+    for group in options.by:
         for record in records:
-            if group in record:
-                parts.setdefault(str(record[group]), []).append(record)
+            value = size_of(record, task) if group == "size" else record.get(group)
+            if value is not None:
+                parts.setdefault((group, str(value)), []).append(record)
+    known = dataset_ids(task)
     rows = []
-    for part, members in parts.items():
-        row = {"task": task, "model": model, "method": method, "part": part, "records": len(members),
-               "errors": sum("error" in record for record in members)}  # fmt: skip
-        if grade and members:
-            before = [grade(record["original_answer"], record) for record in members]
-            after = [grade(record["crop_answer"], record) for record in members]
-            row["without_crop"], row["without_crop_margin"] = mean_and_margin(before)
-            row["with_crop"], row["with_crop_margin"] = mean_and_margin(after)
-            row["gain"], row["gain_margin"] = mean_and_margin([b - a for a, b in zip(before, after, strict=True)])
-        rows.append(row)
+    for metric, grader in metrics.items():
+        for (_, part), members in parts.items():
+            row = {"task": task, "model": model, "method": method, "metric": metric, "part": part}
+            row |= row_of(members, grader, options.bootstrap, options.seed)
+            if part == "all" and known is not None:
+                row["missing"] = len(known - {record["id"] for record in records})
+            rows.append(row)
     return rows
+
+
+def wanted(metric, chosen):
+    """Is a metric one of those asked for? Those that are neither the paper's nor official always are."""
+    return chosen == "both" or metric.startswith(chosen) or not metric.startswith(("paper", "official"))
+
+
+def per_sample(model, task, method, records, options):
+    """One line per record and metric: both scores."""
+    for metric, grader in TASKS[task]["metrics"].items():
+        for record in records if wanted(metric, options.metric) else ():
+            if (pair := score(record, grader)) is not None:
+                yield {"id": record["id"], "model": model, "task": task, "method": method, "metric": metric,
+                       "original": pair[0], "crop": pair[1]}  # fmt: skip
+
+
+COLUMNS = ("task", "model", "method", "metric", "part", "n", "missing", "errors", "without crop", "with crop",
+           "difference", "95 % interval", "p", "fixed", "broken")  # fmt: skip
+
+
+def cells(row):
+    """The cells of a row of the table."""
+    shown = {name: row.get(name, "") for name in COLUMNS}
+    if "difference" in row:
+        shown |= {"without crop": f"{row['without_crop']:.2f}", "with crop": f"{row['with_crop']:.2f}",
+                  "difference": f"{row['difference']:+.2f}",
+                  "95 % interval": f"{row['low']:+.2f} to {row['high']:+.2f}"}  # fmt: skip
+    if "mcnemar_p" in row:
+        shown["p"] = f"{row['mcnemar_p']:.2g}"
+    return [str(shown[name]) for name in COLUMNS]
 
 
 def show(rows):
-    columns = ("task", "model", "method", "part", "records", "errors")
-    scores = ("without_crop", "with_crop", "gain")
-    cells = [[*columns, *(score.replace("_", " ") for score in scores)]]
-    for row in rows:
-        graded = "without_crop" in row
-        numbers = [
-            f"{row[s]:{'+' if s == 'gain' else ''}.1f} ± {row[s + '_margin']:.1f}" if graded else "no grader"
-            for s in scores
+    table = [COLUMNS, *map(cells, rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
+    for line in table:
+        words = [
+            cell.ljust(w) if i < 5 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         ]
-        cells.append([str(row[column]) for column in columns] + numbers)
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    for line in cells:
-        print(
-            "  ".join(
-                cell.ljust(w) if i < 4 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            )
-        )
-    print("Scores in %, ± half of the 95 % confidence interval; records that ended in an error count as wrong.")
+        print("  ".join(words).rstrip())
+    for row in rows:
+        details = [f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
+                   for name, value in row.items() if "," in name]  # fmt: skip
+        if details:
+            print(f"{row['task']} {row['model']} {row['method']} {row['metric']} {row['part']}: {'; '.join(details)}")
+    print("Scores in %; intervals by bootstrap over images; p: McNemar's exact test. A record with an error is wrong.")
 
 
-def report(data_dir, save_path):
-    rows = [row for found in result_files(data_dir) for row in rows_of(*found)]
+def report(data_dir, save_path, options):
+    """Rows of all files of a folder, also written to evaluation_report.json, .csv and .md in `save_path`."""
+    files = [(*names, read_results(path)) for *names, path in result_files(data_dir)]
+    rows = [row for found in files for row in rows_of(*found, options)]
     folder = Path(save_path)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation_report.json").write_text(json.dumps(rows, indent=1) + "\n")
-    fields = list(dict.fromkeys(field for row in rows for field in row))
+    (folder / "evaluation_report.json").write_text(json.dumps(rows, indent=1, default=float) + "\n")
     with (folder / "evaluation_report.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields)
+        writer = csv.DictWriter(file, list(dict.fromkeys(field for row in rows for field in row)))
         writer.writeheader()
         writer.writerows(rows)
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
+    (folder / "evaluation_report.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    if options.per_sample:
+        with Path(options.per_sample).open("w") as file:
+            for found in files:
+                file.writelines(json.dumps(line) + "\n" for line in per_sample(*found, options))
     return rows
 
 
-def main():
+def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default="./data/results", help="folder of the result files")
-    parser.add_argument("--save_path", default="./", help="folder for the report")
-    args = parser.parse_args()
+    add = parser.add_argument
+    add("--data_dir", default="./data/results", help="folder of the result files")
+    add("--save_path", default="./", help="folder for the report")
+    add("--metric", choices=("paper", "official", "both"), default="both")
+    add("--by", choices=(*GROUPS, "nothing"), help="break down by this only; default: by all that records have")
+    add("--bootstrap", type=int, default=10_000, help="rounds of the bootstrap")
+    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--per_sample", help="file for the scores of each record, as JSON lines")
+    options = parser.parse_args(argv)
+    options.by = {None: GROUPS, "nothing": ()}.get(options.by, (options.by,))
+    if options.bootstrap < 1:
+        parser.error(f"--bootstrap {options.bootstrap} is not at least 1")
+    return options
+
+
+def main(argv=None):
+    options = parse(argv)
+    folder = in_repository(options.data_dir)
     try:
-        folder = in_repository(args.data_dir)
-        show(report(folder, args.save_path))
-        for parts in sorted(folder.glob("*.parts")):
-            scored = "scored above as far as it was merged" if parts.with_suffix(".json").exists() else "not scored"
-            print(f"{parts.stem} is not finished, and {scored}: the same command again goes on with it")
+        show(report(folder, options.save_path, options))
     except (ValueError, OSError) as error:
         sys.exit(f"get_score.py: {error}")
+    for parts in sorted(folder.glob("*.parts")):
+        scored = "scored above as far as it was merged" if parts.with_suffix(".json").exists() else "not scored"
+        print(f"{parts.stem} is not finished, and {scored}: the same command again goes on with it")
 
 
 if __name__ == "__main__":

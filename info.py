@@ -13,16 +13,48 @@ MODELS = {
     "qwen2_5_tiny": {"id": "data/tiny/qwen2_5", "module": "qwen2_5_methods"},
 }
 
-# name -> the questions (see data/README.md), the folder of their images, and a grader of get_score.py (None: not yet).
+# name -> the questions (see data/README.md), the folder of their images, and metrics: name -> a grader of graders.py.
 TASKS = {
-    "demo": {"question_path": "data/demo/data.json", "image_path": "data/demo/images", "grader": "exact"},
-    "textvqa": {"question_path": "data/textvqa/data.json", "image_path": "data/textvqa/images", "grader": None},
-    "docvqa": {"question_path": "data/docvqa/data.json", "image_path": "data/docvqa/images", "grader": None},
-    "gqa": {"question_path": "data/gqa/data.json", "image_path": "data/gqa/images", "grader": None},
-    "aokvqa": {"question_path": "data/aokvqa/data.json", "image_path": "data/aokvqa/images", "grader": None},
-    "pope": {"question_path": "data/pope/data.json", "image_path": "data/pope/images", "grader": None},
-    "vstar": {"question_path": "data/vstar/data.json", "image_path": "data/vstar/images", "grader": None},
-    "vqav2": {"question_path": "data/vqav2/data.json", "image_path": "data/vqav2/images", "grader": None},
+    "demo": {
+        "question_path": "data/demo/data.json",
+        "image_path": "data/demo/images",
+        "metrics": {"exact": "exact"},
+    },
+    "textvqa": {
+        "question_path": "data/textvqa/data.json",
+        "image_path": "data/textvqa/images",
+        "metrics": {"paper": "vqa_paper", "official": "textvqa"},
+    },
+    "docvqa": {
+        "question_path": "data/docvqa/data.json",
+        "image_path": "data/docvqa/images",
+        "metrics": {"paper": "docvqa_paper", "official": "anls"},
+    },
+    "gqa": {
+        "question_path": "data/gqa/data.json",
+        "image_path": "data/gqa/images",
+        "metrics": {"paper": "gqa_paper", "official": "gqa"},
+    },
+    "aokvqa": {
+        "question_path": "data/aokvqa/data.json",
+        "image_path": "data/aokvqa/images",
+        "metrics": {"paper": "vqa_paper", "official": "aokvqa_direct", "official choice": "aokvqa_choice"},
+    },
+    "pope": {
+        "question_path": "data/pope/data.json",
+        "image_path": "data/pope/images",
+        "metrics": {"paper": "pope_paper", "official": "pope"},
+    },
+    "vstar": {
+        "question_path": "data/vstar/data.json",
+        "image_path": "data/vstar/images",
+        "metrics": {"paper": "vstar_paper", "official": "vstar"},
+    },
+    "vqav2": {
+        "question_path": "data/vqav2/data.json",
+        "image_path": "data/vqav2/images",
+        "metrics": {"paper": "vqa_paper", "official": "vqav2"},
+    },
 }
 
 # name -> the function of the model's module that makes the map ("tiles": of each tile of the image), or the function

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import utils
-from get_score import GRADERS
+from get_score import score
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS
 from look import MAX_NEW_TOKENS
 from records import ROOT, Results, check_record, in_repository, load_task, pick
@@ -99,7 +99,9 @@ def run_task(args):
     share, loaded = share_and_model(args, mine, done, state)
     stopped = []
     if share:
-        bar = Progress(results, done, mine, TASKS[args.task]["grader"], f"{args.model} {args.task}", state)
+        bar = Progress(
+            results, done, mine, next(iter(TASKS[args.task]["metrics"].values())), f"{args.model} {args.task}", state
+        )
         with stopping() as stopped, bar:
             answer_records(args, share, loaded, results, done, bar, stopped)
     answered = [conclude(result, wanted, records, state) for result in results.values()]
@@ -243,7 +245,7 @@ class Progress:
     """One bar per machine: how much of a job all processes have finished, the time left, and the score so far."""
 
     def __init__(self, results, done, wanted, grader, name, state):
-        self.results, self.grade, self.shown = results, GRADERS.get(grader), state.is_local_main_process
+        self.results, self.grader, self.shown = results, grader, state.is_local_main_process
         self.wanted = {record["id"] for record in wanted}
         self.finished = {method: {} for method in results}  # id -> (score without crop, with crop), or None
         for method, records in done.items():
@@ -271,9 +273,7 @@ class Progress:
     def _take(self, method, records):
         for record in records:
             if record["id"] in self.wanted:
-                graded = self.grade and "labels" in record
-                answers = (record["original_answer"], record["crop_answer"])
-                self.finished[method][record["id"]] = [self.grade(each, record) for each in answers] if graded else None
+                self.finished[method][record["id"]] = score(record, self.grader) if "labels" in record else None
 
     def _count(self):
         return min(len(finished) for finished in self.finished.values())

@@ -82,7 +82,7 @@ def test_ten_kills_lose_nothing_and_repeat_nothing(undisturbed, tmp_path):
     expected, found = (json.loads((folder / f"{NAME}.json").read_text()) for folder in (undisturbed, tmp_path))
     assert [record["id"] for record in found] == [record["id"] for record in load_task("data/demo/data.json")]
     assert found == expected
-    scores = [get_score.report(folder, folder) for folder in (undisturbed, tmp_path)]
+    scores = [get_score.report(folder, folder, get_score.parse([])) for folder in (undisturbed, tmp_path)]
     assert scores[0] == scores[1]
     assert not (tmp_path / f"{NAME}.parts").exists()
     runs = json.loads((tmp_path / f"{NAME}.meta.json").read_text())["runs"]

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from get_score import GRADERS, mean_and_margin
+from graders import GRADERS
 from info import GENERAL_PROMPT, TASKS
 from records import check_record, in_repository, load_task
 from run import add_model_options, look_options, place
@@ -52,13 +52,19 @@ def attention_ratio(att_map, region, box):
     return float(share / mean) if mean > 0 else float("nan")
 
 
+def mean_and_margin(values):
+    """Mean and half-width of its 95 % confidence interval (normal approximation), in the unit of the values."""
+    return np.mean(values), 1.96 * np.std(values, ddof=min(1, len(values) - 1)) / len(values) ** 0.5
+
+
 def layers(args):
     """Rows of {layer, attention ratio over all questions and over the wrongly answered ones, accuracy with crop}."""
     module = model_module(args.model)
     model, processor = load_model(args.model, args.model_id, *place(args), args.revision)
     options = look_options(args)
     look_class(module).check(model, **options)
-    grade, folder = GRADERS[TASKS[args.task]["grader"]], in_repository(args.image_path)
+    grade = GRADERS[next(iter(TASKS[args.task]["metrics"].values()))]
+    folder = in_repository(args.image_path)
     every = module.rel_att.layers(model, "mean")
     choices = [*every, "mean"]
     ratios, correct, wrong = {layer: [] for layer in every}, {choice: [] for choice in choices}, []
@@ -102,8 +108,7 @@ def main():
     add = parser.add_argument
     add("finding", choices=FINDINGS)
     add_model_options(parser)
-    graded = [task for task, row in TASKS.items() if row["grader"]]
-    add("--task", choices=graded, default="demo", help="whose grader judges the answers")
+    add("--task", choices=TASKS, default="demo", help="whose first metric judges the answers")
     add("--question_path", required=True, help="questions with gt_bbox; for choosing a layer not those of a test set")
     add("--image_path", required=True, help="folder of their images")
     add("--limit", type=int, help="only the first N records")

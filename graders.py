@@ -1,0 +1,229 @@
+"""How right an answer is: the paper's scores and the benchmarks' official ones, side by side. Needs no torch.
+
+A grader is `(answer, record) -> 0..100`, or None where the benchmark does not count the record. They are named in
+`info.TASKS`.
+"""
+
+import difflib
+import re
+from functools import lru_cache
+
+from rapidfuzz.distance import Levenshtein
+
+# -------------------------------------------------------------------------------------------------- normalised answers
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(DIGITS)}
+ARTICLES = {"a", "an", "the"}
+APOSTROPHES = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
+needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
+somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
+that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've
+weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've
+why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
+you've
+"""
+# A word of which one apostrophe is missing gets it back. The official list takes "somebody'd" the other way.
+CONTRACTIONS = {
+    word[:place] + word[place + 1 :]: word
+    for word in APOSTROPHES.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}
+COMMA_IN_NUMBER = re.compile(r"\d,\d")
+PERIOD = re.compile(r"\.(?!\d)")
+PERIODS = 32  # so many at most: the official code passes a flag where the number of replacements belongs
+
+
+@lru_cache(maxsize=1 << 18)
+def vqa_normal(text):
+    """A text without punctuation, articles and capitals, number words as digits (VQA, vqaEval.py)."""
+    return _words(_unpunctuated(_one_line(text)))
+
+
+@lru_cache(maxsize=1 << 18)
+def evalai_normal(text):
+    """The same as TextVQA's evaluation does it (EvalAI, mmf's EvalAIAnswerProcessor): commas and 's first."""
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return _words(_unpunctuated(_one_line(text)))
+
+
+def _one_line(text):
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _unpunctuated(text):
+    number, found = COMMA_IN_NUMBER.search(text) is not None, text
+    for mark in PUNCTUATION:
+        glued = not (number or f"{mark} " in found or f" {mark}" in found)
+        text = text.replace(mark, " " if glued else "")
+    return PERIOD.sub("", text, PERIODS)
+
+
+def _words(text):
+    words = [NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+def labels_of(record):
+    """The labels of a record as a list of texts; raises ValueError, naming the record, if it has none."""
+    labels = record.get("labels")
+    labels = [labels] if isinstance(labels, str) else labels
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"record {record.get('id')!r}: labels are a text or a list of texts, not {labels!r}")
+    return labels
+
+
+def leave_one_out(answer, labels):
+    """Mean over the labels of min(1, matches among the others / 3), times 100."""
+    matches = labels.count(answer)
+    scores = [min(1, (matches - (label == answer)) / 3) for label in labels]
+    return 100 * sum(scores) / len(scores)
+
+
+# ------------------------------------------------------------------------------------------------------------- graders
+def exact(answer, record):
+    """100 if the answer equals a label once both are lower-cased and stripped of outer spaces and a final period."""
+    answer = _plain(answer)
+    return 100.0 * (bool(answer) and answer in map(_plain, labels_of(record)))
+
+
+def _plain(text):
+    return text.strip().lower().removesuffix(".").strip()
+
+
+def vqa_paper(answer, record):
+    """min(1, 0.3 x matches) after VQA normalisation: TextVQA, VQAv2 and A-OKVQA in the ViCrop paper."""
+    return 100 * min(1, 0.3 * [vqa_normal(label) for label in labels_of(record)].count(vqa_normal(answer)))
+
+
+def textvqa(answer, record):
+    """TextVQA's own: EvalAI normalisation, leave-one-out soft accuracy (mmf, TextVQAAccuracyEvaluator)."""
+    return leave_one_out(evalai_normal(answer), [evalai_normal(label) for label in labels_of(record)])
+
+
+def vqav2(answer, record):
+    """VQAv2's own (vqaEval.py): leave-one-out soft accuracy; normalised only where the labels differ."""
+    answer, labels = _one_line(answer), [_one_line(label) for label in labels_of(record)]
+    if len(set(labels)) > 1:
+        answer, labels = vqa_normal(answer), [vqa_normal(label) for label in labels]
+    return leave_one_out(answer, labels)
+
+
+def aokvqa_direct(answer, record):
+    """A-OKVQA's direct answers (eval_predictions.py): min(1, matches / 3), exact; difficult ones are not counted."""
+    return None if record.get("difficult_direct_answer") else 100 * min(1, labels_of(record).count(answer) / 3)
+
+
+def aokvqa_choice(answer, record):
+    """A-OKVQA's multiple choice (eval_predictions.py): exact; only records that have choices are counted."""
+    choices = record.get("choices")
+    return 100.0 * (answer == choices[record["correct_choice_idx"]]) if choices else None
+
+
+def gqa_paper(answer, record):
+    """Is the label part of the answer, both normalised? GQA in the ViCrop paper, with one label."""
+    label = vqa_normal(labels_of(record)[0])
+    return 100.0 * (bool(label) and label in vqa_normal(answer))
+
+
+def gqa(answer, record):
+    """GQA's: the answer is the label, once lower-cased and without a final period."""
+    return 100.0 * (_plain(answer) == _plain(labels_of(record)[0]))
+
+
+def pope_paper(answer, record):
+    """The nearer of "yes" and "no" (difflib's ratio; yes if equal): POPE in the ViCrop paper."""
+    return 100.0 * (nearest(answer, ("yes", "no")) == labels_of(record)[0].lower())
+
+
+def pope(answer, record):
+    """POPE's own reading (evaluate.py): see `says_yes`."""
+    return 100.0 * (says_yes(answer) == (labels_of(record)[0].lower() != "no"))
+
+
+def says_yes(answer):
+    """Does an answer mean yes? No if its first sentence, without commas, has the word No, no or not."""
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return not {"No", "no", "not"} & set(words)
+
+
+def docvqa_paper(answer, record):
+    """Is a label part of the answer, or the answer part of a label? DocVQA in the ViCrop paper; nothing is wrong."""
+    return 100.0 * (bool(answer) and any(label and (answer in label or label in answer) for label in labels_of(record)))
+
+
+def anls(answer, record):
+    """Average normalised Levenshtein similarity, 0 below 0.5: DocVQA's own (evaluation script of the RRC, task 1)."""
+    plain = lambda text: " ".join(text.strip().lower().split())  # noqa: E731
+    distances = []
+    for label in labels_of(record):
+        longest = max(len(label), len(answer))  # as they are, not as they are compared
+        distances.append(Levenshtein.distance(plain(label), plain(answer)) / longest if longest else 0.0)
+    similarity = 1 - min(distances)
+    return 100 * similarity if similarity >= 0.5 else 0.0
+
+
+def vstar_paper(answer, record):
+    """The letter of the nearest option line (difflib's ratio): V* in the ViCrop paper."""
+    lines = record["question"].split("\n")[1:-1]
+    if not lines:
+        raise ValueError(f"record {record.get('id')!r}: its question has no lines of options")
+    return 100.0 * ("ABCD"[lines.index(nearest(answer, lines))] == labels_of(record)[0])
+
+
+def nearest(answer, candidates):
+    """The first of the candidates that are most similar to the answer by difflib's ratio."""
+    return max(candidates, key=lambda candidate: difflib.SequenceMatcher(None, answer, candidate).ratio())
+
+
+def vstar(answer, record):
+    """V* as a multiple choice: the letter that the answer says (see `chosen_letter`); unparsed answers are wrong."""
+    return 100.0 * (chosen_letter(answer, record["question"]) == labels_of(record)[0])
+
+
+OPTION = re.compile(r"^\s*\(?([A-Z])[).:]\s*(.*?)\s*$", re.MULTILINE)
+LETTER = re.compile(r"^(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?:? ?)?\(?([A-Z])(?:[).:,]|$)", re.IGNORECASE)
+
+
+def chosen_letter(answer, question):
+    """The letter of the option that an answer to a question with lines "(A) text" chooses, or None.
+
+    A letter at its beginning counts if nothing or a mark follows ("A", "(A) red", "A: red", not "A red one"); else the
+    only option whose text is in the answer.
+    """
+    options = dict(OPTION.findall(question))
+    found = LETTER.match(answer.strip())
+    if found and found[1].upper() in options:
+        return found[1].upper()
+    said = f" {vqa_normal(answer)} "
+    named = [letter for letter, text in options.items() if text and f" {vqa_normal(text)} " in said]
+    return named[0] if len(named) == 1 else None
+
+
+_ALL = (exact, vqa_paper, textvqa, vqav2, aokvqa_direct, aokvqa_choice, gqa_paper, gqa, pope_paper, pope)
+_ALL += (docvqa_paper, anls, vstar_paper, vstar)
+GRADERS = {grader.__name__: grader for grader in _ALL}
+
+
+# ---------------------------------------------------------------------------------------------- more than a mean score
+def pope_details(answers, records):
+    """Precision, recall and F1 of "yes", and how often it is said, in %."""
+    said = [says_yes(answer) for answer in answers]
+    true = [labels_of(record)[0].lower() != "no" for record in records]
+    hits, says, is_so = sum(map(min, said, true)), sum(said), sum(true)
+    precision, recall = hits / says if says else 0.0, hits / is_so if is_so else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return {"precision": 100 * precision, "recall": 100 * recall, "f1": 100 * f1, "yes_ratio": 100 * says / len(said)}
+
+
+def vstar_details(answers, records):
+    """How many answers choose no option that can be told."""
+    pairs = zip(answers, records, strict=True)
+    return {"unparsed": sum(chosen_letter(answer, record["question"]) is None for answer, record in pairs)}
+
+
+DETAILS = {"pope": pope_details, "vstar": vstar_details}  # grader -> further figures of its answers
