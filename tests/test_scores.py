@@ -99,7 +99,6 @@ def test_evalai_normalisation(text, normal):
 
 
 def test_the_official_contractions():
-    """The list has 107 entries that can match and change something."""
     assert CONTRACTIONS["ow's'at"] == CONTRACTIONS["'ows'at"] == CONTRACTIONS["'ow'sat"] == "'ow's'at"
     assert CONTRACTIONS["twas"] == "'twas"
     assert CONTRACTIONS["hed"] == "he'd"
@@ -194,9 +193,7 @@ def test_aokvqa_counts_only_what_it_should():
     assert GRADERS["aokvqa_direct"]("a", record | {"difficult_direct_answer": False}) == 100
 
 
-VSTAR = (
-    "What is the material of the glove?\n(A) rubber\n(B) cotton\n(C) kevlar\n(D) a red leather\nAnswer with a letter."
-)
+VSTAR = "What is the glove made of?\n(A) rubber\n(B) cotton\n(C) kevlar\n(D) a red leather\nAnswer with a letter."
 
 
 @pytest.mark.parametrize(
@@ -282,9 +279,7 @@ def folder(tmp_path, monkeypatch):
     records.append(result(9, "yes", "yes", error="no such image", size="large"))
     for name in ("my-own-model-textvqa-rel_att", "llava-textvqa-grad"):
         (tmp_path / f"{name}.json").write_text(json.dumps(records))
-    (tmp_path / "data.json").write_text(json.dumps([{"id": str(number)} for number in range(12)]))
-    monkeypatch.setitem(TASKS["textvqa"], "question_path", str(tmp_path / "data.json"))
-    (tmp_path / "data.json").rename(tmp_path / "questions.jsonl")
+    (tmp_path / "questions.jsonl").write_text(json.dumps([{"id": str(number)} for number in range(12)]))
     monkeypatch.setitem(TASKS["textvqa"], "question_path", str(tmp_path / "questions.jsonl"))
     return tmp_path
 

@@ -1,0 +1,290 @@
+"""Official files, in small, become records; downloads survive what networks do."""
+
+import json
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from builders import photo
+
+from graders import GRADERS
+from info import TASKS
+from records import check_record, load_task
+from tools import download as downloads
+from tools import prepare_data
+from tools.download import Unavailable, download
+
+TEN = [f"answer {number}" for number in range(10)]
+
+
+def write_json(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data))
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_images(folder, *names):
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        photo(40, 30, seed=seed).save(folder / name)
+
+
+# Each writes a release of a few entries in its official structure, and says what one of its records must be.
+def textvqa(folder):
+    entry = {"question": "what brand is it?", "image_id": "0054c91397f2fe05", "image_classes": ["Tool"],
+             "flickr_original_url": "https://...", "flickr_300k_url": "https://...", "image_width": 1024,
+             "image_height": 730, "answers": TEN, "question_tokens": ["what"], "question_id": 34602,
+             "set_name": "val"}  # fmt: skip
+    write_json(folder / "TextVQA_0.5.1_val.json",
+               {"dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1",
+                "data": [entry, entry | {"question_id": 34603}]})  # fmt: skip
+    write_lines(folder / "jrzhang_TextVQA_GT_bbox.jsonl", [{"dataset_id": "34603", "bbox": [10, 20, 30, 5]}])
+    write_images(folder / "train_images", "0054c91397f2fe05.jpg")
+    return {"id": "34603", "question": "what brand is it?", "labels": TEN, "image_path": "0054c91397f2fe05.jpg",
+            "image_size": [1024, 730], "gt_bbox": [10, 20, 40, 25]}  # fmt: skip
+
+
+def docvqa(folder):
+    entry = {"questionId": 49153, "question": "What is the actual value?", "question_types": ["figure/diagram"],
+             "image": "documents/pybv0228_81.png", "docId": 14465, "ucsf_document_id": "pybv0228",
+             "ucsf_document_page_no": "81", "answers": ["0.28"], "data_split": "val"}  # fmt: skip
+    about = {"dataset_name": "SP-DocVQA", "dataset_version": "1.0", "dataset_split": "val"}
+    write_json(folder / "val_v1.0_withQT.json", about | {"data": [entry]})
+    write_images(folder, "documents/pybv0228_81.png")
+    return {"id": "49153", "question": "What is the actual value?", "labels": ["0.28"],
+            "image_path": "documents/pybv0228_81.png"}  # fmt: skip
+
+
+def gqa(folder):
+    entry = {"semantic": [], "entailed": [], "equivalent": ["201307251"], "question": "Is it overcast?",
+             "imageId": "n161313", "isBalanced": True, "groups": {"global": None, "local": "13-weather_overcast"},
+             "answer": "no", "semanticStr": "", "annotations": {}, "types": {}, "fullAnswer": "No."}  # fmt: skip
+    write_json(folder / "questions1.2" / "testdev_balanced_questions.json", {"201307251": entry})
+    write_images(folder / "images", "n161313.jpg")
+    return {"id": "201307251", "question": "Is it overcast?", "labels": "no", "image_path": "n161313.jpg"}
+
+
+def aokvqa(folder):
+    choices = ["toothpick", "food", "popsicle", "cigarette"]
+    entry = {"split": "val", "image_id": 461751, "question_id": "22jbM6gDxdaMaunuzgrsBB",
+             "question": "What is in the motorcyclist's mouth?", "choices": choices, "correct_choice_idx": 3,
+             "direct_answers": ["cigarette"] * 10, "difficult_direct_answer": False,
+             "rationales": ["He's smoking."]}  # fmt: skip
+    write_json(folder / "aokvqa_v1p0_val.json", [entry])
+    write_images(folder / "val2017", "000000461751.jpg")
+    return {"id": "22jbM6gDxdaMaunuzgrsBB", "question": "What is in the motorcyclist's mouth?",
+            "labels": ["cigarette"] * 10, "image_path": "000000461751.jpg",
+            "choices": choices, "correct_choice_idx": 3, "difficult_direct_answer": False}  # fmt: skip
+
+
+def pope(folder):
+    image, text = "COCO_val2014_000000310196.jpg", "Is there a snowboard in the image?"
+    for split in ("random", "popular", "adversarial"):
+        row = {"question_id": 1, "image": image, "text": text, "label": "yes"}
+        write_lines(folder / f"coco_pope_{split}.json", [row])
+    write_images(folder / "val2014", image)
+    return {"id": "popular-1", "question": text, "labels": "yes", "image_path": image, "category": "popular"}
+
+
+def vstar(folder):
+    instruction = "Answer with the option's letter from the given choices directly."
+    text = f"Is the dog left or right of the cat?\n(A) left\n(B) right\n{instruction}"
+    rows = [
+        {"image": "direct_attributes/sa_4690.jpg", "text": f"What color?\n(A) red\n(B) blue\n{instruction}",
+         "category": "direct_attributes", "label": "A", "question_id": 0},
+        {"image": "relative_position/sa_9.jpg", "text": text, "category": "relative_position", "label": "B",
+         "question_id": 1},
+    ]  # fmt: skip
+    write_lines(folder / "test_questions.jsonl", rows)
+    write_images(folder, "direct_attributes/sa_4690.jpg", "relative_position/sa_9.jpg")
+    write_json(folder / "relative_position" / "sa_9.json",
+               {"target_object": ["dog", "cat"], "bbox": [[10, 20, 5, 5], [30, 10, 4, 4]], "question": "...",
+                "options": []})  # fmt: skip
+    return {"id": "relative_position-1", "question": text, "labels": "B", "image_path": "relative_position/sa_9.jpg",
+            "short_question": "Is the dog left or right of the cat?", "category": "relative_position",
+            "gt_bbox": [10, 10, 34, 25]}  # fmt: skip
+
+
+def vqav2(folder):
+    numbers, image = range(262148000, 262148010), 262148
+    questions = [{"image_id": image, "question": "Where is he looking?", "question_id": n} for n in numbers]
+    write_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json",
+               {"info": {}, "task_type": "Open-Ended", "data_type": "mscoco", "questions": questions})  # fmt: skip
+    answers = [{"answer": answer, "answer_confidence": "yes", "answer_id": n} for n, answer in enumerate(TEN, 1)]
+    common = {"question_type": "none of the above", "multiple_choice_answer": "down", "answer_type": "other"}
+    annotations = [common | {"answers": answers, "image_id": image, "question_id": n} for n in reversed(numbers)]
+    write_json(folder / "v2_mscoco_val2014_annotations.json", {"info": {}, "annotations": annotations})
+    write_images(folder / "val2014", "COCO_val2014_000000262148.jpg")
+    return {"id": "262148003", "question": "Where is he looking?", "labels": TEN,
+            "image_path": "COCO_val2014_000000262148.jpg"}  # fmt: skip
+
+
+RELEASES = {each.__name__: each for each in (textvqa, docvqa, gqa, aokvqa, pope, vstar, vqav2)}
+
+
+def test_every_benchmark_has_a_converter():
+    assert RELEASES.keys() == prepare_data.CONVERTERS.keys() == TASKS.keys() - {"demo"}
+    assert set(prepare_data.DOWNLOADS) | set(prepare_data.HUB) | set(prepare_data.LICENSED) == RELEASES.keys()
+
+
+@pytest.mark.parametrize("dataset", RELEASES)
+@pytest.mark.parametrize("how", [[], ["--copy"]], ids=["link", "copy"])
+def test_a_release_becomes_records_that_run_and_score(tmp_path, capsys, dataset, how):
+    expected = RELEASES[dataset](tmp_path / "release" / "deep")
+    source, target = tmp_path / "release", tmp_path / "target"
+    prepare_data.main([dataset, "--source", str(source), "--target", str(target), *how])
+    records = load_task(target / "data.json")
+    assert next(record for record in records if record["id"] == expected["id"]) == expected
+    for record in records:
+        assert check_record(record, target / "images").is_file()
+        for grader in TASKS[dataset]["metrics"].values():
+            assert 0 <= GRADERS[grader]("yes", record) <= 100
+    printed = capsys.readouterr().out
+    assert f"{len(records)} questions about" in printed
+    prepare_data.main([dataset, "--source", str(source), "--target", str(target), *how])  # again: nothing to do
+    assert load_task(target / "data.json") == records
+
+
+def test_a_sample_is_drawn_by_its_seed(tmp_path):
+    vqav2(tmp_path / "release")
+    draw = lambda seed: [r["id"] for r in prepare_data.prepare("vqav2", tmp_path / "release", tmp_path, 4, seed)]  # noqa: E731
+    assert len(draw(0)) == 4
+    assert draw(0) == draw(0) == sorted(draw(0))
+    assert len({tuple(draw(seed)) for seed in range(5)}) > 1
+
+
+def broken(change):
+    """A release of GQA to which something has happened."""
+
+    def write(folder):
+        gqa(folder)
+        change(folder)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: (f / "images" / "n161313.jpg").unlink(), "1 of 1 images of gqa are not in .*: n161313.jpg"),
+        (lambda f: (f / "questions1.2" / "testdev_balanced_questions.json").unlink(), "must hold one testdev_balanced"),
+        (lambda f: write_json(f / "copy" / "testdev_balanced_questions.json", {}), "must hold one .*found: copy/"),
+        (lambda f: write_json(f / "questions1.2" / "testdev_balanced_questions.json", {"1": {}}), "no 'question'"),
+        (lambda f: (f / "questions1.2" / "testdev_balanced_questions.json").write_text("{"), "Expecting"),
+    ],
+)
+def test_a_broken_release_is_one_clear_sentence_and_writes_nothing(tmp_path, change, says):
+    broken(change)(tmp_path / "release")
+    with pytest.raises(SystemExit, match=says):
+        prepare_data.main(["gqa", "--source", str(tmp_path / "release"), "--target", str(tmp_path / "target")])
+    assert not (tmp_path / "target" / "data.json").exists()
+
+
+def test_an_image_may_not_leave_its_folder(tmp_path):
+    docvqa(tmp_path)
+    data = json.loads((tmp_path / "val_v1.0_withQT.json").read_text())
+    data["data"][0]["image"] = "../../pybv0228_81.png"
+    write_json(tmp_path / "val_v1.0_withQT.json", data)
+    with pytest.raises(ValueError, match="record '49153'.*would leave"):
+        prepare_data.prepare("docvqa", tmp_path, tmp_path / "target")
+
+
+def test_a_licensed_dataset_names_the_page(tmp_path):
+    with pytest.raises(SystemExit, match="https://rrc.cvc.uab.es"):
+        prepare_data.main(["docvqa", "--download", "--target", str(tmp_path)])
+
+
+# ------------------------------------------------------------------------------------------------------------ downloads
+class Server(BaseHTTPRequestHandler):
+    """Serves `content`, in the manner of `faults`: one for each request, and then without any."""
+
+    content, faults, asked = b"", [], []
+
+    def do_GET(self):  # noqa: N802 (the name is the library's)
+        self.asked.append(self.headers.get("Range"))
+        fault = self.faults.pop(0) if self.faults else None
+        if isinstance(fault, int):
+            self.send_error(fault)
+            return
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if fault != "no ranges" else 0
+        if start >= len(self.content):
+            self.send_error(416)
+            return
+        body = self.content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) + (7 if fault == "wrong size" else 0)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if fault == "breaks" else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """(url of a file, its handler)."""
+    monkeypatch.setattr(downloads, "PAUSE", 0.01)
+    Server.content, Server.faults, Server.asked = bytes(range(256)) * 3000, [], []
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}/file.bin", Server
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.mark.parametrize("faults", [[], ["breaks"], ["breaks", "breaks", 503], ["wrong size"], ["breaks", "no ranges"]])
+def test_a_download_is_whole_whatever_happened_on_the_way(server, tmp_path, faults):
+    url, handler = server
+    handler.faults = list(faults)
+    assert download(url, tmp_path / "file.bin").read_bytes() == handler.content
+    assert not list(tmp_path.glob("*.part"))
+    if faults == ["breaks"]:
+        assert handler.asked == [None, f"bytes={len(handler.content) // 2}-"]  # only the rest, the second time
+    asked = len(handler.asked)
+    download(url, tmp_path / "file.bin")
+    assert len(handler.asked) == asked  # it is there
+
+
+def test_a_download_goes_on_in_another_run(server, tmp_path):
+    url, handler = server
+    (tmp_path / "file.bin.part").write_bytes(handler.content[:1000])
+    assert download(url, tmp_path / "file.bin").read_bytes() == handler.content
+    assert handler.asked == ["bytes=1000-"]
+
+
+def test_a_part_that_is_too_long_is_fetched_anew(server, tmp_path):
+    url, handler = server
+    (tmp_path / "file.bin.part").write_bytes(handler.content + b"more")
+    assert download(url, tmp_path / "file.bin").read_bytes() == handler.content
+
+
+def test_what_cannot_be_had_is_said_at_once_and_a_dead_line_after_some_tries(server, tmp_path):
+    url, handler = server
+    handler.faults = [404]
+    with pytest.raises(Unavailable, match="file.bin cannot be had: 404"):
+        download(url, tmp_path / "file.bin")
+    assert len(handler.asked) == 1
+    handler.faults = [500] * 9
+    with pytest.raises(Unavailable, match="could not be fetched in 5 tries"):
+        download(url, tmp_path / "file.bin")
+    assert not (tmp_path / "file.bin").exists()
+
+
+def test_a_dataset_is_fetched_unpacked_and_prepared(server, tmp_path, monkeypatch):
+    """GQA as two archives on a server."""
+    url, handler = server
+    gqa(tmp_path / "release")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in (tmp_path / "release").rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path / "release"))
+    handler.content = (tmp_path / "all.zip").read_bytes()
+    monkeypatch.setitem(prepare_data.DOWNLOADS, "gqa", [url.replace("file.bin", "questions.zip")])
+    for _ in range(2):
+        prepare_data.main(["gqa", "--download", "--target", str(tmp_path / "gqa")])
+    assert len(handler.asked) == 1  # the second time it is there
+    assert [record["id"] for record in load_task(tmp_path / "gqa" / "data.json")] == ["201307251"]

@@ -1,0 +1,289 @@
+"""From a benchmark's official files to data/<dataset>/: questions in the toolkit's format, images beside them.
+
+    python -m tools.prepare_data textvqa --source DIR        # the official release, as you have it, anywhere below DIR
+    python -m tools.prepare_data pope --download             # fetch the public files first, into data/<dataset>/source
+    python -m tools.prepare_data vqav2 --source DIR --sample 5000 --seed 0
+
+Every image is checked to be there before anything is written.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from info import TASKS
+from records import in_repository, load_task, write_atomically
+from tools.download import Unavailable, download
+
+
+# ------------------------------------------------------------------------------------------------------ official files
+class Source:
+    """A folder somewhere in which a release's files lie, under their official names."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"no folder {folder}: --source is where the official files are")
+        self.by_name = {}
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file():
+                self.by_name.setdefault(path.name, []).append(path)
+
+    def find(self, pattern):
+        """The only file whose name matches; the sentence of the error says what to put there."""
+        found = [path for paths in self.by_name.values() for path in paths if path.match(pattern)]
+        if len(found) != 1:
+            names = ", ".join(str(path.relative_to(self.folder)) for path in found[:5]) or "none"
+            raise ValueError(f"{self.folder} must hold one {pattern}, found: {names}")
+        return found[0]
+
+    def json(self, pattern):
+        return json.loads(self.find(pattern).read_text(encoding="utf-8-sig"))
+
+    def lines(self, pattern):
+        return [json.loads(line) for line in self.find(pattern).read_text(encoding="utf-8-sig").split("\n") if line]
+
+    def image(self, name):
+        """The file of an image, given by its official name, which may have folders before it; None if it is missing."""
+        found = self.by_name.get(Path(name).name, [])
+        exact = [path for path in found if path.as_posix().endswith("/" + name)]
+        return next(iter(exact or found), None)
+
+
+# ---------------------------------------------------------------------------------------------------------- converters
+# Each takes a Source and yields records; their image_path is the official name of the image.
+def textvqa(source):
+    """TextVQA 0.5.1, validation; with gt_bbox where jrzhang/TextVQA_GT_bbox lies beside it, as JSON or JSON lines."""
+    boxes = {}
+    if any(Path(name).match("*TextVQA_GT_bbox*.json*") for name in source.by_name):
+        rows = load_rows(source.find("*TextVQA_GT_bbox*.json*"))
+        boxes = {str(row["dataset_id"]): box_xywh_to_xyxy(row["bbox"]) for row in rows}
+    for entry in source.json("TextVQA_0.5.1_val.json")["data"]:
+        record = {"id": str(entry["question_id"]), "question": entry["question"], "labels": entry["answers"],
+                  "image_path": f"{entry['image_id']}.jpg",
+                  "image_size": [entry["image_width"], entry["image_height"]]}  # fmt: skip
+        yield record | ({"gt_bbox": boxes[record["id"]]} if record["id"] in boxes else {})
+
+
+def docvqa(source):
+    """DocVQA task 1, validation (`val_v1.0*.json`)."""
+    for entry in source.json("val_v1.0*.json")["data"]:
+        yield {"id": str(entry["questionId"]), "question": entry["question"], "labels": entry["answers"],
+               "image_path": entry["image"]}  # fmt: skip
+
+
+def gqa(source):
+    """GQA, balanced test-dev questions."""
+    for key, entry in source.json("testdev_balanced_questions.json").items():
+        yield {"id": key, "question": entry["question"], "labels": entry["answer"],
+               "image_path": f"{entry['imageId']}.jpg"}  # fmt: skip
+
+
+def aokvqa(source):
+    """A-OKVQA 1.0, validation: direct answers, and the choices for the official multiple choice."""
+    kept = ("choices", "correct_choice_idx", "difficult_direct_answer")
+    for entry in source.json("aokvqa_v1p0_val.json"):
+        record = {"id": entry["question_id"], "question": entry["question"], "labels": entry["direct_answers"],
+                  "image_path": f"{entry['image_id']:012}.jpg"}  # fmt: skip
+        yield record | {name: entry[name] for name in kept if name in entry}
+
+
+def pope(source):
+    """POPE on COCO: its three files, each a category."""
+    for split in ("random", "popular", "adversarial"):
+        for entry in source.lines(f"coco_pope_{split}.json"):
+            yield {"id": f"{split}-{entry['question_id']}", "question": entry["text"], "labels": entry["label"],
+                   "image_path": entry["image"], "category": split}  # fmt: skip
+
+
+def vstar(source):
+    """V*Bench: the question with its options as published; the map is made for the bare question.
+
+    The label is the option's letter. gt_bbox encloses the targets of the annotation beside the image, if it is there.
+    """
+    for entry in source.lines("test_questions.jsonl"):
+        record = {"id": f"{entry['category']}-{entry['question_id']}", "question": entry["text"],
+                  "labels": entry["label"], "image_path": entry["image"],
+                  "short_question": entry["text"].split("\n")[0], "category": entry["category"]}  # fmt: skip
+        annotation = source.image(str(Path(entry["image"]).with_suffix(".json")))
+        if annotation:
+            boxes = [box_xywh_to_xyxy(box) for box in json.loads(annotation.read_text())["bbox"]]
+            left, top, right, bottom = zip(*boxes, strict=True)
+            record["gt_bbox"] = [min(left), min(top), max(right), max(bottom)]
+        yield record
+
+
+def vqav2(source):
+    """VQAv2, validation: questions and annotations."""
+    answers = {entry["question_id"]: [answer["answer"] for answer in entry["answers"]]
+               for entry in source.json("v2_mscoco_val2014_annotations.json")["annotations"]}  # fmt: skip
+    for entry in source.json("v2_OpenEnded_mscoco_val2014_questions.json")["questions"]:
+        if entry["question_id"] not in answers:
+            raise ValueError(f"v2_mscoco_val2014_annotations.json has no answers to question {entry['question_id']}")
+        yield {"id": str(entry["question_id"]), "question": entry["question"], "labels": answers[entry["question_id"]],
+               "image_path": f"COCO_val2014_{entry['image_id']:012}.jpg"}  # fmt: skip
+
+
+CONVERTERS = {each.__name__: each for each in (textvqa, docvqa, gqa, aokvqa, pope, vstar, vqav2)}
+
+
+def box_xywh_to_xyxy(box):
+    """[x, y, width, height] -> [x1, y1, x2, y2], pixels."""
+    x, y, width, height = box
+    return [x, y, x + width, y + height]
+
+
+def load_rows(path):
+    """The rows of a JSON list or of JSON lines."""
+    text = path.read_text(encoding="utf-8-sig")
+    return json.loads(text) if text.lstrip().startswith("[") else [json.loads(row) for row in text.split("\n") if row]
+
+
+# ----------------------------------------------------------------------------------------------------------- downloads
+COCO = "http://images.cocodataset.org/zips"
+VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
+POPE = "https://raw.githubusercontent.com/AoiDragon/POPE/main/output/coco"
+BOXES = "to have gt_bbox, save https://huggingface.co/datasets/jrzhang/TextVQA_GT_bbox as TextVQA_GT_bbox.json there"
+# dataset -> the public files; archives are unpacked.
+DOWNLOADS = {
+    "textvqa": ["https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json",
+                "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip"],
+    "gqa": ["https://downloads.cs.stanford.edu/nlp/data/gqa/questions1.2.zip",
+            "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip"],
+    "aokvqa": ["https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.tar.gz", f"{COCO}/val2017.zip"],
+    "pope": [*(f"{POPE}/coco_pope_{split}.json" for split in ("random", "popular", "adversarial")),
+             f"{COCO}/val2014.zip"],
+    "vqav2": [f"{VQA}/v2_Questions_Val_mscoco.zip", f"{VQA}/v2_Annotations_Val_mscoco.zip", f"{COCO}/val2014.zip"],
+}  # fmt: skip
+HUB = {"vstar": "craigwu/vstar_bench"}  # datasets that are files on the Hugging Face hub
+LICENSED = {"docvqa": "https://rrc.cvc.uab.es/?ch=17&com=downloads"}  # those whose licence must be accepted on a page
+
+
+def fetch(dataset, folder):
+    """All public files of a dataset into a folder.
+
+    Raises:
+        Unavailable: a page has to be visited first, or a file cannot be had.
+    """
+    if dataset in LICENSED:
+        page = LICENSED[dataset]
+        raise Unavailable(f"{dataset} needs its licence accepted: register at {page}, download task 1 (annotations and "
+                          "images), and run this again with --source")  # fmt: skip
+    if dataset in HUB:
+        from huggingface_hub import snapshot_download  # resumes, and checks what it has fetched
+
+        snapshot_download(HUB[dataset], repo_type="dataset", local_dir=folder)
+    for url in DOWNLOADS.get(dataset, ()):
+        path = download(url, Path(folder) / url.rsplit("/", 1)[1])
+        unpack(path)
+    if dataset == "textvqa":
+        print(BOXES.replace("there", f"in {folder}"))
+
+
+def unpack(path):
+    """An archive into its own folder, once; members that would leave it are refused."""
+    done = path.with_name(path.name + ".unpacked")
+    if done.exists() or not path.name.endswith((".zip", ".tar.gz")):
+        return
+    if path.name.endswith(".zip"):
+        with zipfile.ZipFile(path) as archive:  # checks each member's CRC, and keeps all within the folder
+            archive.extractall(path.parent)
+    else:
+        with tarfile.open(path) as archive:
+            archive.extractall(path.parent, filter="data")
+    done.touch()
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+def prepare(dataset, source, target, sample=None, seed=0, copy=False):
+    """Convert a release, check its images, and write `target`/data.json and `target`/images. Returns the records.
+
+    Args:
+        sample: keep so many records, drawn with `seed`; None keeps all.
+        copy: copy images; else they are hard-linked where the file system can.
+    """
+    source = Source(source)
+    records = list(CONVERTERS[dataset](source))
+    if sample is not None:
+        if not 0 < sample <= len(records):
+            raise ValueError(f"--sample {sample} is not between 1 and the {len(records)} records of {dataset}")
+        chosen = set(random.Random(seed).sample(range(len(records)), sample))
+        records = [record for number, record in enumerate(records) if number in chosen]
+    for record in records:
+        if Path(record["image_path"]).is_absolute() or ".." in Path(record["image_path"]).parts:
+            raise ValueError(
+                f"record {record['id']!r}: its image {record['image_path']!r} would leave the image folder"
+            )
+    images = {record["image_path"]: source.image(record["image_path"]) for record in records}
+    missing = [name for name, path in images.items() if path is None]
+    if missing:
+        named = ", ".join(missing[:5])
+        raise ValueError(f"{len(missing)} of {len(images)} images of {dataset} are not in {source.folder}: {named}")
+    for name, path in tqdm(images.items(), desc="images", unit="image"):
+        place(path, Path(target) / "images" / name, copy)
+    write_atomically(Path(target) / "data.json", records)
+    return load_task(Path(target) / "data.json")
+
+
+def place(path, target, copy):
+    """A file at another path as well: linked or copied; one that is there already with the same size stays."""
+    if target.exists() and target.stat().st_size == path.stat().st_size:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    if not copy:
+        try:
+            os.link(path, target)
+            return
+        except OSError:
+            pass  # another file system, or one without hard links
+    shutil.copyfile(path, target)
+
+
+def describe(records):
+    """A line of counts."""
+    counts = [f"{len(records)} questions about {len({record['image_path'] for record in records})} images"]
+    counts += [
+        f"{number} {name}" for name, number in Counter(r["category"] for r in records if "category" in r).items()
+    ]
+    boxes = sum("gt_bbox" in record for record in records)
+    return ", ".join(counts + ([f"{boxes} with gt_bbox"] if boxes else []))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("dataset", choices=CONVERTERS)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--source", help="folder with the official files, at any depth")
+    where.add_argument("--download", action="store_true", help="fetch them into data/<dataset>/source")
+    add("--target", help="folder to write; default: data/<dataset>")
+    add("--sample", type=int, help="only so many questions, drawn at random")
+    add("--seed", type=int, default=0, help="of the sample")
+    add("--copy", action="store_true", help="copy images instead of linking them")
+    args = parser.parse_args(argv)
+    target = Path(args.target) if args.target else in_repository(TASKS[args.dataset]["question_path"]).parent
+    try:
+        if args.download:
+            args.source = target / "source"
+            args.source.mkdir(parents=True, exist_ok=True)
+            fetch(args.dataset, args.source)
+        records = prepare(args.dataset, args.source, target, args.sample, args.seed, args.copy)
+    except KeyError as error:
+        sys.exit(f"prepare_data: an entry of {args.dataset} has no {error}: is this the official file?")
+    except (ValueError, OSError, Unavailable) as error:
+        sys.exit(f"prepare_data: {error}")
+    print(f"{target / 'data.json'}: {describe(records)}")
+
+
+if __name__ == "__main__":
+    main()
