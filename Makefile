@@ -24,4 +24,4 @@ test: .venv/ready-tests
 	touch $@
 
 clean:
-	rm -rf .venv data/results evaluation_report.json evaluation_report.csv
+	rm -rf .venv data/results evaluation_report.json evaluation_report.csv evaluation_report.md

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import binomtest
 
-from graders import DETAILS, GRADERS
+from graders import DETAILS, score
 from info import METHODS, MODELS, TASKS
 from records import in_repository, load_task
 
@@ -119,14 +119,6 @@ def mcnemar(fixed, broken):
 
 
 # --------------------------------------------------------------------------------------------------------------- table
-def score(record, grader):
-    """(without crop, with crop), or None where the grader does not count the record; an error is wrong."""
-    scores = [GRADERS[grader](record[field], record) for field in ("original_answer", "crop_answer")]
-    if None in scores:
-        return None
-    return (0.0, 0.0) if "error" in record else tuple(scores)
-
-
 def row_of(records, grader, rounds, seed):
     """The figures of some records in one metric."""
     graded = [(record, pair) for record in records if (pair := score(record, grader)) is not None]

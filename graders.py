@@ -209,6 +209,14 @@ _ALL += (docvqa_paper, anls, vstar_paper, vstar)
 GRADERS = {grader.__name__: grader for grader in _ALL}
 
 
+def score(record, grader):
+    """(without crop, with crop), or None where the grader does not count the record; an error is wrong."""
+    scores = [GRADERS[grader](record[field], record) for field in ("original_answer", "crop_answer")]
+    if None in scores:
+        return None
+    return (0.0, 0.0) if "error" in record else tuple(scores)
+
+
 # ---------------------------------------------------------------------------------------------- more than a mean score
 def pope_details(answers, records):
     """Precision, recall and F1 of "yes", and how often it is said, in %."""

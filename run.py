@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import utils
-from get_score import score
+from graders import score
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS
 from look import MAX_NEW_TOKENS
 from records import ROOT, Results, check_record, in_repository, load_task, pick

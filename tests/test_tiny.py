@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 import tiny.train
-from get_score import exact
+from graders import exact
 from info import MODELS
 from records import ROOT, load_task
 from tiny.models import FAMILIES, IGNORE
