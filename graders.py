@@ -220,8 +220,9 @@ def score(record, grader):
 # ---------------------------------------------------------------------------------------------- more than a mean score
 def pope_details(answers, records):
     """Precision, recall and F1 of "yes", and how often it is said, in %."""
-    said = [says_yes(answer) for answer in answers]
     true = [labels_of(record)[0].lower() != "no" for record in records]
+    said = [not so if "error" in record else says_yes(answer)  # an error is wrong, whichever it had to be
+            for answer, record, so in zip(answers, records, true, strict=True)]  # fmt: skip
     hits, says, is_so = sum(map(min, said, true)), sum(said), sum(true)
     precision, recall = hits / says if says else 0.0, hits / is_so if is_so else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0

@@ -218,6 +218,9 @@ def test_pope_details():
     assert found == {"precision": 50, "recall": 50, "f1": 50, "yes_ratio": 50}
     assert pope_details(["No"] * 4, records) == {"precision": 0, "recall": 0, "f1": 0, "yes_ratio": 0}
     assert says_yes("Certainly")
+    broken = [record | {"error": "no such image"} for record in records]
+    assert pope_details([""] * 4, broken)["yes_ratio"] == 50  # each the opposite of what it had to be
+    assert pope_details([""] * 4, broken)["f1"] == 0
 
 
 @pytest.mark.parametrize("labels", [None, [], 7, ["a", 7]])
