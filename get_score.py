@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 
 from graders import DETAILS, score
 from info import METHODS, MODELS, TASKS
-from records import in_repository, load_task
+from records import ROOT, in_repository, load_task, read_json
 
 GROUPS = ("size", "category")  # fields by which scores are broken down, where records have them
 SIZES = (("small", 0.005), ("medium", 0.05), ("large", float("inf")))  # name -> gt_bbox below this part of the image
@@ -57,40 +57,49 @@ def read_results(path):
     Raises:
         ValueError: no complete JSON list of answered records, or an id that comes twice.
     """
-    try:
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no complete JSON file: {error}") from error
+    records = read_json(path)
     if not isinstance(records, list):
         raise ValueError(f"{path} holds a {type(records).__name__}, not a list of records")
     for number, record in enumerate(records):
         missing = {"id", "original_answer", "crop_answer"} - set(record if isinstance(record, dict) else ())
         if missing:
             raise ValueError(f"{path}: record {number} has no {', '.join(sorted(missing))}")
-    twice = [str(key) for key, count in Counter(record["id"] for record in records).items() if count > 1]
+        if not all(isinstance(record[name], str) for name in ("original_answer", "crop_answer")):
+            raise ValueError(f"{path}: the answers of record {number} are no texts")
+    twice = [key for key, count in Counter(str(record["id"]) for record in records).items() if count > 1]
     if twice:
         raise ValueError(f"{path}: {len(twice)} ids come more than once: {', '.join(twice[:10])}")
     return records
 
 
-def dataset_ids(task):
-    """The ids of a task's records, or None where its questions are not at hand."""
-    path = in_repository(TASKS[task]["question_path"])
-    return {record["id"] for record in load_task(path)} if path.is_file() else None
+def missing_from(records, task, about):
+    """How many records of the dataset a result does not have; None where that cannot be told.
+
+    Args:
+        about: what the result's meta file holds, which knows the dataset that was asked about; may be empty.
+    """
+    if "counts" in about:
+        return about["counts"]["dataset"] - len(records)
+    path, ids = in_repository(TASKS[task]["question_path"]), {record["id"] for record in records}
+    known = {record["id"] for record in load_task(path)} if path.is_file() else set()
+    return len(known - ids) if ids <= known else None
 
 
-def size_of(record, task):
+def size_of(record, image_folder):
     """small, medium or large by the part of the image that gt_bbox covers; None without gt_bbox or image."""
     if "size" in record or not record.get("gt_bbox"):
         return record.get("size")
     image_size = record.get("image_size")
     if not image_size:
-        path = in_repository(TASKS[task]["image_path"]) / str(record.get("image_path"))
+        path = image_folder / str(record.get("image_path"))
         if not path.is_file():
             return None
         with Image.open(path) as image:
             image_size = image.size
-    x1, y1, x2, y2 = record["gt_bbox"]
+    try:
+        x1, y1, x2, y2 = record["gt_bbox"]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"record {record['id']!r}: gt_bbox is [x1, y1, x2, y2], not {record['gt_bbox']!r}") from error
     part = (x2 - x1) * (y2 - y1) / (image_size[0] * image_size[1])
     return next(name for name, limit in SIZES if part < limit)
 
@@ -140,23 +149,26 @@ def row_of(records, grader, rounds, seed):
     return row
 
 
-def rows_of(model, task, method, records, options):
+def rows_of(model, task, method, path, records, options):
     """One row per metric for all records, and for each value of each group."""
+    meta = path.with_suffix(".meta.json")
+    about = read_json(meta) if meta.exists() else {}
+    images = ROOT / about.get("settings", {}).get("image_path", TASKS[task]["image_path"])
+    missing = missing_from(records, task, about)
     metrics = {name: grader for name, grader in TASKS[task]["metrics"].items() if wanted(name, options.metric)}
     parts = {("all", "all"): records}
     for group in options.by:
         for record in records:
-            value = size_of(record, task) if group == "size" else record.get(group)
+            value = size_of(record, images) if group == "size" else record.get(group)
             if value is not None:
                 parts.setdefault((group, str(value)), []).append(record)
-    known = dataset_ids(task)
     rows = []
     for metric, grader in metrics.items():
         for (_, part), members in parts.items():
             row = {"task": task, "model": model, "method": method, "metric": metric, "part": part}
             row |= row_of(members, grader, options.bootstrap, options.seed)
-            if part == "all" and known is not None:
-                row["missing"] = len(known - {record["id"] for record in records})
+            if part == "all" and missing is not None:
+                row["missing"] = missing
             rows.append(row)
     return rows
 
@@ -166,7 +178,7 @@ def wanted(metric, chosen):
     return chosen == "both" or metric.startswith(chosen) or not metric.startswith(("paper", "official"))
 
 
-def per_sample(model, task, method, records, options):
+def per_sample(model, task, method, path, records, options):
     """One line per record and metric: both scores."""
     for metric, grader in TASKS[task]["metrics"].items():
         for record in records if wanted(metric, options.metric) else ():
@@ -209,7 +221,7 @@ def show(rows):
 
 def report(data_dir, save_path, options):
     """Rows of all files of a folder, also written to evaluation_report.json, .csv and .md in `save_path`."""
-    files = [(*names, read_results(path)) for *names, path in result_files(data_dir)]
+    files = [(*found, read_results(found[-1])) for found in result_files(data_dir)]
     rows = [row for found in files for row in rows_of(*found, options)]
     folder = Path(save_path)
     folder.mkdir(parents=True, exist_ok=True)

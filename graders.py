@@ -172,7 +172,7 @@ def vstar_paper(answer, record):
     lines = record["question"].split("\n")[1:-1]
     if not lines:
         raise ValueError(f"record {record.get('id')!r}: its question has no lines of options")
-    return 100.0 * ("ABCD"[lines.index(nearest(answer, lines))] == labels_of(record)[0])
+    return 100.0 * (chr(ord("A") + lines.index(nearest(answer, lines))) == labels_of(record)[0])
 
 
 def nearest(answer, candidates):

@@ -9,7 +9,10 @@ import os
 import shutil
 import socket
 import time
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent
 
@@ -115,8 +118,8 @@ def check_record(record, image_folder):
 class Results:
     """The results of one (model, task, method), through kills, reruns and any number of processes.
 
-    Nobody waits for anybody and nothing is locked: a process writes to a part file of its own only, and whoever finds
-    that all is done writes the result file.
+    Nobody waits for anybody: a process writes to a part file of its own only, and whoever finds that all is done writes
+    the result file (one at a time, which is all that is locked).
 
     Args:
         path: the result file, `FOLDER/MODEL-TASK-METHOD.json`.
@@ -130,10 +133,10 @@ class Results:
         self._read = {}  # part file -> bytes that `news` has seen of it
 
     def clear(self):
-        """Forget what was done before."""
+        """Forget what was done before. A kill in between leaves nothing that could pass for something else."""
+        shutil.rmtree(self.parts, ignore_errors=True)
         self.path.unlink(missing_ok=True)
         self.meta.unlink(missing_ok=True)
-        shutil.rmtree(self.parts, ignore_errors=True)
 
     # -- reading
     def done(self, retry_errors=False):
@@ -143,15 +146,20 @@ class Results:
         Raises:
             ValueError: there are finished records, made with other settings (names them).
         """
-        newer = {line["id"]: line for lines in self._lines().values() for line in lines if "id" in line}
-        older = json.loads(self.path.read_text()) if self.path.exists() else []
+        newer = {}
+        for lines in self._lines().values():
+            records = {line["id"]: line for line in lines if "id" in line}
+            if records:
+                self._refuse_other_settings(next((line["settings"] for line in lines if "settings" in line), None))
+            newer |= records
+        older = read_json(self.path) if self.path.exists() else []
+        if older:
+            self._refuse_other_settings(self.provenance().get("settings"))
         finished = {record["id"]: record for record in older} | newer
-        if finished:
-            self._refuse_other_settings()
         return {key: record for key, record in finished.items() if not (retry_errors and "error" in record)}
 
     def _lines(self):
-        """{part: its lines, parsed}. They are records, and notes about the process that wrote them: `{"run": ...}`."""
+        """{part: its lines, parsed}: the settings of the process that wrote them, records, and notes `{"run": ...}`."""
         found = {}
         for part in sorted(self.parts.glob("*.jsonl")):  # names begin with the time: later ones count
             try:
@@ -177,10 +185,10 @@ class Results:
 
     def provenance(self):
         """What `NAME.meta.json` holds; empty if there is none."""
-        return json.loads(self.meta.read_text()) if self.meta.exists() else {}
+        return read_json(self.meta) if self.meta.exists() else {}
 
-    def _refuse_other_settings(self):
-        made, new = self.provenance().get("settings"), self.settings
+    def _refuse_other_settings(self, made):
+        new = self.settings
         if made is None:
             return  # another program's file, or one moved here alone: there is nothing to compare
         names = list(dict.fromkeys([*new, *made]))
@@ -204,23 +212,14 @@ class Results:
 
     def _write(self, line):
         lines = [line]
-        if self._part is None:
-            write_atomically(self.meta, {"settings": self.settings} | self._kept_provenance())
-            lines = [{"run": self._run}, line]
-        elif not os.fstat(self._part.fileno()).st_nlink:  # another run has finished everything, or begun anew
-            self._refuse_other_settings()
-            lines = [{"run": self._run}, *self._own.values()]
-            self._part = None
-        if self._part is None:
+        if self._part is None or not os.fstat(self._part.fileno()).st_nlink:
+            # A new part; also where another run has finished everything meanwhile and taken the old one away.
+            self.done()  # what may have been written since this run began may not differ in its settings
+            lines = [{"settings": self.settings}, {"run": self._run}, *self._own.values()]
             self.parts.mkdir(parents=True, exist_ok=True)
             self._part = (self.parts / f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl").open("x")
         self._part.write("".join(json.dumps(each) + "\n" for each in lines))
         self._part.flush()
-
-    def _kept_provenance(self):
-        """Earlier runs' notes, if their records stand beside the new ones."""
-        made = self.provenance()
-        return made if made.get("settings") == self.settings else {}
 
     def merge(self, wanted, records):
         """Write the result file in dataset order if every wanted record is done.
@@ -230,24 +229,54 @@ class Results:
         Returns:
             (number of wanted records that are not done yet, {id: error} of the wanted ones that failed)
         """
+        if self._part is not None:
+            os.fsync(self._part.fileno())  # so that other machines see it
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.path.with_name(f".{self.path.stem}.lock")):
+            finished = self.done() | self._own
+            missing = sum(record["id"] not in finished for record in wanted)
+            if finished and not missing:
+                self._write_result(finished, records)
+        errors = {record["id"]: finished[record["id"]].get("error") for record in wanted if record["id"] in finished}
+        return missing, {key: error for key, error in errors.items() if error is not None}
+
+    def _write_result(self, finished, records):
         runs = {part.stem: line["run"] for part, lines in self._lines().items() for line in lines if "run" in line}
-        finished = self.done() | self._own
-        missing = sum(record["id"] not in finished for record in wanted)
+        runs = self.provenance().get("runs", {}) | runs if self.path.exists() else runs
         ids = [record["id"] for record in records if record["id"] in finished]
-        errors = {key: finished[key]["error"] for key in ids if "error" in finished[key]}
-        if finished and not missing:
-            write_atomically(self.path, [finished[key] for key in ids])
-            runs = self._kept_provenance().get("runs", {}) | runs
-            totals = {name: sum(run.get(name, 0) for run in runs.values()) for name in ("seconds", "forwards")}
-            counts = {"records": len(ids), "errors": len(errors), "dataset": len(records)}
-            write_atomically(self.meta, {"settings": self.settings, "counts": counts} | totals | {"runs": runs})
-            if len(ids) == len(records):  # nothing that another process may still add is missing then
-                if self._part is not None:
-                    self._part.close()
-                    self._part = None
-                shutil.rmtree(self.parts, ignore_errors=True)
-        wanted_ids = {record["id"] for record in wanted}
-        return missing, {key: error for key, error in errors.items() if key in wanted_ids}
+        totals = {name: sum(run.get(name, 0) for run in runs.values()) for name in ("seconds", "forwards")}
+        counts = {"records": len(ids), "errors": sum("error" in finished[key] for key in ids), "dataset": len(records)}
+        about = {"settings": self.settings, "counts": counts, **totals, "runs": runs}
+        write_atomically(self.meta, about)  # first: a result of which nothing is known would take any settings
+        write_atomically(self.path, [finished[key] for key in ids])
+        if len(ids) == len(records):  # nothing that another process may still add is missing then
+            if self._part is not None:
+                self._part.close()
+                self._part = None
+            shutil.rmtree(self.parts, ignore_errors=True)
+
+
+@contextmanager
+def alone_in(path):
+    """No other process is in here with the same path; a lock that a kill releases. Without one where there are none."""
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except NotImplementedError:  # some network file systems
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_json(path):
+    """The content of a JSON file; a ValueError that names it if it is broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no complete JSON file: {error}") from error
 
 
 def whole_lines(text):

@@ -37,7 +37,7 @@ from graders import score
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS
 from look import MAX_NEW_TOKENS
 from records import ROOT, Results, check_record, in_repository, load_task, pick
-from vicrop import Case, choose, default_device, default_dtype, known, load_model, look_class, model_module
+from vicrop import Case, choose, default_device, default_dtype, known, load_model, look_class, model_module, weights_of
 from vicrop import vicrop_qa as vicrop_qa  # notebooks import it from here, too
 
 
@@ -47,7 +47,8 @@ def settings(args, method, device):
     data = in_repository(args.question_path)
     dtype = default_dtype(device) if DTYPES[args.dtype] is None else DTYPES[args.dtype]
     return {
-        "model": args.model, "model_id": args.model_id or MODELS[args.model]["id"], "revision": args.revision,
+        "model": args.model, "model_id": args.model_id or MODELS[args.model]["id"],
+        "weights": weights_of(args.model, args.model_id, args.revision),
         "task": args.task, "method": method, "layer": args.layer, "dtype": str(dtype).removeprefix("torch."),
         **look_options(args), "prompt": model_module(args.model).PROMPT, "general_prompt": GENERAL_PROMPT,
         "decoding": f"greedy, {MAX_NEW_TOKENS} tokens",
@@ -91,7 +92,7 @@ def run_task(args):
     paths = {method: Path(args.save_path) / f"{args.model}-{args.task}-{method}.json" for method in args.method}
     device = torch.device(args.device or state.device)
     results = {method: Results(path, settings(args, method, device)) for method, path in paths.items()}
-    if args.overwrite and state.is_main_process:
+    if args.overwrite and state.is_main_process and not restarted():
         for result in results.values():
             result.clear()
     state.wait_for_everyone()
@@ -107,10 +108,16 @@ def run_task(args):
     answered = [conclude(result, wanted, records, state) for result in results.values()]
     if stopped:
         name = signal.Signals(stopped[0]).name
-        print(f"stopped by {name}: the same command goes on from here", file=sys.stderr)
+        without = ", without --overwrite," if args.overwrite else ""
+        print(f"stopped by {name}: the same command{without} goes on from here", file=sys.stderr)
         sys.exit(128 + stopped[0])
-    if not any(answered):
+    if not any(answered) and state.num_processes == 1:  # one of several may only be the first to finish a retry
         sys.exit("run.py: no record could be answered")
+
+
+def restarted():
+    """Has a launcher or a scheduler started this command again by itself? Then it goes on, also with --overwrite."""
+    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def share_and_model(args, mine, done, state):
@@ -273,7 +280,13 @@ class Progress:
     def _take(self, method, records):
         for record in records:
             if record["id"] in self.wanted:
-                self.finished[method][record["id"]] = score(record, self.grader) if "labels" in record else None
+                self.finished[method][record["id"]] = self._graded(record)
+
+    def _graded(self, record):
+        try:
+            return score(record, self.grader)
+        except ValueError:  # no labels, or none that can be graded: that is for get_score.py to say
+            return None
 
     def _count(self):
         return min(len(finished) for finished in self.finished.values())
@@ -471,8 +484,8 @@ def parse(argv=None):
         parser.error(f"--chunk_id {args.chunk_id} is not between 0 and --total_chunks {args.total_chunks} - 1")
     if args.question is not None and not args.image:
         parser.error("--question asks about one picture: --image names it")
-    if args.overwrite and args.total_chunks > 1:
-        parser.error("--overwrite would forget what other chunks have done: use another --save_path")
+    if args.overwrite and (args.total_chunks > 1 or args.limit or args.ids):
+        parser.error("--overwrite forgets all records, also those that this run is not about: use another --save_path")
     if not args.image_path:  # other questions than the task's own have their images beside them
         own = not args.question_path
         args.image_path = TASKS[args.task]["image_path"] if own else Path(args.question_path).parent / "images"

@@ -26,5 +26,11 @@ if (( count > 1 )) || [[ -n $accelerate ]]; then
     launch=("$python" -m accelerate.commands.launch --multi_gpu --num_processes "$(( count > 0 ? count : 1 ))"
             --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no $accelerate)
 fi
+results=data/results previous=
+for option in "${@:4}"; do
+    if [[ $previous == --save_path ]]; then results=$option; fi
+    if [[ $option == --save_path=* ]]; then results=${option#*=}; fi
+    previous=$option
+done
 "${launch[@]}" run.py --task "$dataset" --model "$model" --method "$method" "${@:4}"
-"$python" get_score.py --data_dir data/results --save_path .
+"$python" get_score.py --data_dir "$results" --save_path .

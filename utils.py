@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 
 WINDOW_RATIOS = (1, 1.2, 1.4, 1.6, 1.8, 2)
@@ -21,6 +21,14 @@ MAX_PIXELS = 256 * 28 * 28  # of an image for Qwen2.5-VL
 
 
 # ---------------------------------------------------------------------------------------------------------- images
+# EXIF orientation -> what turns the image upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
 def load_image(source):
     """An image as a person sees it: upright RGB.
 
@@ -40,14 +48,15 @@ def load_image(source):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
                 return _as_seen(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read {source} as an image: {error}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"{source} is refused, it unpacks to too many pixels: {error}") from error
+    except Exception as error:  # a broken file may raise anything in a decoder
+        raise ValueError(f"cannot read {source} as an image: {error}") from error
 
 
 def _as_seen(image):
-    image = ImageOps.exif_transpose(image)
+    turn = UPRIGHT.get(image.getexif().get(0x0112))  # not ImageOps.exif_transpose: it trips over other, broken tags
+    image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         # "I;16" says that it has 16 bits. "I" and "F" do not say how much is white: 65535 if they go beyond 255.

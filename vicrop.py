@@ -3,16 +3,22 @@
 `vicrop_qa` is for notebooks; run.py takes a `Case` through a whole dataset.
 """
 
+import hashlib
 import importlib
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 import utils
 from info import GENERAL_PROMPT, METHODS, MODELS
 from maps import MapFunction
 from records import ROOT
+
+ENDS = 1 << 20  # bytes of a weight file's begin and end that tell it from another
 
 
 @dataclass
@@ -161,6 +167,26 @@ def default_dtype(device):
     return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
 
+def weights_of(name, model_id=None, revision=None):
+    """What tells a checkpoint's weights from others: the commit on the hub, or a hash of a folder's files' ends."""
+    source = local_or_hub(name, model_id)
+    if not Path(source).is_dir():
+        return AutoConfig.from_pretrained(source, revision=revision)._commit_hash
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(source).iterdir() if path.suffix in (".safetensors", ".bin")):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(ENDS))
+            file.seek(-min(ENDS, path.stat().st_size), os.SEEK_END)
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def local_or_hub(name, model_id=None):
+    """Where a checkpoint is: a folder (also one given relative to the repository), or a hub id."""
+    source = model_id or MODELS[name]["id"]
+    return ROOT / source if (ROOT / source).is_dir() else source
+
+
 def load_model(name, model_id=None, device=None, dtype=None, device_map=None, revision=None):
     """(model, processor) of a name of info.MODELS; a checkpoint that comes quantised loads as it is.
 
@@ -173,9 +199,7 @@ def load_model(name, model_id=None, device=None, dtype=None, device_map=None, re
     """
     module = model_module(name)
     device = torch.device(device or default_device())
-    source = model_id or MODELS[name]["id"]
-    if (ROOT / source).is_dir():
-        source = ROOT / source
+    source = local_or_hub(name, model_id)
     model = module.MODEL_CLASS.from_pretrained(
         source, dtype=dtype or default_dtype(device), device_map=device_map or {"": device}, revision=revision
     )

@@ -57,7 +57,7 @@ def docvqa(folder):
     write_json(folder / "val_v1.0_withQT.json", about | {"data": [entry]})
     write_images(folder, "documents/pybv0228_81.png")
     return {"id": "49153", "question": "What is the actual value?", "labels": ["0.28"],
-            "image_path": "documents/pybv0228_81.png"}  # fmt: skip
+            "image_path": "pybv0228_81.png"}  # fmt: skip
 
 
 def gqa(folder):
@@ -186,12 +186,31 @@ def test_a_broken_release_is_one_clear_sentence_and_writes_nothing(tmp_path, cha
 
 
 def test_an_image_may_not_leave_its_folder(tmp_path):
-    docvqa(tmp_path)
-    data = json.loads((tmp_path / "val_v1.0_withQT.json").read_text())
-    data["data"][0]["image"] = "../../pybv0228_81.png"
-    write_json(tmp_path / "val_v1.0_withQT.json", data)
-    with pytest.raises(ValueError, match="record '49153'.*would leave"):
-        prepare_data.prepare("docvqa", tmp_path, tmp_path / "target")
+    gqa(tmp_path)
+    questions = tmp_path / "questions1.2" / "testdev_balanced_questions.json"
+    write_json(questions, {"1": {"question": "q?", "imageId": "../../n161313", "answer": "no"}})
+    with pytest.raises(ValueError, match="record '1'.*would leave"):
+        prepare_data.prepare("gqa", tmp_path, tmp_path / "target")
+
+
+def test_links_are_followed_and_their_files_linked(tmp_path):
+    """A folder elsewhere, and files that are relative links, as a hub's cache has them."""
+    gqa(tmp_path / "real")
+    (tmp_path / "real" / "images").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "n161313.jpg").rename(tmp_path / "blob")
+    (tmp_path / "elsewhere" / "n161313.jpg").symlink_to("../blob")
+    (tmp_path / "real" / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "real" / "round").symlink_to(tmp_path / "real")
+    (record,) = prepare_data.prepare("gqa", tmp_path / "real", tmp_path / "target")
+    path = check_record(record, tmp_path / "target" / "images")
+    assert path.read_bytes() == (tmp_path / "blob").read_bytes()
+
+
+def test_two_different_images_of_one_name_are_refused(tmp_path):
+    gqa(tmp_path)
+    write_images(tmp_path / "smaller", "other.jpg", "n161313.jpg")
+    with pytest.raises(ValueError, match="which one is n161313.jpg"):
+        prepare_data.prepare("gqa", tmp_path, tmp_path / "target")
 
 
 def test_a_licensed_dataset_names_the_page(tmp_path):
@@ -203,7 +222,7 @@ def test_a_licensed_dataset_names_the_page(tmp_path):
 class Server(BaseHTTPRequestHandler):
     """Serves `content`, in the manner of `faults`: one for each request, and then without any."""
 
-    content, faults, asked = b"", [], []
+    content, faults, asked, tag = b"", [], [], '"1"'
 
     def do_GET(self):  # noqa: N802 (the name is the library's)
         self.asked.append(self.headers.get("Range"))
@@ -212,11 +231,14 @@ class Server(BaseHTTPRequestHandler):
             self.send_error(fault)
             return
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if fault != "no ranges" else 0
+        if self.headers.get("If-Range", self.tag) != self.tag:
+            start = 0
         if start >= len(self.content):
             self.send_error(416)
             return
         body = self.content[start:]
         self.send_response(206 if start else 200)
+        self.send_header("ETag", self.tag)
         self.send_header("Content-Length", str(len(body) + (7 if fault == "wrong size" else 0)))
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if fault == "breaks" else body)
@@ -229,7 +251,7 @@ class Server(BaseHTTPRequestHandler):
 def server(monkeypatch):
     """(url of a file, its handler)."""
     monkeypatch.setattr(downloads, "PAUSE", 0.01)
-    Server.content, Server.faults, Server.asked = bytes(range(256)) * 3000, [], []
+    Server.content, Server.faults, Server.asked, Server.tag = bytes(range(256)) * 3000, [], [], '"1"'
     http = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{http.server_port}/file.bin", Server
@@ -255,6 +277,24 @@ def test_a_download_goes_on_in_another_run(server, tmp_path):
     (tmp_path / "file.bin.part").write_bytes(handler.content[:1000])
     assert download(url, tmp_path / "file.bin").read_bytes() == handler.content
     assert handler.asked == ["bytes=1000-"]
+
+
+def test_a_file_that_has_changed_meanwhile_is_fetched_anew(server, tmp_path):
+    url, handler = server
+    handler.faults = ["breaks", 404]
+    with pytest.raises(Unavailable):
+        download(url, tmp_path / "file.bin")
+    assert (tmp_path / "file.bin.part").stat().st_size == len(handler.content) // 2
+    handler.content, handler.tag = handler.content[::-1], '"2"'
+    assert download(url, tmp_path / "file.bin").read_bytes() == handler.content
+    assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_broken_archive_is_removed_and_said(tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"PK no zip")
+    with pytest.raises(Unavailable, match="was broken .* and is removed"):
+        prepare_data.unpack(tmp_path / "images.zip")
+    assert not (tmp_path / "images.zip").exists()
 
 
 def test_a_part_that_is_too_long_is_fetched_anew(server, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
 
@@ -218,6 +219,54 @@ def test_news_are_whole_lines_once(tmp_path):
         with part.open("a") as file:
             file.write(half)
     assert reader.news() == [RECORDS[1]]
+
+
+def test_runs_that_overlap_do_not_mix_settings(tmp_path):
+    """Both began when nothing was there; the second one to finish a record is refused."""
+    path = tmp_path / "m-t-x.json"
+    first, second = Results(path, {"layer": 1}), Results(path, {"layer": 2})
+    assert first.done() == second.done() == {}
+    first.append(RECORDS[0])
+    with pytest.raises(ValueError, match="layer was 1 and is now 2"):
+        second.append(RECORDS[1])
+    assert list(first.done()) == ["0"]
+
+
+def test_parts_that_lost_their_meta_file_keep_their_settings(tmp_path):
+    path = tmp_path / "m-t-x.json"
+    Results(path, {"layer": 1}).append(RECORDS[0])
+    assert not path.with_suffix(".meta.json").exists()
+    with pytest.raises(ValueError, match="layer was 1 and is now 2"):
+        Results(path, {"layer": 2}).done()
+
+
+def test_a_slow_merge_does_not_undo_a_later_one(tmp_path, monkeypatch):
+    """One run is about some records and merges; another finishes the last record of all in the middle of that."""
+    path = tmp_path / "m-t-x.json"
+    some, rest = Results(path, {}), Results(path, {})
+    for record in RECORDS[:-1]:
+        some.append(record)
+    write, other = Results._write_result, []
+
+    def slow(results, finished, records):
+        if results is some:
+            rest.append(RECORDS[-1])
+            other.append(threading.Thread(target=rest.merge, args=(RECORDS, RECORDS)))
+            other[0].start()
+            other[0].join(0.2)  # it has to wait
+        write(results, finished, records)
+
+    monkeypatch.setattr(Results, "_write_result", slow)
+    assert some.merge(RECORDS[:3], RECORDS) == (0, {})
+    other[0].join()
+    assert json.loads(path.read_text()) == RECORDS
+
+
+def test_a_broken_result_file_is_named(tmp_path):
+    path = tmp_path / "m-t-x.json"
+    path.write_text('[{"id": "1"')
+    with pytest.raises(ValueError, match="m-t-x.json is no complete JSON file"):
+        Results(path, {}).done()
 
 
 def test_fewer_wanted_records_do_not_shrink_the_file(tmp_path):

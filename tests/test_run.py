@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_every_method_writes_its_file_and_the_score_lists_it(checkpoint, dataset
     get_score.show(rows)
     table = capsys.readouterr().out
     assert {row["method"] for row in rows} == set(METHODS)
-    assert {row["part"] for row in rows} == {"all", "s", "l"}
+    assert {row["part"] for row in rows} == {"all", "s", "l", "medium"}  # the third's size is that of its box
     assert all(method in table for method in METHODS)
     assert json.loads((dataset / "evaluation_report.json").read_text()) == rows
     with (dataset / "evaluation_report.csv").open(newline="") as file:
@@ -291,6 +292,39 @@ def test_a_rerun_with_other_data_refuses_to_mix(checkpoint, dataset):
         run.main(options(checkpoint, dataset))
 
 
+def test_records_without_usable_labels_are_answered(checkpoint, dataset):
+    """What cannot be scored is for the score table to say; a run goes on, and so does its rerun."""
+    records = json.loads((dataset / "data.json").read_text())
+    for record, labels in zip(records, ([], None, [7]), strict=True):
+        record["labels"] = labels
+    write(dataset, records)
+    run.main(options(checkpoint, dataset, "--limit", "2"))
+    run.main(options(checkpoint, dataset))
+    assert not any("error" in record for record in results(dataset, "rel_att"))
+
+
+def test_a_rerun_with_other_weights_refuses_to_mix(checkpoint, dataset, tmp_path):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, copy)
+    run.main(options(copy, dataset, "--limit", "1"))
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    with pytest.raises(SystemExit, match="weights was"):
+        run.main(options(copy, dataset))
+
+
+def test_a_restart_by_a_launcher_goes_on_also_with_overwrite(checkpoint, dataset, monkeypatch):
+    run.main(options(checkpoint, dataset))
+    asked = count_calls(monkeypatch, "answer")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run.main(options(checkpoint, dataset, "--overwrite"))
+    assert not asked
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    run.main(options(checkpoint, dataset, "--overwrite"))
+    assert asked
+
+
 def test_only_the_records_of_a_list(checkpoint, dataset):
     (dataset / "ids.txt").write_text("3\n1\n")
     run.main(options(checkpoint, dataset, "--ids", str(dataset / "ids.txt")))
@@ -345,7 +379,7 @@ def test_a_wrong_layer_leaves_nothing_behind(checkpoint, dataset):
 def count_calls(monkeypatch, name):
     """A list that grows by one look with each call of a LlavaLook's method."""
     calls, method = [], getattr(LlavaLook, name)
-    monkeypatch.setattr(LlavaLook, name, lambda look, *rest: calls.append(look) or method(look, *rest))
+    monkeypatch.setattr(LlavaLook, name, lambda look, *a, **more: calls.append(look) or method(look, *a, **more))
     return calls
 
 
@@ -393,7 +427,8 @@ def test_one_picture(checkpoint, tmp_path, capsys):
         (["--layer", "1", "--method", "pure_grad"], "reads pixels"),
         (["--question_path", "missing.json"], "missing.json"),
         (["--chunk_id", "2", "--total_chunks", "2"], "--chunk_id 2"),
-        (["--overwrite", "--total_chunks", "2"], "other chunks"),
+        (["--overwrite", "--total_chunks", "2"], "forgets all records"),
+        (["--overwrite", "--limit", "2"], "forgets all records"),
         (["--ids", "nowhere.txt"], "nowhere.txt"),
         (["--limit", "0"], "--limit 0"),
         (["--layer", "foo"], "neither a layer number"),

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from builders import photo
+from PIL import Image, ImageOps
 
 import utils
 from benchmarks.boxes import nested_loops
-from utils import bbox_from_att_image_adaptive, bbox_in_region, high_res, high_res_split_threshold
+from utils import bbox_from_att_image_adaptive, bbox_in_region, high_res, high_res_split_threshold, load_image
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes
@@ -169,3 +170,16 @@ def test_what_is_no_image_is_named(tmp_path):
             utils.load_image(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="absent"):
         utils.load_image(tmp_path / "absent.jpg")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_upright_whatever_else_its_exif_holds(tmp_path, orientation):
+    image = photo(20, 10)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "plain.png", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "plain.png"))
+    assert np.array_equal(np.asarray(load_image(tmp_path / "plain.png")), np.asarray(upright.convert("RGB")))
+    exif[0x0132] = 7  # a time that is no text
+    image.save(tmp_path / "odd.png", exif=exif)
+    assert np.array_equal(np.asarray(load_image(tmp_path / "odd.png")), np.asarray(upright.convert("RGB")))

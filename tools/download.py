@@ -39,7 +39,7 @@ def download(url, path):
         except urllib.error.HTTPError as error:
             if error.code == 416:  # nothing is left to ask for: begin anew, for there may be too much
                 part.unlink(missing_ok=True)
-            elif error.code < 500:
+            elif error.code < 500 and error.code not in (408, 429):  # too slow, too many: later perhaps
                 raise Unavailable(f"{url} cannot be had: {error.code} {error.reason}") from error
             failure = error
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
@@ -48,6 +48,7 @@ def download(url, path):
             have = part.stat().st_size
             if size is None or have == size:
                 part.replace(path)
+                part.with_name(part.name + ".version").unlink(missing_ok=True)
                 return path
             failure = f"{have} of {size} bytes came"
             if have > size:
@@ -57,14 +58,20 @@ def download(url, path):
 
 def _fetch_rest(url, part, name):
     """Append to `part` what is missing of it; the size of the whole, or None if the server does not say."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    have, version = part.stat().st_size if part.exists() else 0, part.with_name(part.name + ".version")
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    if have and version.exists():
+        headers["If-Range"] = version.read_text()  # all of it again if the file has changed since
+    request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         resumed = answer.status == 206
         if not resumed:
             have = 0  # the server sends all of it again
         length = answer.headers.get("Content-Length")
         size = None if length is None else have + int(length)
+        mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        if mark and not mark.startswith("W/"):
+            version.write_text(mark)
         bar = tqdm(total=size, initial=have, desc=name, unit="B", unit_scale=True)
         with bar, part.open("ab" if resumed else "wb") as file:
             while chunk := answer.read(CHUNK):

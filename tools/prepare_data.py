@@ -15,13 +15,14 @@ import shutil
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
 
 from info import TASKS
-from records import in_repository, load_task, write_atomically
+from records import in_repository, load_task, read_json, write_atomically
 from tools.download import Unavailable, download
 
 
@@ -34,29 +35,39 @@ class Source:
         if not self.folder.is_dir():
             raise ValueError(f"no folder {folder}: --source is where the official files are")
         self.by_name = {}
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_file():
-                self.by_name.setdefault(path.name, []).append(path)
+        seen = set()  # folders, for links may go round in circles
+        for folder, inner, names in os.walk(self.folder, followlinks=True):
+            if os.path.realpath(folder) in seen:
+                inner.clear()
+                continue
+            seen.add(os.path.realpath(folder))
+            for name in names:
+                self.by_name.setdefault(name, []).append(Path(folder) / name)
 
     def find(self, pattern):
         """The only file whose name matches; the sentence of the error says what to put there."""
-        found = [path for paths in self.by_name.values() for path in paths if path.match(pattern)]
+        found = sorted(path for paths in self.by_name.values() for path in paths if path.match(pattern))
         if len(found) != 1:
             names = ", ".join(str(path.relative_to(self.folder)) for path in found[:5]) or "none"
             raise ValueError(f"{self.folder} must hold one {pattern}, found: {names}")
         return found[0]
 
     def json(self, pattern):
-        return json.loads(self.find(pattern).read_text(encoding="utf-8-sig"))
+        return read_json(self.find(pattern))
 
     def lines(self, pattern):
-        return [json.loads(line) for line in self.find(pattern).read_text(encoding="utf-8-sig").split("\n") if line]
+        return load_rows(self.find(pattern))
 
     def image(self, name):
-        """The file of an image, given by its official name, which may have folders before it; None if it is missing."""
-        found = self.by_name.get(Path(name).name, [])
-        exact = [path for path in found if path.as_posix().endswith("/" + name)]
-        return next(iter(exact or found), None)
+        """The file of an image, given by its official name, which may have folders before it; None if it is missing.
+
+        Raises:
+            ValueError: there are several, and they differ.
+        """
+        found = [path for path in self.by_name.get(Path(name).name, ()) if path.as_posix().endswith("/" + name)]
+        if len({path.stat().st_size for path in found}) > 1:
+            raise ValueError(f"which one is {name}? {', '.join(map(str, found[:5]))} differ: give a narrower --source")
+        return min(found, default=None)
 
 
 # ---------------------------------------------------------------------------------------------------------- converters
@@ -77,8 +88,12 @@ def textvqa(source):
 def docvqa(source):
     """DocVQA task 1, validation (`val_v1.0*.json`)."""
     for entry in source.json("val_v1.0*.json")["data"]:
-        yield {"id": str(entry["questionId"]), "question": entry["question"], "labels": entry["answers"],
-               "image_path": entry["image"]}  # fmt: skip
+        yield {
+            "id": str(entry["questionId"]),
+            "question": entry["question"],
+            "labels": entry["answers"],
+            "image_path": Path(entry["image"]).name,
+        }  # fmt: skip (the folder's name differs between releases)
 
 
 def gqa(source):
@@ -116,7 +131,7 @@ def vstar(source):
                   "short_question": entry["text"].split("\n")[0], "category": entry["category"]}  # fmt: skip
         annotation = source.image(str(Path(entry["image"]).with_suffix(".json")))
         if annotation:
-            boxes = [box_xywh_to_xyxy(box) for box in json.loads(annotation.read_text())["bbox"]]
+            boxes = [box_xywh_to_xyxy(box) for box in read_json(annotation)["bbox"]]
             left, top, right, bottom = zip(*boxes, strict=True)
             record["gt_bbox"] = [min(left), min(top), max(right), max(bottom)]
         yield record
@@ -145,7 +160,12 @@ def box_xywh_to_xyxy(box):
 def load_rows(path):
     """The rows of a JSON list or of JSON lines."""
     text = path.read_text(encoding="utf-8-sig")
-    return json.loads(text) if text.lstrip().startswith("[") else [json.loads(row) for row in text.split("\n") if row]
+    if text.lstrip().startswith("["):
+        return read_json(path)
+    try:
+        return [json.loads(row) for row in text.split("\n") if row.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
 
 
 # ----------------------------------------------------------------------------------------------------------- downloads
@@ -194,12 +214,16 @@ def unpack(path):
     done = path.with_name(path.name + ".unpacked")
     if done.exists() or not path.name.endswith((".zip", ".tar.gz")):
         return
-    if path.name.endswith(".zip"):
-        with zipfile.ZipFile(path) as archive:  # checks each member's CRC, and keeps all within the folder
-            archive.extractall(path.parent)
-    else:
-        with tarfile.open(path) as archive:
-            archive.extractall(path.parent, filter="data")
+    try:
+        if path.name.endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:  # checks each member's CRC, and keeps all within the folder
+                archive.extractall(path.parent)
+        else:
+            with tarfile.open(path) as archive:
+                archive.extractall(path.parent, filter="data")
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+        path.unlink()
+        raise Unavailable(f"{path} was broken ({error}) and is removed: the same command fetches it again") from error
     done.touch()
 
 
@@ -242,7 +266,7 @@ def place(path, target, copy):
     target.unlink(missing_ok=True)
     if not copy:
         try:
-            os.link(path, target)
+            os.link(path.resolve(), target)  # a link's own file, for the link may be a relative one
             return
         except OSError:
             pass  # another file system, or one without hard links
