@@ -208,7 +208,7 @@ class Results:
         """Keep how this process runs (device, versions, seconds, ...) for `NAME.meta.json`; later calls add to it."""
         self._run |= run
         if self._part is not None:
-            self._write({"run": self._run})
+            self._write({"run": run})
 
     def _write(self, line):
         lines = [line]
@@ -241,8 +241,10 @@ class Results:
         return missing, {key: error for key, error in errors.items() if error is not None}
 
     def _write_result(self, finished, records):
-        runs = {part.stem: line["run"] for part, lines in self._lines().items() for line in lines if "run" in line}
-        runs = self.provenance().get("runs", {}) | runs if self.path.exists() else runs
+        runs = self.provenance().get("runs", {}) if self.path.exists() else {}
+        for part, lines in self._lines().items():
+            for line in lines:
+                runs[part.stem] = runs.get(part.stem, {}) | line.get("run", {})
         ids = [record["id"] for record in records if record["id"] in finished]
         totals = {name: sum(run.get(name, 0) for run in runs.values()) for name in ("seconds", "forwards")}
         counts = {"records": len(ids), "errors": sum("error" in finished[key] for key in ids), "dataset": len(records)}

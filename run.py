@@ -13,13 +13,10 @@ import sys
 import threading
 import time
 import warnings
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 
 # Threads that spin while they wait for each other crawl on cores that do other work as well. Read when torch is loaded.
@@ -28,11 +25,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import utils
+from batches import FAILURES, answer_batch, in_batches, prefetched
 from graders import score
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS
 from look import MAX_NEW_TOKENS
@@ -301,89 +299,6 @@ class Progress:
         return shown
 
 
-def in_batches(records, kind, size):
-    """Lists of at most `size` neighbours of one kind."""
-    for _, group in groupby(records, kind):
-        alike = list(group)
-        yield from (alike[start : start + size] for start in range(0, len(alike), size))
-
-
-def prefetched(function, items):
-    """Yields (item, what to call for function(item), once) while the next item's is under way in a thread."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append((item, once(pool.submit(function, item))))
-            if len(waiting) > 1:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-
-
-def once(future):
-    """What gives the future's result and then holds it no longer: a failed batch must leave its memory."""
-    held = [future]
-    return lambda: held.pop().result()
-
-
-def answer_batch(batch, look, alone, functions, layer):
-    """{method: [what it adds to each record: answers and box, or the error that took their place]}.
-
-    A batch that fails (one image cannot be read, the memory is not enough) is asked record by record.
-
-    Args:
-        look: called for (look, numbers of the records' images) of this batch; `alone(record)` makes it for a record.
-    """
-    try:
-        case = case_of(batch, *look(), layer)
-        originals = case.original_answers(functions)
-        if len(batch) > 1:
-            return {method: outcomes(case, method, functions[method], originals) for method in functions}
-    except Exception as caught:
-        error = what_failed(caught)
-    else:
-        return {method: [outcome_or_error(case, method, functions[method], originals)] for method in functions}
-    # Not in the except clause, in which the traceback would hold the memory of what has failed.
-    if len(batch) == 1:
-        return {method: [UNANSWERED | {"error": error}] for method in functions}
-    case = None
-    each = [answer_batch([record], partial(alone, record), alone, functions, layer) for record in batch]
-    return {method: [fields for found in each for fields in found[method]] for method in functions}
-
-
-def case_of(batch, look, of, layer):
-    questions, short = ([record.get(name) for record in batch] for name in ("question", "short_question"))
-    return Case(look, questions, of, short, batch, layer)
-
-
-def outcome_or_error(case, method, function, originals):
-    """`outcomes` of a single record: one method may fail and another not."""
-    try:
-        return outcomes(case, method, function, originals)[0]
-    except Exception as caught:
-        return UNANSWERED | {"original_answer": originals[0], "error": what_failed(caught)}
-
-
-def what_failed(error):
-    """An exception as a sentence, if it comes from a record or from too little memory; any other is raised again."""
-    if isinstance(error, FAILURES) or should_reduce_batch_size(error):
-        return str(error) or type(error).__name__
-    raise error
-
-
-def outcomes(case, method, function, originals):
-    """What a method adds to each record of a case."""
-    return [
-        {
-            "original_answer": found.original_answer,
-            "crop_answer": found.crop_answer,
-            "bbox": list(found.bbox),
-            **found.fields,
-        }
-        for found in case.findings(method, function, originals)
-    ]
-
-
 # -------------------------------------------------------------------------------------------------------- one picture
 def run_picture(args):
     """Print both answers about one picture and draw what each method looked at."""
@@ -408,8 +323,6 @@ def run_picture(args):
 
 
 # ------------------------------------------------------------------------------------------------------- command line
-FAILURES = (ValueError, OSError, torch.OutOfMemoryError)  # of one record or command: a sentence, no traceback
-UNANSWERED = {"original_answer": "", "crop_answer": "", "bbox": None}
 SHOWN_ERRORS = 20  # of those at the end of a run
 SECONDS_BETWEEN_LOOKS = 0.5  # at what other processes have finished
 BATCH_SIZES = {"cuda": 8}  # questions that go through the model together where nothing is said; elsewhere one
