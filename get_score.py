@@ -19,6 +19,7 @@ from scipy.stats import binomtest
 from graders import DETAILS, score
 from info import METHODS, MODELS, TASKS
 from records import ROOT, in_repository, load_task, read_json
+from utils import box_of
 
 GROUPS = ("size", "category")  # fields by which scores are broken down, where records have them
 SIZES = (("small", 0.005), ("medium", 0.05), ("large", float("inf")))  # name -> gt_bbox below this part of the image
@@ -96,10 +97,7 @@ def size_of(record, image_folder):
             return None
         with Image.open(path) as image:
             image_size = image.size
-    try:
-        x1, y1, x2, y2 = record["gt_bbox"]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"record {record['id']!r}: gt_bbox is [x1, y1, x2, y2], not {record['gt_bbox']!r}") from error
+    x1, y1, x2, y2 = box_of(record)
     part = (x2 - x1) * (y2 - y1) / (image_size[0] * image_size[1])
     return next(name for name, limit in SIZES if part < limit)
 

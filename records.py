@@ -32,7 +32,7 @@ def load_task(question_path):
     """
     path = in_repository(question_path)
     if path.is_file():
-        records = _parse(path)
+        records = read_rows(path)
     elif path.suffix in (".json", ".jsonl"):
         raise FileNotFoundError(f"no questions at {question_path}: see data/README.md for how to get or make them")
     else:
@@ -70,18 +70,20 @@ def pick(records, ids_path=None, limit=None):
     return records[:limit]
 
 
-def _parse(path):
+def read_rows(path):
+    """The objects of a file that is a JSON list or JSON lines; raises ValueError, naming the file, if it is neither."""
     text = path.read_text(encoding="utf-8-sig")
     try:
-        records = json.loads(text)
+        rows = json.loads(text)
     except json.JSONDecodeError as error:
         try:
-            records = [json.loads(line) for line in text.split("\n") if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         except json.JSONDecodeError:
             raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
-    if not isinstance(records, list):
-        raise ValueError(f"{path} holds a {type(records).__name__}, not a list of records")
-    return records
+    rows = [rows] if isinstance(rows, dict) else rows  # a single line
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds a {type(rows).__name__}, not a list of records")
+    return rows
 
 
 def _from_hub(name):

@@ -40,14 +40,14 @@ from vicrop import vicrop_qa as vicrop_qa  # notebooks import it from here, too
 
 
 # ---------------------------------------------------------------------------------------------------------- a dataset
-def settings(args, method, device):
-    """What must be equal for records to stand in one result file. Device, batch size and versions need not be."""
+def settings(args, device):
+    """What must be equal, besides the method, for records to stand in one result file; batch size and versions not."""
     data = in_repository(args.question_path)
     dtype = default_dtype(device) if DTYPES[args.dtype] is None else DTYPES[args.dtype]
     return {
         "model": args.model, "model_id": args.model_id or MODELS[args.model]["id"],
         "weights": weights_of(args.model, args.model_id, args.revision),
-        "task": args.task, "method": method, "layer": args.layer, "dtype": str(dtype).removeprefix("torch."),
+        "task": args.task, "layer": args.layer, "dtype": str(dtype).removeprefix("torch."),
         **look_options(args), "prompt": model_module(args.model).PROMPT, "general_prompt": GENERAL_PROMPT,
         "decoding": f"greedy, {MAX_NEW_TOKENS} tokens",
         "image_path": os.path.relpath(in_repository(args.image_path).resolve(), ROOT),
@@ -88,8 +88,8 @@ def run_task(args):
     wanted = pick(records, args.ids, args.limit)
     mine = wanted[args.chunk_id :: args.total_chunks]
     paths = {method: Path(args.save_path) / f"{args.model}-{args.task}-{method}.json" for method in args.method}
-    device = torch.device(args.device or state.device)
-    results = {method: Results(path, settings(args, method, device)) for method, path in paths.items()}
+    common = settings(args, torch.device(args.device or state.device))
+    results = {method: Results(path, common | {"method": method}) for method, path in paths.items()}
     if args.overwrite and state.is_main_process and not restarted():
         for result in results.values():
             result.clear()

@@ -210,7 +210,7 @@ def clip_box(box, image_size):
 
 # Boxes that no map chooses: baselines for a data record (see info.METHODS). They take windows of the sizes that the
 # methods choose from, so that the comparison is one of place; only gt_crop goes beyond where its box does not fit.
-def _box_of(record):
+def box_of(record):
     """The `gt_bbox` of a record, or a ValueError that names the record."""
     try:
         x1, y1, x2, y2 = (float(side) for side in record["gt_bbox"])
@@ -225,7 +225,7 @@ def gt_crop(record, image_size, bbox_size):
     """The smallest of the methods' windows around `gt_bbox` that holds it (or the square that does)."""
     if not record.get("gt_bbox"):
         raise ValueError(f"gt_crop crops at a record's gt_bbox, and record {record.get('id')!r} has none")
-    x1, y1, x2, y2 = _box_of(record)
+    x1, y1, x2, y2 = box_of(record)
     longest = max(x2 - x1, y2 - y1)
     side = next((bbox_size * ratio for ratio in WINDOW_RATIOS if bbox_size * ratio >= longest), longest)
     return square_around(int(x1 + x2) // 2, int(y1 + y2) // 2, side, image_size)

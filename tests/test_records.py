@@ -23,6 +23,7 @@ def test_tasks_load_from_a_list_from_lines_and_with_a_byte_order_mark(tmp_path):
     as_list, lines = json.dumps(RECORDS), "\n".join(map(json.dumps, RECORDS))
     for text in (as_list, lines, "\ufeff" + as_list):
         assert load_task(write(tmp_path, text)) == RECORDS
+    assert load_task(write(tmp_path, json.dumps(RECORDS[0]))) == RECORDS[:1]
 
 
 @pytest.mark.parametrize(

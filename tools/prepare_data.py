@@ -8,7 +8,6 @@ Every image is checked to be there before anything is written.
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from info import TASKS
-from records import in_repository, load_task, read_json, write_atomically
+from records import in_repository, load_task, read_json, read_rows, write_atomically
 from tools.download import Unavailable, download
 
 
@@ -56,7 +55,7 @@ class Source:
         return read_json(self.find(pattern))
 
     def lines(self, pattern):
-        return load_rows(self.find(pattern))
+        return read_rows(self.find(pattern))
 
     def image(self, name):
         """The file of an image, given by its official name, which may have folders before it; None if it is missing.
@@ -76,7 +75,7 @@ def textvqa(source):
     """TextVQA 0.5.1, validation; with gt_bbox where jrzhang/TextVQA_GT_bbox lies beside it, as JSON or JSON lines."""
     boxes = {}
     if any(Path(name).match("*TextVQA_GT_bbox*.json*") for name in source.by_name):
-        rows = load_rows(source.find("*TextVQA_GT_bbox*.json*"))
+        rows = read_rows(source.find("*TextVQA_GT_bbox*.json*"))
         boxes = {str(row["dataset_id"]): box_xywh_to_xyxy(row["bbox"]) for row in rows}
     for entry in source.json("TextVQA_0.5.1_val.json")["data"]:
         record = {"id": str(entry["question_id"]), "question": entry["question"], "labels": entry["answers"],
@@ -155,17 +154,6 @@ def box_xywh_to_xyxy(box):
     """[x, y, width, height] -> [x1, y1, x2, y2], pixels."""
     x, y, width, height = box
     return [x, y, x + width, y + height]
-
-
-def load_rows(path):
-    """The rows of a JSON list or of JSON lines."""
-    text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        return read_json(path)
-    try:
-        return [json.loads(row) for row in text.split("\n") if row.strip()]
-    except ValueError as error:
-        raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
 
 
 # ----------------------------------------------------------------------------------------------------------- downloads
