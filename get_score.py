@@ -97,7 +97,10 @@ def size_of(record, image_folder):
             return None
         with Image.open(path) as image:
             image_size = image.size
-    x1, y1, x2, y2 = box_of(record)
+    try:
+        x1, y1, x2, y2 = box_of(record)
+    except ValueError:  # no box at all: gt_crop, which needs one, has said so
+        return None
     part = (x2 - x1) * (y2 - y1) / (image_size[0] * image_size[1])
     return next(name for name, limit in SIZES if part < limit)
 
@@ -126,10 +129,10 @@ def mcnemar(fixed, broken):
 
 
 # --------------------------------------------------------------------------------------------------------------- table
-def row_of(records, grader, rounds, seed):
-    """The figures of some records in one metric."""
-    graded = [(record, pair) for record in records if (pair := score(record, grader)) is not None]
-    row = {"n": len(graded), "errors": sum("error" in record for record in records)}
+def row_of(scored, grader, rounds, seed):
+    """The figures of some records in one metric, given [(record, both scores or None)]."""
+    graded = [(record, pair) for record, pair in scored if pair is not None]
+    row = {"n": len(graded), "errors": sum("error" in record for record, _ in scored)}
     if not graded:
         return row
     before, after = np.array([pair for _, pair in graded]).T
@@ -154,17 +157,18 @@ def rows_of(model, task, method, path, records, options):
     images = ROOT / about.get("settings", {}).get("image_path", TASKS[task]["image_path"])
     missing = missing_from(records, task, about)
     metrics = {name: grader for name, grader in TASKS[task]["metrics"].items() if wanted(name, options.metric)}
-    parts = {("all", "all"): records}
+    parts = {("all", "all"): list(range(len(records)))}  # numbers of records
     for group in options.by:
-        for record in records:
+        for number, record in enumerate(records):
             value = size_of(record, images) if group == "size" else record.get(group)
             if value is not None:
-                parts.setdefault((group, str(value)), []).append(record)
+                parts.setdefault((group, str(value)), []).append(number)
     rows = []
     for metric, grader in metrics.items():
+        scored = [(record, score(record, grader)) for record in records]
         for (_, part), members in parts.items():
             row = {"task": task, "model": model, "method": method, "metric": metric, "part": part}
-            row |= row_of(members, grader, options.bootstrap, options.seed)
+            row |= row_of([scored[number] for number in members], grader, options.bootstrap, options.seed)
             if part == "all" and missing is not None:
                 row["missing"] = missing
             rows.append(row)

@@ -10,6 +10,8 @@ from functools import lru_cache
 
 from rapidfuzz.distance import Levenshtein
 
+from info import TASKS
+
 # -------------------------------------------------------------------------------------------------- normalised answers
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -115,13 +117,20 @@ def vqav2(answer, record):
 
 def aokvqa_direct(answer, record):
     """A-OKVQA's direct answers (eval_predictions.py): min(1, matches / 3), exact; difficult ones are not counted."""
-    return None if record.get("difficult_direct_answer") else 100 * min(1, labels_of(record).count(answer) / 3)
+    return None if is_difficult(record) else 100 * min(1, labels_of(record).count(answer) / 3)
+
+
+def is_difficult(record):
+    return bool(record.get("difficult_direct_answer"))
 
 
 def aokvqa_choice(answer, record):
     """A-OKVQA's multiple choice (eval_predictions.py): exact; only records that have choices are counted."""
-    choices = record.get("choices")
-    return 100.0 * (answer == choices[record["correct_choice_idx"]]) if choices else None
+    return None if has_no_choices(record) else 100.0 * (answer == record["choices"][record["correct_choice_idx"]])
+
+
+def has_no_choices(record):
+    return not record.get("choices")
 
 
 def gqa_paper(answer, record):
@@ -207,14 +216,23 @@ def chosen_letter(answer, question):
 _ALL = (exact, vqa_paper, textvqa, vqav2, aokvqa_direct, aokvqa_choice, gqa_paper, gqa, pope_paper, pope)
 _ALL += (docvqa_paper, anls, vstar_paper, vstar)
 GRADERS = {grader.__name__: grader for grader in _ALL}
+NOT_COUNTED = {"aokvqa_direct": is_difficult, "aokvqa_choice": has_no_choices}  # when these graders return None
+
+
+def first_grader(task):
+    """The grader of a task's first metric, for those who want only one."""
+    return next(iter(TASKS[task]["metrics"].values()))
 
 
 def score(record, grader):
-    """(without crop, with crop), or None where the grader does not count the record; an error is wrong."""
+    """(without crop, with crop), or None where the grader does not count the record.
+
+    An error is wrong, and is not graded: what the record lacks may be the reason for it.
+    """
+    if "error" in record:
+        return None if grader in NOT_COUNTED and NOT_COUNTED[grader](record) else (0.0, 0.0)
     scores = [GRADERS[grader](record[field], record) for field in ("original_answer", "crop_answer")]
-    if None in scores:
-        return None
-    return (0.0, 0.0) if "error" in record else tuple(scores)
+    return None if None in scores else tuple(scores)
 
 
 # ---------------------------------------------------------------------------------------------- more than a mean score
@@ -231,8 +249,9 @@ def pope_details(answers, records):
 
 def vstar_details(answers, records):
     """How many answers choose no option that can be told."""
-    pairs = zip(answers, records, strict=True)
-    return {"unparsed": sum(chosen_letter(answer, record["question"]) is None for answer, record in pairs)}
+    letters = [None if "error" in record else chosen_letter(answer, record["question"])
+               for answer, record in zip(answers, records, strict=True)]  # fmt: skip
+    return {"unparsed": letters.count(None)}
 
 
 DETAILS = {"pope": pope_details, "vstar": vstar_details}  # grader -> further figures of its answers

@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 import utils
 from batches import FAILURES, answer_batch, in_batches, prefetched
-from graders import score
+from graders import first_grader, score
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS
 from look import MAX_NEW_TOKENS
 from records import ROOT, Results, check_record, in_repository, load_task, pick
@@ -98,11 +98,11 @@ def run_task(args):
     share, loaded = share_and_model(args, mine, done, state)
     stopped = []
     if share:
-        bar = Progress(
-            results, done, mine, next(iter(TASKS[args.task]["metrics"].values())), f"{args.model} {args.task}", state
-        )
+        bar = Progress(results, done, mine, first_grader(args.task), f"{args.model} {args.task}", state)
         with stopping() as stopped, bar:
             answer_records(args, share, loaded, results, done, bar, stopped)
+    elif not state.is_main_process:
+        return  # there was nothing for it to do, so others say what has become of it
     answered = [conclude(result, wanted, records, state) for result in results.values()]
     if stopped:
         name = signal.Signals(stopped[0]).name

@@ -16,6 +16,7 @@ from graders import (
     labels_of,
     pope_details,
     says_yes,
+    score,
     vqa_normal,
     vstar_details,
 )
@@ -193,6 +194,16 @@ def test_aokvqa_counts_only_what_it_should():
     assert GRADERS["aokvqa_direct"]("a", record | {"difficult_direct_answer": False}) == 100
 
 
+def test_an_error_is_wrong_whatever_the_record_lacks():
+    answers = {"original_answer": "", "crop_answer": "", "error": "no question"}
+    for grader in GRADERS.keys() - {"aokvqa_choice"}:
+        assert score({"id": "1"} | answers, grader) == (0, 0)
+    for grader, record in (("aokvqa_direct", {"difficult_direct_answer": True}), ("aokvqa_choice", {"labels": ["a"]})):
+        assert score(record | answers, grader) is None  # it would not have been counted anyway
+        assert GRADERS[grader]("", record) is None
+    assert vstar_details([""], [{"id": "1"} | answers]) == {"unparsed": 1}
+
+
 VSTAR = "What is the glove made of?\n(A) rubber\n(B) cotton\n(C) kevlar\n(D) a red leather\nAnswer with a letter."
 
 
@@ -334,6 +345,8 @@ def test_sizes_come_from_the_boxes(tmp_path):
     ]
     (tmp_path / "llava-vqav2-rel_att.json").write_text(json.dumps(records))
     assert [row["part"] for row in report(tmp_path, "--metric", "paper")] == ["all", "small", "medium", "large"]
+    (tmp_path / "llava-vqav2-rel_att.json").write_text(json.dumps([result(1, "no", "yes", gt_bbox=[1, 2, 3])]))
+    assert [row["part"] for row in report(tmp_path, "--metric", "paper")] == ["all"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from graders import GRADERS
+from graders import GRADERS, first_grader
 from info import GENERAL_PROMPT, TASKS
 from records import check_record, in_repository, load_task
 from run import add_model_options, look_options, place
@@ -63,7 +63,7 @@ def layers(args):
     model, processor = load_model(args.model, args.model_id, *place(args), args.revision)
     options = look_options(args)
     look_class(module).check(model, **options)
-    grade = GRADERS[next(iter(TASKS[args.task]["metrics"].values()))]
+    grade = GRADERS[first_grader(args.task)]
     folder = in_repository(args.image_path)
     every = module.rel_att.layers(model, "mean")
     choices = [*every, "mean"]
