@@ -39,7 +39,7 @@ def once(future):
     return lambda: held.pop().result()
 
 
-def answer_batch(batch, look, alone, functions, layer):
+def answer_batch(batch, look, alone, functions):
     """{method: [what it adds to each record: answers and box, or the error that took their place]}.
 
     A batch that fails (one image cannot be read, the memory is not enough) is asked record by record.
@@ -48,7 +48,7 @@ def answer_batch(batch, look, alone, functions, layer):
         look: called for (look, numbers of the records' images) of this batch; `alone(record)` makes it for a record.
     """
     try:
-        case = case_of(batch, *look(), layer)
+        case = case_of(batch, *look())
         originals = case.original_answers(functions)
         if len(batch) > 1:
             return {method: outcomes(case, method, functions[method], originals) for method in functions}
@@ -60,13 +60,13 @@ def answer_batch(batch, look, alone, functions, layer):
     if len(batch) == 1:
         return {method: [UNANSWERED | {"error": error}] for method in functions}
     case = None
-    each = [answer_batch([record], partial(alone, record), alone, functions, layer) for record in batch]
+    each = [answer_batch([record], partial(alone, record), alone, functions) for record in batch]
     return {method: [fields for found in each for fields in found[method]] for method in functions}
 
 
-def case_of(batch, look, of, layer):
+def case_of(batch, look, of):
     questions, short = ([record.get(name) for record in batch] for name in ("question", "short_question"))
-    return Case(look, questions, of, short, batch, layer)
+    return Case(look, questions, of, short, batch)
 
 
 def outcome_or_error(case, method, function, originals):

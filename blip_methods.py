@@ -10,7 +10,7 @@ from transformers import AutoProcessor, InstructBlipForConditionalGeneration
 
 from attention import brought_in, watch
 from look import Look, valid_layer
-from maps import MapFunction, gradient_attention, pure_gradient, relative_attention
+from maps import MapFunction, gradient_attention, localization_attention, pure_gradient, relative_attention
 
 QFORMER_LAYER = 2  # counts the layers that have cross-attention: every second one, so layer 4 of the Q-Former
 LM_LAYER = 15
@@ -146,3 +146,4 @@ class BlipLook(Look):
 rel_att = rel_attention_blip = MapFunction("rel_attention_blip", BlipLook, relative_attention)
 grad_att = gradient_attention_blip = MapFunction("gradient_attention_blip", BlipLook, gradient_attention)
 pure_grad = pure_gradient_blip = MapFunction("pure_gradient_blip", BlipLook, pure_gradient)
+loc_att = localization_attention_blip = MapFunction("localization_attention_blip", BlipLook, localization_attention)

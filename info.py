@@ -2,9 +2,10 @@
 
 GENERAL_PROMPT = "Write a general description of the image."
 
-# name -> where the weights are (hub id, or a folder of this repository) and the module that knows the model.
+# name -> where the weights are (hub id, or a folder of this repository), the module that knows the model, and the
+# localization heads of that very checkpoint, if they are known (those of LLaVA-1.5-7B are the paper's).
 MODELS = {
-    "llava": {"id": "llava-hf/llava-1.5-7b-hf", "module": "llava_methods"},
+    "llava": {"id": "llava-hf/llava-1.5-7b-hf", "module": "llava_methods", "loc_heads": "L14H24,L14H13"},
     "llava_next": {"id": "llava-hf/llava-v1.6-vicuna-7b-hf", "module": "llava_next_methods"},
     "blip": {"id": "Salesforce/instructblip-vicuna-7b", "module": "blip_methods"},
     "qwen2_5": {"id": "Qwen/Qwen2.5-VL-3B-Instruct", "module": "qwen2_5_methods"},
@@ -66,6 +67,8 @@ METHODS = {
     "rel_att_high": {"map": "rel_att", "tiles": True},
     "grad_att_high": {"map": "grad_att", "tiles": True},
     "pure_grad_high": {"map": "pure_grad", "tiles": True},
+    "loc_att": {"map": "loc_att", "tiles": False},
+    "loc_att_high": {"map": "loc_att", "tiles": True},
     "gt_crop": {"box": "gt_crop"},
     "center_crop": {"box": "center_crop"},
     "random_crop": {"box": "random_crop"},

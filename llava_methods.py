@@ -6,7 +6,7 @@ To add a model of your own, write a module like this one and name it in info.MOD
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from look import Look
-from maps import MapFunction, gradient_attention, pure_gradient, relative_attention
+from maps import MapFunction, gradient_attention, localization_attention, pure_gradient, relative_attention
 from utils import pad_to_square
 
 ATT_LAYER = 14
@@ -85,3 +85,4 @@ class LlavaLook(Look):
 rel_att = rel_attention_llava = MapFunction("rel_attention_llava", LlavaLook, relative_attention)
 grad_att = gradient_attention_llava = MapFunction("gradient_attention_llava", LlavaLook, gradient_attention)
 pure_grad = pure_gradient_llava = MapFunction("pure_gradient_llava", LlavaLook, pure_gradient)
+loc_att = localization_attention_llava = MapFunction("localization_attention_llava", LlavaLook, localization_attention)

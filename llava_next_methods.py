@@ -10,7 +10,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from attention import brought_in
 from look import Look
-from maps import MapFunction, gradient_attention, pure_gradient, relative_attention
+from maps import MapFunction, gradient_attention, localization_attention, pure_gradient, relative_attention
 
 ATT_LAYER = 14
 PROMPT = "USER: <image>\n{question} Answer the question using a single word or phrase. ASSISTANT:"
@@ -85,3 +85,6 @@ grad_att = gradient_attention_llava_next = MapFunction(
     "gradient_attention_llava_next", LlavaNextLook, gradient_attention
 )
 pure_grad = pure_gradient_llava_next = MapFunction("pure_gradient_llava_next", LlavaNextLook, pure_gradient)
+loc_att = localization_attention_llava_next = MapFunction(
+    "localization_attention_llava_next", LlavaNextLook, localization_attention
+)

@@ -1,9 +1,13 @@
-"""The importance maps of ViCrop (arXiv 2502.17422, section 4): each method is a short formula over a look."""
+"""The importance maps: each method is a short formula over a look (ViCrop, arXiv 2502.17422, section 4)."""
 
+import copy
 import inspect
 
+import numpy as np
 import torch
 
+from localization.analyze import Criteria, greedy, parse_heads, valid_heads
+from localization.bbox import heads_map
 from look import LOOK_BATCH
 from utils import join_maps
 
@@ -48,7 +52,28 @@ def pure_gradient(look, prompts, general_prompt, of=None):
     return maps
 
 
-READS_PREFILL = {relative_attention}  # made of rows that an answer's own first pass holds
+def localization_attention(look, prompts, general_prompt, heads, of=None):
+    """loc_att, the sum of the smoothed maps of the localization heads (arXiv 2503.06287, section 3.4). [(h, w)].
+
+    `heads` are the model's, [(layer, head)]; None: of each map the best ones, which are looked for in all layers.
+    """
+    layers = layers_of(heads, look.model)
+    maps = []
+    for attention in look.attention(prompts, layers, of):
+        attention = attention.cpu().numpy()  # (layers, heads, h, w)
+        chosen = greedy(Criteria().measure(attention), Criteria()) if heads is None else heads
+        picked = np.stack([attention[layers.index(layer), head] for layer, head in chosen])
+        maps.append(torch.from_numpy(heads_map(picked)).float())
+    return maps
+
+
+def layers_of(heads, model):
+    """The layers that hold these heads, ascending; all of the model's for None."""
+    every = range(model.config.get_text_config().num_hidden_layers)
+    return tuple(every) if heads is None else tuple(sorted({layer for layer, _ in heads}))
+
+
+READS_PREFILL = {relative_attention, localization_attention}  # made of rows that an answer's own first pass holds
 
 
 class MapFunction:
@@ -57,48 +82,65 @@ class MapFunction:
     Args of a call:
         image: PIL image or path, or a list of them, which go through the model together and give a list of maps.
         prompt: the whole prompt of the question, template included.
-        general_prompt: the same for the general question (`info.GENERAL_PROMPT`); grad_att does not need it.
+        general_prompt: the same for the general question (`info.GENERAL_PROMPT`); grad_att and loc_att need none.
         model, processor: as loaded, in any dtype and with any attention implementation; left as they were.
         layer: zero-based layer of the language model, a list of them, or "mean"; not for methods that read no layer.
+        heads: for loc_att, "L14H24,L14H13" or [(layer, head)], from 0; None: those that localize best in each image.
         look: keywords of the model's look, such as `geometry="exact" | "upstream"`.
     Raises:
-        ValueError: a layer that the model does not have; a layer for a method that reads none.
+        ValueError: a layer or head that the model does not have; one for a method that reads none.
     """
+
+    layer = heads = None  # what a call reads that says nothing
 
     def __init__(self, name, look_class, formula):
         self.__name__, self.__doc__ = name, f"{formula.__doc__}\n\n{type(self).__doc__}"
         self.look_class, self.formula = look_class, formula
-        self.reads_layers = "layers" in inspect.signature(formula).parameters
+        self.reads = {"layers", "heads"} & inspect.signature(formula).parameters.keys()
         self.reads_prefill = formula in READS_PREFILL
 
-    def __call__(self, image, prompt, general_prompt, model, processor, *, layer=None, **look):
+    def __call__(self, image, prompt, general_prompt, model, processor, *, layer=None, heads=None, **look):
         images = list(image) if isinstance(image, (list, tuple)) else [image]
-        maps = []
+        reader, maps = self.reading(model, layer, heads), []
         for start in range(0, len(images), LOOK_BATCH):
             seen = self.look_class(images[start : start + LOOK_BATCH], model, processor, **look)
-            maps.extend(self.of(seen, prompt, general_prompt, layer))
+            maps.extend(reader.of(seen, prompt, general_prompt))
         return maps if isinstance(image, (list, tuple)) else maps[0]
 
-    def of(self, look, prompts, general_prompt, layer=None, of=None):
+    def reading(self, model, layer=None, heads=None):
+        """This function, for a layer or for heads of a model; see a call's arguments, and what they raise."""
+        for what, value, name in (("layers", layer, "layer"), ("heads", heads, "heads")):
+            if value is not None and what not in self.reads:
+                own = "pixels" if not self.reads else " ".join(self.reads)
+                raise ValueError(f"{self.__name__} reads {own}: {name}={value!r} has no meaning for it")
+        if heads is not None:
+            text = model.config.get_text_config()
+            heads = parse_heads(heads) if isinstance(heads, str) else heads
+            heads = valid_heads(heads, text.num_hidden_layers, text.num_attention_heads)
+        reader = copy.copy(self)
+        reader.layer, reader.heads = layer, heads
+        reader.layers(model)
+        return reader
+
+    def of(self, look, prompts, general_prompt, of=None):
         """[float32 ndarray (h, w)] for a look that exists already; `prompts` and `of` as look.Look takes them."""
-        layers = self.layers(look.model, layer)
-        found = self.formula(look, prompts, general_prompt, *([layers] if self.reads_layers else []), of=of)
+        read = {"layers": self.layers(look.model), "heads": self.heads}
+        found = self.formula(look, prompts, general_prompt, **{name: read[name] for name in self.reads}, of=of)
         return [att_map.float().cpu().numpy() for att_map in found]
 
-    def of_tiles(self, look, prompt, general_prompt, layer=None, image=0):
+    def of_tiles(self, look, prompt, general_prompt, image=0):
         """The `_high` map of one of a look's images, joined from its tiles: float32 ndarray (rows * h, columns * w)."""
         looks, rows, columns = look.tiles(image)
-        maps = [att_map for tiles in looks for att_map in self.of(tiles, prompt, general_prompt, layer)]
+        maps = [att_map for tiles in looks for att_map in self.of(tiles, prompt, general_prompt)]
         return join_maps(maps, rows, columns)
 
-    def high_res(self, image, prompt, general_prompt, model, processor, *, layer=None, **look):
+    def high_res(self, image, prompt, general_prompt, model, processor, *, layer=None, heads=None, **look):
         """`of_tiles` for an image, with the arguments of a call; see utils.high_res."""
-        return self.of_tiles(self.look_class([image], model, processor, **look), prompt, general_prompt, layer)
+        seen = self.look_class([image], model, processor, **look)
+        return self.reading(model, layer, heads).of_tiles(seen, prompt, general_prompt)
 
-    def layers(self, model, layer=None):
-        """The layers that a call with `layer` reads; none for pure_grad, for which a layer is an error."""
-        if self.reads_layers:
-            return self.look_class.layers(model, layer)
-        if layer is not None:
-            raise ValueError(f"{self.__name__} reads pixels, not a layer: layer={layer!r} has no meaning for it")
-        return ()
+    def layers(self, model):
+        """The layers of a model that this function reads, ascending; none for pure_grad."""
+        if "heads" in self.reads:
+            return layers_of(self.heads, model)
+        return self.look_class.layers(model, self.layer) if self.reads else ()

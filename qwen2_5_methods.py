@@ -7,7 +7,7 @@ import torch
 from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from look import Look
-from maps import MapFunction, gradient_attention, pure_gradient, relative_attention
+from maps import MapFunction, gradient_attention, localization_attention, pure_gradient, relative_attention
 from utils import multiple_size, pixel_range, resize_to_multiple
 
 ATT_LAYER = 22
@@ -118,3 +118,6 @@ class QwenLook(Look):
 rel_att = rel_attention_qwen2_5 = MapFunction("rel_attention_qwen2_5", QwenLook, relative_attention)
 grad_att = gradient_attention_qwen2_5 = MapFunction("gradient_attention_qwen2_5", QwenLook, gradient_attention)
 pure_grad = pure_gradient_qwen2_5 = MapFunction("pure_gradient_qwen2_5", QwenLook, pure_gradient)
+loc_att = localization_attention_qwen2_5 = MapFunction(
+    "localization_attention_qwen2_5", QwenLook, localization_attention
+)

@@ -33,9 +33,22 @@ import utils
 from batches import FAILURES, answer_batch, in_batches, prefetched
 from graders import first_grader, score
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS
+from localization.analyze import head_name
 from look import MAX_NEW_TOKENS
 from records import ROOT, Results, check_record, in_repository, load_task, pick
-from vicrop import Case, choose, default_device, default_dtype, known, load_model, look_class, model_module, weights_of
+from vicrop import (
+    PER_SAMPLE,
+    Case,
+    choose,
+    default_device,
+    default_dtype,
+    heads_of,
+    known,
+    load_model,
+    look_class,
+    model_module,
+    weights_of,
+)  # fmt: skip
 from vicrop import vicrop_qa as vicrop_qa  # notebooks import it from here, too
 
 
@@ -53,6 +66,15 @@ def settings(args, device):
         "image_path": os.path.relpath(in_repository(args.image_path).resolve(), ROOT),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else str(args.question_path),
     }  # fmt: skip
+
+
+def own_settings(args, method):
+    """`settings` of one method."""
+    function = getattr(model_module(args.model), METHODS[method].get("map", ""), None)
+    if function is None or "heads" not in function.reads:
+        return {"method": method}
+    heads = args.loc_heads and ",".join(head_name(head) for head in args.loc_heads)
+    return {"method": method, "loc_heads": heads or PER_SAMPLE}
 
 
 def look_options(args):
@@ -89,7 +111,7 @@ def run_task(args):
     mine = wanted[args.chunk_id :: args.total_chunks]
     paths = {method: Path(args.save_path) / f"{args.model}-{args.task}-{method}.json" for method in args.method}
     common = settings(args, torch.device(args.device or state.device))
-    results = {method: Results(path, common | {"method": method}) for method, path in paths.items()}
+    results = {method: Results(path, common | own_settings(args, method)) for method, path in paths.items()}
     if args.overwrite and state.is_main_process and not restarted():
         for result in results.values():
             result.clear()
@@ -161,7 +183,7 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
     """
     module, (model, processor) = model_module(args.model), loaded
     folder, options = in_repository(args.image_path), look_options(args)
-    functions = choose(module, results, model, args.layer, **options)
+    functions = choose(module, results, model, args.layer, args.loc_heads, **options)
 
     @lru_cache(maxsize=2)  # records come in image order, and one batch is made ahead
     def look_at(paths):
@@ -185,12 +207,12 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
 
     size = args.batch_size or BATCH_SIZES.get(model.device.type, 1)
     for method, result in results.items():
-        result.note(**whereabouts(model, size), layers=layers_read(functions[method], model, args.layer))
+        result.note(**whereabouts(model, size), layers=layers_read(functions[method], model))
     began = time.perf_counter()
     with counted(model.get_decoder()) as passes:
         for batch, look in prefetched(look_of, in_batches(records, open_methods, size)):
             todo = {method: functions[method] for method in open_methods(batch[0])}
-            for method, found in answer_batch(batch, look, alone, todo, args.layer).items():
+            for method, found in answer_batch(batch, look, alone, todo).items():
                 for record, fields in zip(batch, found, strict=True):
                     results[method].append(record | fields)
                 results[method].note(seconds=round(time.perf_counter() - began, 3), forwards=len(passes))
@@ -210,9 +232,9 @@ def whereabouts(model, batch_size):
     }  # fmt: skip
 
 
-def layers_read(function, model, layer):
+def layers_read(function, model):
     """The numbers of the language model's layers that a method reads; empty for those that read none."""
-    return list(function.layers(model, layer)) if hasattr(function, "layers") else []
+    return list(function.layers(model)) if hasattr(function, "layers") else []
 
 
 @contextmanager
@@ -309,9 +331,9 @@ def run_picture(args):
     image, module = utils.load_image(args.image), model_module(args.model)
     model, processor = load_model(args.model, args.model_id, *place(args), args.revision)
     options = look_options(args)
-    functions = choose(module, args.method, model, args.layer, **options)
+    functions = choose(module, args.method, model, args.layer, args.loc_heads, **options)
     look = look_class(module)([image], model, processor, **options)
-    case = Case(look, [args.question], layer=args.layer)
+    case = Case(look, [args.question])
     original = case.original_answers(functions)
     Path(args.save_path).mkdir(parents=True, exist_ok=True)
     for method, function in functions.items():
@@ -376,6 +398,8 @@ def parse(argv=None):
     add("--image_path", help="folder of the images; default: the task's own, or images/ beside --question_path")
     add("--save_path", help="folder for results (data/results) or, with --image, for the pictures (the current folder)")
     add("--layer", type=layer_option, help='layer to read, zero-based, or "mean"')
+    add("--loc_heads", help='loc_att: heads to read, as in "L14H24,L14H13", a file of localization.pipeline '
+        f"stage=batch_analyze, or {PER_SAMPLE}; default: those known of the model, if any")  # fmt: skip
     add_model_options(parser)
     add("--batch_size", type=int, help="questions that go through the model together; default: 8 on CUDA, else 1")
     add("--total_chunks", type=int, default=1, help="cut the task into so many parts ...")
@@ -388,6 +412,7 @@ def parse(argv=None):
     try:
         args.method = method_list(args.method)
         look_options(args)
+        args.loc_heads = heads_of(args.model, args.model_id, args.loc_heads)
     except ValueError as error:
         parser.error(str(error))
     for name in ("batch_size", "limit"):

@@ -15,9 +15,11 @@ from transformers import AutoConfig
 
 import utils
 from info import GENERAL_PROMPT, METHODS, MODELS
+from localization.analyze import parse_heads
 from maps import MapFunction
-from records import ROOT
+from records import ROOT, read_json
 
+PER_SAMPLE = "per_sample"
 ENDS = 1 << 20  # bytes of a weight file's begin and end that tell it from another
 
 
@@ -45,14 +47,13 @@ class Case:
         of: for each the number of its image.
         short_questions: for each None, or what is asked in its place for the map only (V*).
         records: their data records, for boxes that come from them (gt_crop, random_crop).
-        layer: see maps.MapFunction; for the methods that read layers.
     """
 
-    def __init__(self, look, questions, of=(0,), short_questions=(None,), records=({},), layer=None):
+    def __init__(self, look, questions, of=(0,), short_questions=(None,), records=({},)):
         for question in questions:
             if not question or not question.strip():
                 raise ValueError("the question is empty")
-        self.look, self.of, self.records, self.layer = look, list(of), records, layer
+        self.look, self.of, self.records = look, list(of), records
         self.prompts, self.general = [look.prompt(question) for question in questions], look.prompt(GENERAL_PROMPT)
         self.map_prompts = [
             look.prompt(short) if short else prompt for short, prompt in zip(short_questions, self.prompts, strict=True)
@@ -60,11 +61,12 @@ class Case:
 
     def original_answers(self, functions):
         """The answers without a crop; rows that maps of the same prompts will need are read off their first pass."""
-        layers = ()
+        layers = set()
         for method, function in functions.items():
             if getattr(function, "reads_prefill", False) and not METHODS[method]["tiles"]:
-                layers = function.layers(self.look.model, self.layer)
-        return self.look.answer(self.prompts, layers=layers if self.map_prompts == self.prompts else (), of=self.of)
+                layers.update(function.layers(self.look.model))
+        layers = sorted(layers) if self.map_prompts == self.prompts else ()
+        return self.look.answer(self.prompts, layers=layers, of=self.of)
 
     def find(self, method, function):
         """[(box, map or None, region of the map)] of a method, its function as given by `choose`."""
@@ -76,11 +78,11 @@ class Case:
             ]
             return [(box, None, whole) for box, whole in zip(boxes, wholes, strict=True)]
         if METHODS[method]["tiles"]:
-            maps = [function.of_tiles(look, prompt, self.general, self.layer, number)
+            maps = [function.of_tiles(look, prompt, self.general, number)
                     for prompt, number in zip(self.map_prompts, self.of, strict=True)]  # fmt: skip
             regions = wholes
         else:
-            maps = function.of(look, self.map_prompts, self.general, self.layer, of=self.of)
+            maps = function.of(look, self.map_prompts, self.general, of=self.of)
             regions = [look.regions[number] for number in self.of]
         return [
             (utils.bbox_in_region(att_map, region, image.size, look.bbox_size), att_map, region)
@@ -99,22 +101,26 @@ class Case:
         ]
 
 
-def choose(module, methods, model, layer=None, **options):
+def choose(module, methods, model, layer=None, heads=None, **options):
     """{method: the module's MapFunction for it, or the function of utils that gives its box without a map}.
 
+    Args:
+        layer: for every method that makes a map; heads: for those that read attention heads (see maps.MapFunction).
+        options: those of the look.
     Raises:
-        ValueError: an unknown method; a model or an option that the module's look cannot have; a layer that the model
-            does not have, or for a method that reads none.
+        ValueError: an unknown method; a model or an option that the module's look cannot have; a layer or a head that
+            the model does not have, or a layer for a method that reads none.
     """
     look_class(module).check(model, **options)
     functions = {}
     for method in methods:
         row = METHODS[known(method, METHODS, "method")]
-        functions[method] = getattr(module, row["map"]) if "map" in row else getattr(utils, row["box"])
-    maps = [function for function in functions.values() if isinstance(function, MapFunction)]
-    for function in maps:
-        function.layers(model, layer)
-    if layer is not None and not maps:
+        if "map" in row:
+            function = getattr(module, row["map"])
+            functions[method] = function.reading(model, layer, heads if "heads" in function.reads else None)
+        else:
+            functions[method] = getattr(utils, row["box"])
+    if layer is not None and not any(isinstance(function, MapFunction) for function in functions.values()):
         raise ValueError(f"layer={layer!r} has no meaning here: {', '.join(functions)} reads no layer")
     return functions
 
@@ -128,14 +134,16 @@ def vicrop_qa(model_name, method_name, image_path, question, model, processor, s
         question: the bare question; the model's template is put around it.
         model, processor: as loaded by `load_model` or by transformers, in any dtype, with any attention implementation.
         short_question: asked in place of the question for the map only.
-        options: `layer=`, and keywords of the model's look (`geometry=`, ...).
+        options: `layer=`, `heads=` (as maps.MapFunction takes them; by default those of `heads_of`), and keywords of
+            the model's look (`geometry=`, ...).
     Returns:
         (original_answer, crop_answer, bbox): strings and (x1, y1, x2, y2) ints in pixels of the image.
     """
     module, layer = model_module(model_name), options.pop("layer", None)
-    functions = choose(module, [method_name], model, layer, **options)
+    heads = options.pop("heads", None) or heads_of(model_name, model.name_or_path)
+    functions = choose(module, [method_name], model, layer, heads, **options)
     look = look_class(module)([image_path], model, processor, **options)
-    case = Case(look, [question], short_questions=[short_question], layer=layer)
+    case = Case(look, [question], short_questions=[short_question])
     (found,) = case.findings(method_name, functions[method_name], case.original_answers(functions))
     return found.original_answer, found.crop_answer, found.bbox
 
@@ -150,6 +158,25 @@ def known(name, table, what):
 
 def model_module(name):
     return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
+
+
+def heads_of(name, model_id=None, given=None):
+    """The localization heads that loc_att reads: [(layer, head)], or None for the best ones of each image.
+
+    Args:
+        name, model_id: as for `load_model`.
+        given: "L14H24,L14H13", a file that `localization.pipeline stage=batch_analyze` has written, or PER_SAMPLE.
+            None: those of info.MODELS, if it is that very checkpoint; another one has other heads.
+    """
+    row = MODELS[known(name, MODELS, "model")]
+    if given is None:
+        own = Path(local_or_hub(name)) == Path(local_or_hub(name, model_id))
+        given = row.get("loc_heads", PER_SAMPLE) if own else PER_SAMPLE
+    if given == PER_SAMPLE:
+        return None
+    if Path(given).is_file():
+        given = read_json(given)["heads"]
+    return parse_heads(given)
 
 
 def look_class(module):

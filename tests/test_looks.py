@@ -316,10 +316,10 @@ def test_a_short_question_is_asked_for_the_map_only(qwen, monkeypatch):
     from vicrop import Case
 
     look = QwenLook([photo()], *qwen)
-    case = Case(look, ["a long one?"], short_questions=["short?"], layer=1)
+    case = Case(look, ["a long one?"], short_questions=["short?"])
     asked = []
     attention = look.attention
     monkeypatch.setattr(look, "attention", lambda prompts, *rest: asked.extend(prompts) or attention(prompts, *rest))
-    case.find("rel_att", __import__("qwen2_5_methods").rel_att)
+    case.find("rel_att", __import__("qwen2_5_methods").rel_att.reading(qwen[0], 1))
     assert asked[0] == look.prompt("short?")
     assert case.prompts[0] == look.prompt("a long one?")

@@ -269,7 +269,7 @@ def test_a_batch_of_questions_equals_each_alone(small, method):
     _, module, model, processor = small
     look, function = look_class(module)(MIXED, model, processor), getattr(module, method)
     asked, general = [look.prompt(question) for question in QUESTIONS], look.prompt(GENERAL_PROMPT)
-    together = function.of(look, asked, general, **some_layer(method), of=OF)
+    together = function.reading(model, **some_layer(method)).of(look, asked, general, of=OF)
     for prompt, image, found in zip(asked, OF, together, strict=True):
         alone = function(MIXED[image], prompt, general, model, processor, **some_layer(method))
         assert found.shape == alone.shape
@@ -315,13 +315,14 @@ def test_the_order_of_questions_does_not_matter(small):
     _, module, model, processor = small
     prompt, general = prompts(module, model, processor)
     look = look_class(module)([photo()], model, processor)
-    maps = [function.of(look, prompt, general, 1) for function in (module.grad_att, module.rel_att)]
+    functions = [function.reading(model, 1) for function in (module.grad_att, module.rel_att)]
+    maps = [function.of(look, prompt, general) for function in functions]
     first = look.answer(prompt)
     look.answer(prompt, crops=[photo(seed=4)])
     look.attention(general, (0, 1))
     assert look.answer(prompt) == first
     fresh = look_class(module)([photo()], model, processor)
-    again = [function.of(fresh, prompt, general, 1) for function in (module.grad_att, module.rel_att)]
+    again = [function.of(fresh, prompt, general) for function in functions]
     assert all(np.array_equal(one, other) for one, other in zip(maps, again, strict=True))
 
 

@@ -65,7 +65,7 @@ def layers(args):
     look_class(module).check(model, **options)
     grade = GRADERS[first_grader(args.task)]
     folder = in_repository(args.image_path)
-    every = module.rel_att.layers(model, "mean")
+    every = look_class(module).layers(model, "mean")
     choices = [*every, "mean"]
     ratios, correct, wrong = {layer: [] for layer in every}, {choice: [] for choice in choices}, []
     records = load_task(args.question_path)[: args.limit]
@@ -80,7 +80,7 @@ def layers(args):
             ratios[layer].append(attention_ratio(att_map, look.regions[0], record["gt_bbox"]))
         answers = {}  # by box: layers that agree need one answer
         for choice in choices:
-            att_map = module.rel_att.of(look, prompt, general, choice)[0]
+            att_map = module.rel_att.reading(model, choice).of(look, prompt, general)[0]
             box = bbox_in_region(att_map, look.regions[0], look.images[0].size, look.bbox_size)
             if box not in answers:
                 answers[box] = look.answer(prompt, crops=[look.images[0].crop(box)])[0]

@@ -1,0 +1,87 @@
+"""From the maps of a few heads to a mask and a box (arXiv 2503.06287, section 3.4): numpy and scipy, no model in here.
+
+A map is (h, w) with row 0 at the top and covers `region`, a rectangle of the image in xyxy pixels.
+"""
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import ConvexHull
+
+from localization.analyze import NEIGHBOURS
+
+SIGMA, TRUNCATE = 1.0, 3  # of the Gaussian, in cells: a kernel of 7 x 7
+
+
+def smoothed(maps, sigma=SIGMA):
+    """Each of maps (..., h, w) after a Gaussian of `sigma` cells, cut off at 3 sigma; borders are mirrored."""
+    maps = np.asarray(maps, dtype=np.float64)
+    return ndimage.gaussian_filter(maps, (0,) * (maps.ndim - 2) + (sigma, sigma), truncate=TRUNCATE) if sigma else maps
+
+
+def heads_map(maps, sigma=SIGMA):
+    """(h, w) map of some heads, from theirs (heads, h, w): the sum of the smoothed ones."""
+    return smoothed(maps, sigma).sum(0)
+
+
+def mean_relu(att_map):
+    """(h, w) bool: what exceeds the map's mean."""
+    return att_map > att_map.mean()
+
+
+MASKS = {"mean_relu": mean_relu}  # logic.mask.method -> its function
+
+
+def largest_component(mask):
+    """(h, w) bool: the 8-connected part of a mask with most cells; the topmost on ties; nothing of an empty one."""
+    labels, count = ndimage.label(mask, NEIGHBOURS)
+    if not count:
+        return np.zeros_like(mask, dtype=bool)
+    return labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+
+
+def convex_hull(mask):
+    """(n, 2) corners (x, y), in cells, of the convex hull around a mask's cells, each a unit square; empty of none."""
+    rows, columns = np.nonzero(mask)
+    corners = np.concatenate([np.stack([columns + x, rows + y], 1) for x in (0, 1) for y in (0, 1)])
+    if not len(corners):
+        return corners
+    return corners[ConvexHull(corners).vertices]
+
+
+def hull_box(mask):
+    """(x1, y1, x2, y2) in cells around the hull of a mask's largest component; None of an empty mask."""
+    hull = convex_hull(largest_component(mask))
+    return None if not len(hull) else (*hull.min(0).tolist(), *hull.max(0).tolist())
+
+
+def to_pixels(points, shape, region):
+    """Points (n, 2) as (x, y) in cells of a map (h, w), in pixels of the image."""
+    (h, w), (left, top, right, bottom) = shape, region
+    return np.asarray(points, dtype=np.float64) * ((right - left) / w, (bottom - top) / h) + (left, top)
+
+
+def box_in_image(mask, region, image_size):
+    """[x1, y1, x2, y2] pixels of the image around a mask (h, w) over `region`, clipped to it; None of an empty mask."""
+    box = hull_box(mask)
+    if box is None:
+        return None
+    corners = to_pixels([box[:2], box[2:]], mask.shape, region)
+    return [round(float(side), 2) for side in corners.clip((0, 0), image_size).ravel()]
+
+
+def mask_in_image(mask, region, image_size):
+    """(height, width) bool: a mask (h, w) over `region` at the image's resolution; nothing where no map reaches."""
+    width, height = image_size
+    left, top, right, bottom = region
+    rows = np.floor((np.arange(height) + 0.5 - top) * mask.shape[0] / (bottom - top)).astype(int)
+    columns = np.floor((np.arange(width) + 0.5 - left) * mask.shape[1] / (right - left)).astype(int)
+    inside = [(each >= 0) & (each < cells) for each, cells in zip((rows, columns), mask.shape, strict=True)]
+    full = mask[rows.clip(0, mask.shape[0] - 1)][:, columns.clip(0, mask.shape[1] - 1)]
+    return full & inside[0][:, None] & inside[1]
+
+
+def peak_in_image(att_map, region):
+    """[x, y] pixels of the image: the middle of the map's largest cell (the first one on ties)."""
+    row, column = np.unravel_index(np.argmax(att_map), att_map.shape)
+    (point,) = to_pixels([(column + 0.5, row + 0.5)], att_map.shape, region)
+    return [round(float(each), 2) for each in point]
