@@ -92,6 +92,9 @@ class BlipLook(Look):
     def prompt(self, question):
         return PROMPT.format(question=question)
 
+    def phrase(self, text):
+        return text  # the image comes before it by itself
+
     def token_count(self, grid):
         return self.model.config.num_query_tokens
 
@@ -114,6 +117,11 @@ class BlipLook(Look):
         asked = [tokenizer(prompt, return_tensors="pt").input_ids[0].to(features.device) for prompt in prompts]
         heard = pad_sequence([torch.ones_like(ids) for ids in asked], batch_first=True)
         return list(image_tokens(self.model, features, pad_sequence(asked, batch_first=True), heard))
+
+    def stock_inputs(self, ids, prompt):
+        reader = self.processor.qformer_tokenizer(prompt, return_tensors="pt").to(ids.device)
+        heard = {f"qformer_{name}": reader[name] for name in ("input_ids", "attention_mask")}
+        return super().stock_inputs(ids, prompt) | heard
 
     def features(self, asks, seen):
         """With the Q-Former's attention on the way, which is the same whenever it reads these asks."""

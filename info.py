@@ -9,9 +9,9 @@ MODELS = {
     "llava_next": {"id": "llava-hf/llava-v1.6-vicuna-7b-hf", "module": "llava_next_methods"},
     "blip": {"id": "Salesforce/instructblip-vicuna-7b", "module": "blip_methods"},
     "qwen2_5": {"id": "Qwen/Qwen2.5-VL-3B-Instruct", "module": "qwen2_5_methods"},
-    "llava_tiny": {"id": "data/tiny/llava", "module": "llava_methods"},
-    "blip_tiny": {"id": "data/tiny/blip", "module": "blip_methods"},
-    "qwen2_5_tiny": {"id": "data/tiny/qwen2_5", "module": "qwen2_5_methods"},
+    "llava_tiny": {"id": "data/tiny/llava", "module": "llava_methods", "loc_heads": "L2H6,L2H1,L2H2"},
+    "blip_tiny": {"id": "data/tiny/blip", "module": "blip_methods", "loc_heads": "L4H4,L2H3,L4H5"},
+    "qwen2_5_tiny": {"id": "data/tiny/qwen2_5", "module": "qwen2_5_methods", "loc_heads": "L2H4,L2H2,L2H7"},
 }
 
 # name -> the questions (see data/README.md), the folder of their images, and metrics: name -> a grader of graders.py.
@@ -92,3 +92,10 @@ OPTIONS = {
         "help": "InstructBLIP: Q-Former layer to read, counting from 0 those with cross-attention (default 2)",
     },
 }
+
+
+def known(name, table, what):
+    """The name, if the table has it; else a ValueError that lists what it has."""
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
+    return name

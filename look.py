@@ -29,6 +29,7 @@ class Ask(NamedTuple):
 
     image: int
     prompt: str  # whole, template included
+    said: tuple = ()  # token ids that follow it, the beginning of an answer
 
 
 class Script(NamedTuple):
@@ -146,6 +147,10 @@ class Look(ABC):
     def prompt(self, question):
         """The whole prompt of a question about one image: the model's own template, filled in."""
 
+    def phrase(self, text):
+        """A prompt of an image and a text, without roles or instructions."""
+        return f"{self.block}\n{text}"
+
     def token_count(self, grid):
         """The number of tokens that stand for an image whose map has these cells (h, w)."""
         return self.before + grid[0] * grid[1]
@@ -224,11 +229,12 @@ class Look(ABC):
         return tuple(sorted({valid_layer(number, count, "this model") for number in numbers}))
 
     # -- from questions to tensors
-    def asks(self, prompts, of=None):
+    def asks(self, prompts, of=None, said=None):
         """[Ask] for a prompt about every image, or for prompts about the images numbered in `of`."""
-        if isinstance(prompts, str):
-            return [Ask(image, prompts) for image in range(len(self.images))]
-        return [Ask(image, prompt) for image, prompt in zip(of or range(len(self.images)), prompts, strict=True)]
+        prompts = [prompts] * len(self.images) if isinstance(prompts, str) else prompts
+        images = of or range(len(self.images))
+        said = said or [()] * len(prompts)
+        return [Ask(*ask) for ask in zip(images, prompts, map(tuple, said), strict=True)]
 
     @cached_property
     def prepared(self):
@@ -256,7 +262,8 @@ class Look(ABC):
     def script(self, ask, *crops):
         """The Script of an ask about its image, and a crop with a map of `crops` cells (h, w)."""
         grids = [self.grids[ask.image], *crops]
-        ids = self.tokens(ask.prompt, [self.token_count(grid) for grid in grids]).to(self.device)
+        ids = self.tokens(ask.prompt, [self.token_count(grid) for grid in grids])
+        ids = torch.cat([ids, ids.new_tensor(ask.said)]).to(self.device)
         start = int((ids == self.model.config.image_token_id).nonzero()[0])
         return Script(ids, self.positions(ids, grids), start + self.token_count(grids[0]))
 
@@ -359,16 +366,17 @@ class Look(ABC):
 
     # -- the questions
     @quietly
-    def attention(self, prompts, layers, of=None):
+    def attention(self, prompts, layers, of=None, said=None):
         """A_st: attention of a prompt's last token to its image (times A_ti where a connector is in between).
 
         Args:
             prompts, of: see the class.
             layers: zero-based layer numbers, ascending.
+            said: per prompt the token ids that follow it; then it is the attention of the last of those.
         Returns:
             [(layers, heads, h, w) float32 tensor] per prompt, row 0 of the map at the top.
         """
-        asks = self.asks(prompts, of)
+        asks = self.asks(prompts, of, said)
         missing = [layer for layer in layers if any((ask, layer) not in self._rows for ask in asks)]
         if missing:  # several questions about an image have its general prompt in common: it is read once
             new = [ask for ask in dict.fromkeys(asks) if any((ask, layer) not in self._rows for layer in missing)]
@@ -493,6 +501,25 @@ class Look(ABC):
             answers = torch.cat([answers, tokens], 1)
         ended = torch.isin(answers, ends).cumsum(1) > 0
         return [row[~over].tolist() for row, over in zip(answers, ended, strict=True)]
+
+    def stock_inputs(self, ids, prompt):
+        """What transformers' own `generate` is given for a prompt about a single image, besides how to decode."""
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.inputs}
+
+    @quietly
+    def generate(self, prompt, **options):
+        """[token ids] of an answer about a single image by transformers' own `generate`, without special tokens.
+
+        For what `answer` has not: sampling, beams, another length. It shares nothing with the rest of the look.
+        """
+        (ask,) = self.asks(prompt)
+        inputs = self.stock_inputs(self.script(ask).ids[None], prompt)
+        written = self.model.generate(**inputs, **options)[0].tolist()
+        prompted = inputs["input_ids"][0].tolist()
+        if written[: len(prompted)] == prompted:  # some models give it back, others do not
+            written = written[len(prompted) :]
+        special = set(self.processor.tokenizer.all_special_ids)
+        return [token for token in written if token not in special]
 
     # -- high resolution
     def tiles(self, image=0):

@@ -96,6 +96,10 @@ class QwenLook(Look):
         image = (ids == self.model.config.image_token_id).int()[None]
         return self.model.model.get_rope_index(ids[None], mm_token_type_ids=image, image_grid_thw=patches)[0][:, 0]
 
+    def stock_inputs(self, ids, prompt):
+        image = (ids == self.model.config.image_token_id).int()  # without it there would be no mrope, silently
+        return super().stock_inputs(ids, prompt) | {"mm_token_type_ids": image}
+
     def canvas(self, values):
         """A row of `values` is a patch: 3 colours x 2 copies in time; rows come by tokens, of 2 x 2 patches each."""
         vision, (h, w) = self.model.config.vision_config, self.grids[0]

@@ -292,10 +292,26 @@ def whole_lines(text):
             continue
 
 
-def write_atomically(path, data):
-    """JSON under a temporary name of its own, then renamed: a reader sees the old file or the new one, never a half."""
+@contextmanager
+def renamed_to(path):
+    """A temporary path to write to, which then takes the name: a reader sees the old file or the new one, never a half.
+
+        with renamed_to("picture.png") as temporary:
+            image.save(temporary)
+
+    The temporary name has the same ending; nothing is left of it if the writing fails.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.time_ns()}")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{os.getpid()}.{time.time_ns()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path, data):
+    """A JSON file, by `renamed_to`."""
+    with renamed_to(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + "\n")

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 import utils
 from batches import FAILURES, answer_batch, in_batches, prefetched
 from graders import first_grader, score
-from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS
+from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS, known
 from localization.analyze import head_name
 from look import MAX_NEW_TOKENS
 from records import ROOT, Results, check_record, in_repository, load_task, pick
@@ -43,7 +43,6 @@ from vicrop import (
     default_device,
     default_dtype,
     heads_of,
-    known,
     load_model,
     look_class,
     model_module,

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig
 
 import utils
-from info import GENERAL_PROMPT, METHODS, MODELS
+from info import GENERAL_PROMPT, METHODS, MODELS, known
 from localization.analyze import parse_heads
 from maps import MapFunction
 from records import ROOT, read_json
@@ -149,13 +149,6 @@ def vicrop_qa(model_name, method_name, image_path, question, model, processor, s
 
 
 # ------------------------------------------------------------------------------------------------------------- models
-def known(name, table, what):
-    """The name, if the table has it; else a ValueError that lists what it has."""
-    if name not in table:
-        raise ValueError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
-    return name
-
-
 def model_module(name):
     return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
 
@@ -194,11 +187,11 @@ def default_dtype(device):
     return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
 
-def weights_of(name, model_id=None, revision=None):
+def weights_of(name, model_id=None, revision=None, cache_dir=None):
     """What tells a checkpoint's weights from others: the commit on the hub, or a hash of a folder's files' ends."""
     source = local_or_hub(name, model_id)
     if not Path(source).is_dir():
-        return AutoConfig.from_pretrained(source, revision=revision)._commit_hash
+        return AutoConfig.from_pretrained(source, revision=revision, cache_dir=cache_dir)._commit_hash
     digest = hashlib.sha256()
     for path in sorted(path for path in Path(source).iterdir() if path.suffix in (".safetensors", ".bin")):
         with path.open("rb") as file:
@@ -214,7 +207,7 @@ def local_or_hub(name, model_id=None):
     return ROOT / source if (ROOT / source).is_dir() else source
 
 
-def load_model(name, model_id=None, device=None, dtype=None, device_map=None, revision=None):
+def load_model(name, model_id=None, device=None, dtype=None, device_map=None, revision=None, cache_dir=None):
     """(model, processor) of a name of info.MODELS; a checkpoint that comes quantised loads as it is.
 
     Args:
@@ -223,11 +216,12 @@ def load_model(name, model_id=None, device=None, dtype=None, device_map=None, re
         dtype: torch dtype; see `default_dtype`.
         device_map: as transformers takes it, "auto" to spread the layers over all GPUs; in place of `device`.
         revision: branch, tag or commit of a checkpoint on the hub.
+        cache_dir: where downloads are kept; default: the hub's own folder.
     """
     module = model_module(name)
     device = torch.device(device or default_device())
-    source = local_or_hub(name, model_id)
+    source, where = local_or_hub(name, model_id), {"revision": revision, "cache_dir": cache_dir}
     model = module.MODEL_CLASS.from_pretrained(
-        source, dtype=dtype or default_dtype(device), device_map=device_map or {"": device}, revision=revision
+        source, dtype=dtype or default_dtype(device), device_map=device_map or {"": device}, **where
     )
-    return model.eval(), module.load_processor(source, revision=revision)
+    return model.eval(), module.load_processor(source, **where)

@@ -179,10 +179,14 @@ def mean_entropy(samples):
     return entropies.mean(0).filled(np.inf)
 
 
+def by_count(found, entropy):
+    """Heads that count at all, those that count in most samples first; ties: lower mean entropy."""
+    return _in_order(_heads(found > 0), -found, entropy)
+
+
 def frequent(samples, criteria):
-    """The `top_k` heads that count in most samples: the model's localization heads. Ties: lower mean entropy."""
-    found = counts(samples, criteria)
-    return _in_order(_heads(found > 0), -found, mean_entropy(samples))[: criteria.top_k]
+    """The `top_k` heads that count in most samples: the model's localization heads."""
+    return by_count(counts(samples, criteria), mean_entropy(samples))[: criteria.top_k]
 
 
 def halves_overlap(samples, criteria, seed=0):
@@ -228,3 +232,26 @@ def valid_heads(heads, layers, per_layer):
             has = f"layers 0 to {layers - 1}, each with heads 0 to {per_layer - 1}"
             raise ValueError(f"head {head_name(head)} does not exist: this model has {has}")
     return heads
+
+
+def selected(measures, criteria, selection, manual=None):
+    """(heads [(layer, head)] of one sample, what has to be said about them or None).
+
+    Args:
+        selection: "fixed", those of `manual` that pass both criteria here; "greedy", the best of this sample; "all",
+            every head of the model, a baseline.
+        manual: the fixed heads. Where there are none, or none of them passes, the sample's best stand in: that is said.
+    """
+    if selection == "all":
+        return _heads(np.ones_like(measures.bottom)), None
+    if selection == "greedy":
+        return greedy(measures, criteria), None
+    if not manual:
+        return greedy(measures, criteria), "no localization heads are known of this model: this sample's best stand in"
+    valid_heads(manual, *measures.sums.shape)
+    passed, _ = ranked(measures, criteria)
+    kept = [head for head in manual if head in passed]
+    if kept:
+        return kept, None
+    named = ", ".join(map(head_name, manual))
+    return greedy(measures, criteria), f"none of {named} passes both criteria here: this sample's best stand in"

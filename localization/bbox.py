@@ -3,11 +3,13 @@
 A map is (h, w) with row 0 at the top and covers `region`, a rectangle of the image in xyxy pixels.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from localization.analyze import NEIGHBOURS
+from localization.analyze import NEIGHBOURS, Criteria, Measures, selected
 
 SIGMA, TRUNCATE = 1.0, 3  # of the Gaussian, in cells: a kernel of 7 x 7
 
@@ -85,3 +87,42 @@ def peak_in_image(att_map, region):
     row, column = np.unravel_index(np.argmax(att_map), att_map.shape)
     (point,) = to_pixels([(column + 0.5, row + 0.5)], att_map.shape, region)
     return [round(float(each), 2) for each in point]
+
+
+# ------------------------------------------------------------------------------------------------- all of it, for one
+@dataclass(frozen=True)
+class Grounding:
+    """What the heads of one sample say about its query; boxes and points in pixels of the image."""
+
+    measures: Measures
+    heads: list  # [(layer, head)] that made the map
+    note: str | None  # what has to be said about their choice
+    att_map: np.ndarray  # (h, w)
+    mask: np.ndarray  # (h, w) bool
+    box: list | None  # xyxy
+    peak: list  # [x, y], the map's maximum
+    shown: np.ndarray  # (height, width) bool, the mask at the image's resolution
+
+
+def ground(attention, region, image_size, logic, manual=None):
+    """A Grounding: from the attention of all heads to a mask and a box.
+
+    Args:
+        attention: (layers, heads, h, w) of one text token.
+        region: xyxy pixels of the image that the map covers; image_size: (width, height).
+        logic: a config.Logic; manual: the fixed heads [(layer, head)], if there are any.
+    """
+    criteria = criteria_of(logic)
+    measures = criteria.measure(attention)
+    heads, note = selected(measures, criteria, logic.selection.name, manual)
+    att_map = heads_map(np.stack([attention[head] for head in heads]), logic.smoothing.sigma)
+    mask = MASKS[logic.mask.method.name](att_map)
+    box, peak = box_in_image(mask, region, image_size), peak_in_image(att_map, region)
+    return Grounding(measures, heads, note, att_map, mask, box, peak, mask_in_image(mask, region, image_size))
+
+
+def criteria_of(logic):
+    """The analyze.Criteria of a config.Logic."""
+    entropy = logic.entropy
+    rest = logic.threshold.min_keep, entropy.binarize_threshold, entropy.weight.name
+    return Criteria(logic.top_k, logic.count_k, *rest)

@@ -197,7 +197,26 @@ def write_dataset(out, seed, per_size):
             number += 1
             bar.update(len(asked))
     (out / "data.json").write_text(json.dumps(records, indent=1) + "\n")
+    write_grounding(out, records)
     return records
+
+
+def write_grounding(out, records):
+    """Write `out`/grounding.jsonl: for the sign of each question a phrase and its box, [x, y, width, height].
+
+    Input and ground truth of localization heads in one file (see localization/).
+    """
+    lines = []
+    for record in records:
+        color = record["id"].rpartition("-")[2]
+        x1, y1, x2, y2 = record["gt_bbox"]
+        with Image.open(out / "images" / record["image_path"]) as image:
+            width, height = image.size
+        lines.append({
+            "id": record["id"], "prompt": f"the {color} sign", "image_path": f"images/{record['image_path']}",
+            "bbox": [x1, y1, x2 - x1, y2 - y1], "width": width, "height": height,
+        })  # fmt: skip
+    (out / "grounding.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def main():

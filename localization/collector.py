@@ -1,0 +1,108 @@
+"""Attention of every layer and head to an image's cells, for a phrase: read through the same look as ViCrop's maps."""
+
+import logging
+from functools import cached_property
+
+import torch
+
+from info import MODELS
+from vicrop import default_device, load_model, look_class, model_module, weights_of
+
+# What others call a checkpoint that the hub has, converted, under another name.
+ALIASES = {
+    "liuhaotian/llava-v1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "liuhaotian/llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
+}
+
+log = logging.getLogger(__name__)
+
+
+class Collector:
+    """A model, loaded when it is first asked, and how it is asked; `settings` is a config.Model."""
+
+    def __init__(self, settings):
+        if settings.use_flash_attn:
+            raise ValueError("model.use_flash_attn must be false: flash attention never holds the rows that are read")
+        self.settings = settings
+        self.module = model_module(settings.family)
+        self.kind = look_class(self.module)
+        self.model_id = None if settings.name in MODELS else ALIASES.get(settings.name, settings.name)
+
+    @property
+    def device(self):
+        """The torch.device of `device` and `device_id`."""
+        name = self.settings.device
+        if self.settings.device_id is not None:
+            if name == "cpu":
+                raise ValueError(f"model.device is cpu, and model.device_id {self.settings.device_id} is a GPU's")
+            name = f"cuda:{self.settings.device_id}"
+        try:
+            device = default_device() if name == "auto" else torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            said = str(error).splitlines()[0]
+            raise ValueError(f"model.device {name!r} cannot be used here (auto, cpu or cuda:N): {said}") from error
+        return device
+
+    @cached_property
+    def loaded(self):
+        """(model, processor)"""
+        device = self.device
+        log.info("loading %s on %s", self.settings.name, device)
+        model, processor = load_model(self.settings.family, self.model_id, device, cache_dir=self.settings.cache_dir)
+        self.kind.check(model, **self.settings.look)
+        return model, processor
+
+    @cached_property
+    def made_with(self):
+        """What attention depends on besides image and query."""
+        names = ("family", "name", "conv_mode", "look", "use_generate")
+        if self.settings.use_generate:
+            names += ("do_sample", "num_beams")
+        values = {name: getattr(self.settings, name) for name in names}
+        weights = weights_of(self.settings.family, self.model_id, cache_dir=self.settings.cache_dir)
+        return values | {"conv_mode": self.settings.conv_mode.name, "weights": weights}
+
+    def look_at(self, image_file):
+        """A look at an image, made ready to be asked."""
+        look = self.kind([image_file], *self.loaded, **self.settings.look)
+        look.inputs  # noqa: B018 (made here: another thread may prepare the next image)
+        return look
+
+    def collect(self, look, image_file, query):
+        """(attn, meta): the attention of the query's last token, or of the first one that the model generates.
+
+        One pass over what the look has not read yet; of each layer and head only the last row ever exists.
+
+        Returns:
+            attn: [L, H, 1, V] float32 ndarray, V the cells of the map, row by row from the top.
+            meta: what SPEC calls meta: where it comes from and how to read it, ready for JSON.
+        Raises:
+            ValueError: an empty query; an attention that is not finite.
+        """
+        if not isinstance(query, str) or not query.strip():
+            raise ValueError(f"the query is a text that is not empty, not {query!r}")
+        prompts = {"referseg": look.phrase, "vqa": look.prompt}
+        prompt, said = prompts[self.settings.conv_mode.name](query), ()
+        about = {}
+        if self.settings.use_generate:
+            tokens, about["generated_text"] = self.generate(look, prompt)
+            said = tuple(tokens[:1])
+            if not tokens:
+                log.warning("%s: nothing was generated for %r, so its last token is read", image_file, query)
+        (maps,) = look.attention([prompt], look.layers(look.model, "mean"), said=[said])
+        layers, heads, h, w = maps.shape
+        attn = maps.reshape(layers, heads, 1, h * w).cpu().numpy()
+        meta = {
+            "image_file": str(image_file), "query": query, "model_name": self.settings.name,
+            "image_size": list(look.images[0].size), "vis_len": h * w, "patch_size": h if h == w else [h, w],
+            "num_layers": layers, "num_heads": heads, "attn_dtype": str(look.model.dtype).removeprefix("torch."),
+            "region": list(look.regions[0]), "prompt": prompt, "made_with": self.made_with, **about,
+        }  # fmt: skip
+        return attn, meta
+
+    def generate(self, look, prompt):
+        """(token ids, text) of an answer, by transformers' own `generate` with the settings' sampling and beams."""
+        options = {name: getattr(self.settings, name) for name in ("max_new_tokens", "do_sample", "num_beams")}
+        tokens = look.generate(prompt, **options)
+        return tokens, look.processor.tokenizer.decode(tokens).strip()

@@ -1,0 +1,116 @@
+"""What the configuration may hold, with types and defaults: Hydra refuses any other key, in files and on the command
+line. The files under conf/ fill it in.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from localization.analyze import BINARIZE_THRESHOLD, COUNT_K, TOP_K
+from localization.bbox import MASKS, SIGMA
+
+Stage = Enum("Stage", "pipeline collect analyze visualize batch batch_analyze")
+ConvMode = Enum("ConvMode", "referseg vqa")
+Selection = Enum("Selection", "fixed greedy all")
+ThresholdMethod = Enum("ThresholdMethod", "chord")
+EntropyWeight = Enum("EntropyWeight", "area mass")
+MaskMethod = Enum("MaskMethod", list(MASKS))
+AttentionFormat = Enum("AttentionFormat", "npz pkl")
+AttentionType = Enum("AttentionType", "float16 float32")
+
+
+@dataclass
+class Model:
+    family: str = MISSING  # a name of info.MODELS: whose look reads it
+    name: str = MISSING  # the checkpoint: hub id, folder, or a name of info.MODELS
+    cache_dir: str | None = None  # where weights are downloaded to
+    device: str = "auto"  # auto, cpu, cuda:N
+    device_id: int | None = None  # cuda:N, by its number
+    conv_mode: ConvMode = ConvMode.referseg  # the image and the query, nothing else; vqa: the model's template
+    look: dict[str, str | int] = field(default_factory=dict)  # keywords of the model's look
+    use_generate: bool = False  # read the first generated token's attention, not the query's last one's
+    max_new_tokens: int = 20
+    do_sample: bool = False
+    num_beams: int = 1
+    use_flash_attn: bool = False
+
+
+@dataclass
+class Threshold:
+    method: ThresholdMethod = ThresholdMethod.chord
+    min_keep: int = 1
+
+
+@dataclass
+class Entropy:
+    binarize_threshold: float = BINARIZE_THRESHOLD
+    weight: EntropyWeight = EntropyWeight.area  # what a component of a map weighs by
+
+
+@dataclass
+class Smoothing:
+    sigma: float = SIGMA
+
+
+@dataclass
+class Mask:
+    method: MaskMethod = MaskMethod.mean_relu
+
+
+@dataclass
+class Head:
+    layer: int
+    head: int
+
+
+@dataclass
+class Logic:
+    selection: Selection = Selection.fixed
+    top_k: int = TOP_K
+    count_k: int = COUNT_K
+    threshold: Threshold = field(default_factory=Threshold)
+    entropy: Entropy = field(default_factory=Entropy)
+    smoothing: Smoothing = field(default_factory=Smoothing)
+    mask: Mask = field(default_factory=Mask)
+    manual_heads: list[Head] | None = None
+
+
+@dataclass
+class Data:
+    image_file: str | None = None
+    query: str | None = None
+    attention_file: str | None = None
+    data_file: str | None = None
+    process_all: bool = False
+    start_index: int | None = None
+    end_index: int | None = None
+    output_dir: str = "outputs/localization"
+    visualize_batch: bool = False
+    batch_attention_dir: str | None = None
+
+
+@dataclass
+class AttentionStorage:
+    format: AttentionFormat = AttentionFormat.npz
+    compress: bool = True
+    keep_meta_pickle: bool = False
+    dtype: AttentionType = AttentionType.float16
+
+
+@dataclass
+class Storage:
+    attention: AttentionStorage = field(default_factory=AttentionStorage)
+
+
+@dataclass
+class Config:
+    stage: Stage = Stage.pipeline
+    model: Model = field(default_factory=Model)
+    logic: Logic = field(default_factory=Logic)
+    data: Data = field(default_factory=Data)
+    storage: Storage = field(default_factory=Storage)
+
+
+ConfigStore.instance().store(name="schema", node=Config)

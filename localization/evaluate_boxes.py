@@ -1,0 +1,207 @@
+"""How well boxes match: IoU, the share above thresholds, and pointing accuracy.
+
+python -m localization.evaluate_boxes --dataset-jsonl GT.jsonl --pred-root OUTPUTS/MODEL --id-field question_id
+
+GT.jsonl has an object a line with an id and `bbox`, [x, y, width, height] in pixels; a prediction is `<id>_bbox.json`
+with `bbox`, [x1, y1, x2, y2] in pixels, and `peak`, the maximum of the map that it was made of.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from get_score import bootstrap_interval
+from localization.storage import beside, safe_id
+from records import read_json, read_rows
+
+CENTER = "center"  # --baseline: a box of half the image's sides in its middle
+SHOWN_IDS = 10
+
+
+def box_xywh_to_xyxy(box):
+    x, y, width, height = box
+    return [x, y, x + width, y + height]
+
+
+def iou(one, other):
+    """Intersection over union of two boxes, xyxy; 0 if either has no area."""
+    areas = [max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (one, other)]
+    if not all(areas):
+        return 0.0
+    sides = [min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1)]
+    both = max(0, sides[0]) * max(0, sides[1])
+    return both / (sum(areas) - both)
+
+
+def inside(point, box):
+    """Does a point [x, y] lie in a box, xyxy?"""
+    return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
+
+
+# -------------------------------------------------------------------------------------------------------------- input
+def four_numbers(box):
+    """A box as four finite floats, or None."""
+    try:
+        sides = [float(side) for side in box]
+    except (TypeError, ValueError):
+        return None
+    return sides if len(sides) == 4 and np.isfinite(sides).all() else None
+
+
+def ground_truth(path, id_field):
+    """[{"id", "box" (xyxy), "image", "size" ((width, height) or None)}] of a file of JSON lines."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no ground truth at {path}: --dataset-jsonl names it")
+    rows, seen = [], set()
+    for number, record in enumerate(read_rows(Path(path)), 1):
+        key, box = record.get(id_field), four_numbers(record.get("bbox"))
+        if key is None:
+            raise ValueError(
+                f"{path}, record {number} has no {id_field!r}, but {', '.join(record)}: --id-field names it"
+            )
+        if box is None or box[2] <= 0 or box[3] <= 0:
+            raise ValueError(f"{path}, {key!r}: bbox is [x, y, width, height] in pixels, not {record.get('bbox')!r}")
+        if str(key) in seen:
+            raise ValueError(f"{path}: the id {key!r} comes twice")
+        seen.add(str(key))
+        size = (record["width"], record["height"]) if {"width", "height"} <= record.keys() else None
+        image = str(record.get("image_path", key))
+        rows.append({"id": str(key), "box": box_xywh_to_xyxy(box), "image": image, "size": size})
+    if not rows:
+        raise ValueError(f"{path} has no record")
+    return rows
+
+
+def prediction(root, key):
+    """(box or None, peak or None, (width, height) or None, what is wrong or None) of one id."""
+    path = beside(Path(root) / safe_id(key), "_bbox.json")
+    if not path.is_file():
+        return None, None, None, "missing"
+    found = read_json(path)
+    box = four_numbers(found.get("bbox"))
+    wrong = None if box and box[0] < box[2] and box[1] < box[3] else "degenerate"
+    return None if wrong else box, found.get("peak"), found.get("image_size"), wrong
+
+
+def center_of(truth):
+    """(box, peak, size, what is wrong) of the baseline that always says the middle of the image."""
+    if truth["size"] is None:
+        raise ValueError(f"--baseline {CENTER} needs width and height in the ground truth: {truth['id']!r} has none")
+    width, height = truth["size"]
+    return [width / 4, height / 4, width * 3 / 4, height * 3 / 4], [width / 2, height / 2], truth["size"], None
+
+
+# ----------------------------------------------------------------------------------------------------------- measures
+def judged(truths, root):
+    """{"iou": (n,), "pointing": (n,) or None, "wrong": {id: why}} of the predictions in `root`, or of CENTER."""
+    if root != CENTER and not Path(root).is_dir():
+        raise FileNotFoundError(f"no folder {root} with predictions")
+    found = [center_of(truth) if root == CENTER else prediction(root, truth["id"]) for truth in truths]
+    overlaps = [iou(each[0], truth["box"]) if each[0] else 0.0 for truth, each in zip(truths, found, strict=True)]
+    points = [bool(each[1]) and inside(each[1], truth["box"]) for truth, each in zip(truths, found, strict=True)]
+    wrong = {truth["id"]: each[3] for truth, each in zip(truths, found, strict=True) if each[3]}
+    saved = any(each[1] for each in found)
+    return {"iou": np.array(overlaps), "pointing": np.array(points, dtype=float) if saved else None, "wrong": wrong}
+
+
+def measures(judgement, thresholds):
+    """{name: (n,) values whose mean is the score}."""
+    overlaps, found = judgement["iou"], {}
+    for threshold in thresholds:
+        found[f"acc@{threshold:g}"] = (overlaps >= threshold).astype(float)
+    if judgement["pointing"] is not None:
+        found["pointing"] = judgement["pointing"]
+    return {"mean_iou": overlaps} | found
+
+
+def summary(judgement, thresholds):
+    """{name: value}: everything about one set of predictions."""
+    means = {name: float(values.mean()) for name, values in measures(judgement, thresholds).items()}
+    return {"samples": len(judgement["iou"]), "median_iou": float(np.median(judgement["iou"])), **means}
+
+
+def compared(one, other, truths, thresholds, rounds=10000, seed=0):
+    """{name: (difference, low, high)}: paired, with the 95 % interval of a bootstrap over images."""
+    rows, images = {}, [truth["image"] for truth in truths]
+    others = measures(other, thresholds)
+    for name, values in measures(one, thresholds).items():
+        if name in others:
+            difference = values - others[name]
+            rows[name] = (float(difference.mean()), *bootstrap_interval(difference, images, rounds, seed))
+    return rows
+
+
+def large_enough(truths, least, root):
+    """The truths whose boxes cover at least that share of their image."""
+    kept = []
+    for truth in truths:
+        size = truth["size"] or prediction(root, truth["id"])[2]
+        if size is None:
+            raise ValueError(
+                f"--min-area needs the image's size: width and height of {truth['id']!r} in the ground truth"
+            )
+        x1, y1, x2, y2 = truth["box"]
+        if (x2 - x1) * (y2 - y1) >= least * size[0] * size[1]:
+            kept.append(truth)
+    if not kept:
+        raise ValueError(f"no box covers {least} of its image: --min-area is a share, from 0 to 1")
+    return kept
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+def evaluate(args):
+    """What the command prints, as a dict."""
+    truths = ground_truth(args.dataset_jsonl, args.id_field)
+    if args.min_area:
+        truths = large_enough(truths, args.min_area, args.pred_root)
+    own = judged(truths, args.pred_root)
+    report = {"predictions": str(args.pred_root), **summary(own, args.iou_thresholds), "wrong": own["wrong"]}
+    report["baselines"] = {}
+    for root in args.baseline:
+        other = judged(truths, root)
+        differences = compared(own, other, truths, args.iou_thresholds)
+        report["baselines"][root] = {**summary(other, args.iou_thresholds), "difference": differences}
+    return report
+
+
+def table(report):
+    """The report as text."""
+    names = [name for name, value in report.items() if isinstance(value, int | float) and name != "samples"]
+    lines = [f"{report['predictions']}: {report['samples']} boxes"]
+    lines += [f"  {name:12} {report[name]:8.4f}" for name in names]
+    for root, other in report["baselines"].items():
+        lines.append(f"against {root} (difference, 95 % interval over images):")
+        for name, (mean, low, high) in other["difference"].items():
+            lines.append(f"  {name:12} {other[name]:8.4f}  {mean:+8.4f}  {low:+.4f} to {high:+.4f}")
+    wrong = report["wrong"]
+    if wrong:
+        named = ", ".join(f"{key} ({why})" for key, why in list(wrong.items())[:SHOWN_IDS])
+        more = f" and {len(wrong) - SHOWN_IDS} more" if len(wrong) > SHOWN_IDS else ""
+        lines.append(f"{len(wrong)} predictions count as IoU 0: {named}{more}")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset-jsonl", required=True, help="ground truth")
+    add("--pred-root", required=True, help="folder of the predictions")
+    add("--id-field", default="id", help="field of the ground truth that names a prediction (id)")
+    add("--iou-thresholds", type=float, nargs="+", default=[0.25, 0.5, 0.75])
+    add("--min-area", type=float, default=0.0, help="only boxes that cover at least this share of their image")
+    add("--baseline", nargs="+", default=[], metavar="ROOT",
+        help=f'other predictions to compare with, record by record, or "{CENTER}"')  # fmt: skip
+    add("--format", choices=("table", "json"), default="table")
+    args = parser.parse_args(argv)
+    try:
+        report = evaluate(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"evaluate_boxes: {error}")
+    print(json.dumps(report, indent=1) if args.format == "json" else table(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Localization heads from the command line (Hydra; conf/ holds the settings, config.py says what they mean).
+
+python -m localization.pipeline stage=pipeline data.image_file=IMG data.query="the bird on the branch"
+python -m localization.pipeline stage=batch data.data_file=FILE.jsonl data.process_all=true
+python -m localization.pipeline stage=batch_analyze data.batch_attention_dir=outputs/localization/MODEL
+"""
+
+import os
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see run.py
+
+import hydra
+from omegaconf import OmegaConf
+
+from localization import config as _schema  # noqa: F401 (registers what the files under conf/ may hold)
+
+TEXTS = ("data.image_file", "data.query", "data.attention_file", "data.data_file", "data.output_dir",
+         "data.batch_attention_dir", "model.name", "model.cache_dir")  # fmt: skip
+
+
+def as_typed(argument):
+    """An argument whose value is a text, quoted for Hydra, to which a comma or an apostrophe means something."""
+    key, is_, value = argument.partition("=")
+    if key.lstrip("+") not in TEXTS or value == "null" or value[:1] in ("'", '"'):
+        return argument
+    return key + is_ + '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def run(config):
+    """Run the stage of a config.Config."""
+    if config.model.cache_dir:  # the hub's library reads it once, when it is imported
+        os.environ["HF_HOME"] = config.model.cache_dir
+    from transformers.utils import logging as transformers_logging
+
+    from localization import batch, sample
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    stages = {
+        "pipeline": sample.pipeline, "collect": sample.collect, "analyze": sample.analyze_file,
+        "visualize": sample.visualize, "batch": batch.batch, "batch_analyze": batch.batch_analyze,
+    }  # fmt: skip
+    stages[config.stage.name](config)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def hydra_main(config):
+    try:
+        run(OmegaConf.to_object(config))
+    except (ValueError, OSError) as error:
+        sys.exit(f"localization: {error}")
+
+
+def main():
+    sys.argv[1:] = [as_typed(argument) for argument in sys.argv[1:]]
+    hydra_main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""One sample, an image and a query, from stage to stage: each reads the files of the one before and writes its own."""
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+
+from localization import analyze, bbox, storage, viz
+from localization.collector import Collector
+from records import in_repository, write_atomically
+from utils import load_image
+from vicrop import heads_of
+
+log = logging.getLogger("localization")
+
+
+# ------------------------------------------------------------------------------------------------------------- stages
+def pipeline(config):
+    """Collect, analyze, visualize, mask and box of data.image_file and data.query."""
+    stem = collect(config)
+    attn, meta = storage.read_attention(storage.attention_file(stem))
+    draw(stem, attn, meta, finish(config, stem, attn, meta))
+
+
+def collect(config):
+    """Attention of all heads for data.image_file and data.query, to a file; returns its path without the ending."""
+    data = config.data
+    if not data.image_file or not data.query:
+        raise ValueError(f"data.image_file and data.query are needed, not {data.image_file!r} and {data.query!r}")
+    image_file, collector = in_repository(data.image_file), Collector(config.model)
+    attn, meta = collector.collect(collector.look_at(image_file), image_file, data.query)
+    slug = re.sub(r"\W+", "_", data.query.lower()).strip("_")[:60]
+    stem = folder_of(config) / storage.safe_id(f"{image_file.stem}-{slug}")
+    path = storage.write_attention(stem, attn, meta, config.storage.attention)
+    log.info("attention %s for %r in %s", list(attn.shape), data.query, path)
+    return stem
+
+
+def analyze_file(config):
+    """Rank the heads of data.attention_file by both criteria: print the best, write <id>_analysis.json."""
+    stem, attn, meta = stored_sample(config)
+    found = ground(config, attn, meta)
+    write_analysis(config, stem, found)
+    passed, _ = analyze.ranked(found.measures, bbox.criteria_of(config.logic))
+    print("head    attention  entropy")
+    for head in passed[: config.logic.count_k]:
+        mark = "  <- chosen" if head in found.heads else ""
+        numbers = f"{found.measures.sums[head]:9.3f}  {found.measures.entropy[head]:7.3f}"
+        print(f"{analyze.head_name(head):7} {numbers}{mark}")
+
+
+def visualize(config):
+    """Draw data.attention_file: the maps of its heads, mask and box, and all heads at a glance."""
+    stem, attn, meta = stored_sample(config)
+    draw(stem, attn, meta, ground(config, attn, meta))
+
+
+def stored_sample(config):
+    """(path without the ending, attn, meta) of data.attention_file."""
+    if not config.data.attention_file:
+        raise ValueError("data.attention_file is needed: a file that stage collect, pipeline or batch has written")
+    path = Path(config.data.attention_file)
+    return storage.stem_of(path), *storage.read_attention(path)
+
+
+# -------------------------------------------------------------------------------------------------------------- parts
+def folder_of(config):
+    """Where a model's files go."""
+    return Path(config.data.output_dir) / storage.safe_model(config.model.name)
+
+
+def fixed_heads(config):
+    """[(layer, head)] of logic.manual_heads, or those that are known of the model; None if there are none."""
+    logic, model = config.logic, config.model
+    if logic.manual_heads:
+        if logic.selection.name != "fixed":
+            raise ValueError(f"logic.manual_heads are fixed heads: logic.selection={logic.selection.name} has none")
+        return [(each.layer, each.head) for each in logic.manual_heads]
+    return heads_of(model.family, Collector(model).model_id)
+
+
+def ground(config, attn, meta):
+    """The bbox.Grounding of stored attention [L, H, 1, V]; says what has to be said about the choice of heads."""
+    maps = storage.as_maps(attn, meta)
+    found = bbox.ground(maps, meta["region"], meta["image_size"], config.logic, fixed_heads(config))
+    if found.note:
+        log.warning("%r: %s", meta["query"], found.note)
+    return found
+
+
+def made_with(config, meta):
+    """All that a sample's box depends on, for JSON."""
+    logic, heads = config.logic, fixed_heads(config)
+    chosen = {"selection": logic.selection.name, "sigma": logic.smoothing.sigma, "mask": logic.mask.method.name}
+    chosen |= vars(bbox.criteria_of(logic)) | {"fixed": heads and ",".join(map(analyze.head_name, heads))}
+    return {"attention": meta["made_with"], "logic": chosen}
+
+
+def finish(config, stem, attn, meta):
+    """Analysis, mask and box of a sample, to files; the box comes last and says that the sample is done."""
+    found = ground(config, attn, meta)
+    write_analysis(config, stem, found)
+    viz.draw_mask(found.shown, storage.beside(stem, "_mask.png"))
+    content = {
+        "bbox": found.box, "image_size": meta["image_size"], "heads": list(map(analyze.head_name, found.heads)),
+        "peak": found.peak, "query": meta["query"], "image_file": meta["image_file"], "note": found.note,
+        "made_with": made_with(config, meta),
+    }  # fmt: skip
+    write_atomically(storage.beside(stem, "_bbox.json"), content)
+    return found
+
+
+def write_analysis(config, stem, found):
+    """<id>_analysis.json: the chosen heads, and all heads ranked, those that pass both criteria first."""
+    measures = found.measures
+    passed, others = analyze.ranked(measures, bbox.criteria_of(config.logic))
+    rows = [
+        {"layer": head[0], "head": head[1], "attention_sum": number(measures.sums[head]),
+         "entropy": number(measures.entropy[head]), "bottom_row_lit": bool(measures.bottom[head]),
+         "passes": rank < len(passed)}
+        for rank, head in enumerate([*passed, *others])
+    ]  # fmt: skip
+    chosen = list(map(analyze.head_name, found.heads))
+    write_atomically(storage.beside(stem, "_analysis.json"), {"heads": chosen, "note": found.note, "ranked": rows})
+
+
+def number(value):
+    """A number for JSON, which has no infinity: None in its place."""
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
+def draw(stem, attn, meta, found):
+    """<id>_topK.png, <id>_heads.png and <id>_mask.png."""
+    draw_top(stem, attn, meta, found)
+    viz.draw_mask(found.shown, storage.beside(stem, "_mask.png"))
+    path, sums, entropy = storage.beside(stem, "_heads.png"), found.measures.sums, found.measures.entropy
+    viz.draw_heads(sums, entropy, found.heads, path, title=f"{meta['model_name']}: {meta['query']}")
+    names = ", ".join(map(analyze.head_name, found.heads[: viz.SHOWN_HEADS]))
+    log.info("heads %s; box %s; pictures %s_*.png", names, found.box, stem)
+
+
+def draw_top(stem, attn, meta, found):
+    """<id>_topK.png: the image beside the maps of its heads."""
+    image = load_image(in_repository(meta["image_file"]))
+    maps = storage.as_maps(attn, meta)
+    viz.draw_grounding(image, meta["query"], maps, meta["region"], found, storage.beside(stem, "_topK.png"))

@@ -1,0 +1,95 @@
+"""Pictures of localization heads: their maps on the image, mask and box, and all heads of a model at a glance."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from localization.analyze import FIRST_LAYER, chord_elbow, head_name
+from pictures import overlay
+from records import renamed_to
+
+MASK_COLOR = (0, 158, 115)  # green that colour-blind people tell from the box's red
+PANEL = 3.4  # inches, the longer side of a picture
+SHOWN_HEADS = 6  # of those that made a map; "all" has hundreds
+
+
+def masked(image, mask, strength=0.45):
+    """The image with a mask (height, width) laid over it."""
+    tinted = Image.blend(image, Image.new("RGB", image.size, MASK_COLOR), strength)
+    return Image.composite(tinted, image, Image.fromarray(mask.astype(np.uint8) * 255))
+
+
+def draw_grounding(image, query, attention, region, found, path):
+    """<id>_topK.png: the image with its box, the map of each head on it, and what they make together.
+
+    Args:
+        image: PIL image; query: the text.
+        attention: (layers, heads, h, w); region: xyxy pixels of the image that a map covers.
+        found: the bbox.Grounding.
+    """
+    panels = [(image, query)]
+    for head in found.heads[:SHOWN_HEADS]:
+        entropy, share = found.measures.entropy[head], found.measures.sums[head]
+        name = f"layer {head[0]}, head {head[1]}\nentropy {entropy:.2f}, attention {share:.2f}"
+        panels.append((overlay(image, attention[head], region), name))
+    more = len(found.heads) - SHOWN_HEADS
+    together = f"{len(found.heads)} heads together" + (f", {more} of them not shown" if more > 0 else "")
+    panels += [(overlay(image, found.att_map, region), together), (masked(image, found.shown), "mask and box")]
+    scale = PANEL / max(image.size)
+    width, height = (max(side * scale, PANEL / 2) for side in image.size)
+    figure = Figure(figsize=(width * len(panels), height + 0.75), layout="constrained")
+    for axes, (picture, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axes.imshow(picture)
+        axes.set_title(title, fontsize=9, parse_math=False, wrap=True)
+        axes.set_axis_off()
+        axes.set(xlim=(0, image.width), ylim=(image.height, 0))
+        if found.box and axes in (figure.axes[0], figure.axes[-1]):
+            x1, y1, x2, y2 = found.box
+            for color, line in (("white", 3.5), ("crimson", 1.8)):
+                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=line))
+    with renamed_to(path) as temporary:
+        figure.savefig(temporary, dpi=110, bbox_inches="tight")
+
+
+def draw_mask(mask, path):
+    """<id>_mask.png: white where the mask (height, width) is, black elsewhere."""
+    with renamed_to(path) as temporary:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
+
+
+def draw_heads(sums, entropy, heads, path, counts=None, title=None):
+    """All heads of a model: S and entropy of each (layers, heads), the elbow of S, and the chosen heads framed.
+
+    Args:
+        sums, entropy: (layers, heads), of one sample or means over many; infinite entropy stays blank.
+        heads: [(layer, head)] to frame.
+        counts: (layers, heads) in how many samples each head counts, a panel more.
+    """
+    grids = [(sums, "attention to the image (S)", "viridis"), (entropy, "spatial entropy", "viridis_r")]
+    if counts is not None:
+        grids.append((counts, "samples in which it counts", "viridis"))
+    figure = Figure(figsize=(4.4 * (len(grids) + 1), 4.2), layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    *all_axes, curve = figure.subplots(1, len(grids) + 1)
+    for axes, (values, name, colors) in zip(all_axes, grids, strict=True):
+        shown = axes.imshow(np.ma.masked_invalid(values), cmap=colors, aspect="auto", interpolation="nearest")
+        figure.colorbar(shown, ax=axes)
+        axes.set(title=name, xlabel="head", ylabel="layer")
+        axes.locator_params(integer=True)
+        axes.axhline(FIRST_LAYER - 0.5, color="crimson", linewidth=1, linestyle="--")
+        for layer, head in heads[:SHOWN_HEADS]:
+            axes.add_patch(Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, color="crimson", linewidth=2))
+    values = np.sort(sums[FIRST_LAYER:], axis=None)
+    curve.plot(values, ".-", markersize=3, linewidth=1)
+    curve.plot([0, len(values) - 1], values[[0, -1]], linewidth=1, color="grey")
+    curve.axhline(chord_elbow(values), color="crimson", linewidth=1, linestyle="--")
+    curve.set(title=f"S of layers from {FIRST_LAYER} on, sorted; its elbow", xlabel="heads", ylabel="S")
+    for head in heads[:SHOWN_HEADS]:
+        if head[0] >= FIRST_LAYER:
+            place = int(np.searchsorted(values, sums[head]))
+            curve.plot(place, sums[head], "o", color="crimson", markersize=4)
+            curve.annotate(head_name(head), (place, sums[head]), (-4, 0), textcoords="offset points", ha="right",
+                           va="center", fontsize=8)  # fmt: skip
+    with renamed_to(path) as temporary:
+        figure.savefig(temporary, dpi=110)
