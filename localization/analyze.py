@@ -109,9 +109,7 @@ class Criteria:
             sums: (layers, heads), S of a sample, or its mean over many.
         """
         if len(sums) <= FIRST_LAYER:
-            raise ValueError(
-                f"localization heads lie in layers from {FIRST_LAYER} on; there are only {len(sums)} layers"
-            )
+            raise ValueError(f"localization heads lie in layers from {FIRST_LAYER} on: there are {len(sums)} layers")
         later = sums[FIRST_LAYER:]
         threshold = min(chord_elbow(later), np.sort(later, axis=None)[-min(self.min_keep, later.size)])
         passed = sums >= threshold

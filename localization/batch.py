@@ -28,9 +28,10 @@ def batch(config):
     """
     collector, folder = Collector(config.model), folder_of(config)
     samples, failed = read_lines(config.data)
+    count = len(samples) + len(failed)
     todo = [sample for sample in samples if not is_done(config, collector, folder, sample)]
     new = {sample["id"] for sample in todo if not has_attention(collector, folder, sample)}
-    log.info("%d lines: %d are done, %d need attention", len(samples) + len(failed), len(samples) - len(todo), len(new))
+    log.info("%d lines: %d are done, %d need attention", count, len(samples) - len(todo), len(new))
     if new:
         collector.loaded  # noqa: B018 (here, not in the thread that makes looks ready)
     groups = groupby(sorted(todo, key=image_of), image_of)  # queries about an image share a look
@@ -45,9 +46,9 @@ def batch(config):
             bar.update(len(group))
     for what, error in failed:
         log.error("%s: %s", what, error)
-    ended = len(todo) and len(failed) >= len(todo)
-    if ended:
+    if len(failed) == count:
         sys.exit("localization: no line could be grounded")
+    log.info("%d of %d lines are done: %s", count - len(failed), count, folder)
 
 
 def image_of(sample):

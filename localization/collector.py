@@ -24,6 +24,7 @@ class Collector:
         if settings.use_flash_attn:
             raise ValueError("model.use_flash_attn must be false: flash attention never holds the rows that are read")
         self.settings = settings
+        self.look = {name: value for name, value in vars(settings.look).items() if value is not None}
         self.module = model_module(settings.family)
         self.kind = look_class(self.module)
         self.model_id = None if settings.name in MODELS else ALIASES.get(settings.name, settings.name)
@@ -50,22 +51,22 @@ class Collector:
         device = self.device
         log.info("loading %s on %s", self.settings.name, device)
         model, processor = load_model(self.settings.family, self.model_id, device, cache_dir=self.settings.cache_dir)
-        self.kind.check(model, **self.settings.look)
+        self.kind.check(model, **self.look)
         return model, processor
 
     @cached_property
     def made_with(self):
         """What attention depends on besides image and query."""
-        names = ("family", "name", "conv_mode", "look", "use_generate")
+        names = ("family", "name", "use_generate")
         if self.settings.use_generate:
             names += ("do_sample", "num_beams")
         values = {name: getattr(self.settings, name) for name in names}
         weights = weights_of(self.settings.family, self.model_id, cache_dir=self.settings.cache_dir)
-        return values | {"conv_mode": self.settings.conv_mode.name, "weights": weights}
+        return values | {"conv_mode": self.settings.conv_mode.name, "look": self.look, "weights": weights}
 
-    def look_at(self, image_file):
-        """A look at an image, made ready to be asked."""
-        look = self.kind([image_file], *self.loaded, **self.settings.look)
+    def look_at(self, image):
+        """A look at an image (PIL or path), made ready to be asked."""
+        look = self.kind([image], *self.loaded, **self.look)
         look.inputs  # noqa: B018 (made here: another thread may prepare the next image)
         return look
 

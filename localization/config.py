@@ -2,12 +2,13 @@
 line. The files under conf/ fill it in.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from enum import Enum
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from info import OPTIONS
 from localization.analyze import BINARIZE_THRESHOLD, COUNT_K, TOP_K
 from localization.bbox import MASKS, SIGMA
 
@@ -20,6 +21,9 @@ MaskMethod = Enum("MaskMethod", list(MASKS))
 AttentionFormat = Enum("AttentionFormat", "npz pkl")
 AttentionType = Enum("AttentionType", "float16 float32")
 
+# Keywords of a model's look, those of info.OPTIONS; one that is not its own is an error.
+Look = make_dataclass("Look", [(name, option.get("type", str) | None, None) for name, option in OPTIONS.items()])
+
 
 @dataclass
 class Model:
@@ -29,7 +33,7 @@ class Model:
     device: str = "auto"  # auto, cpu, cuda:N
     device_id: int | None = None  # cuda:N, by its number
     conv_mode: ConvMode = ConvMode.referseg  # the image and the query, nothing else; vqa: the model's template
-    look: dict[str, str | int] = field(default_factory=dict)  # keywords of the model's look
+    look: Look = field(default_factory=Look)
     use_generate: bool = False  # read the first generated token's attention, not the query's last one's
     max_new_tokens: int = 20
     do_sample: bool = False

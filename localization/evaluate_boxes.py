@@ -59,9 +59,8 @@ def ground_truth(path, id_field):
     for number, record in enumerate(read_rows(Path(path)), 1):
         key, box = record.get(id_field), four_numbers(record.get("bbox"))
         if key is None:
-            raise ValueError(
-                f"{path}, record {number} has no {id_field!r}, but {', '.join(record)}: --id-field names it"
-            )
+            fields = ", ".join(record)
+            raise ValueError(f"{path}, record {number}: no {id_field!r} among {fields}; --id-field names it")
         if box is None or box[2] <= 0 or box[3] <= 0:
             raise ValueError(f"{path}, {key!r}: bbox is [x, y, width, height] in pixels, not {record.get('bbox')!r}")
         if str(key) in seen:
@@ -140,9 +139,7 @@ def large_enough(truths, least, root):
     for truth in truths:
         size = truth["size"] or prediction(root, truth["id"])[2]
         if size is None:
-            raise ValueError(
-                f"--min-area needs the image's size: width and height of {truth['id']!r} in the ground truth"
-            )
+            raise ValueError(f"--min-area needs an image's size: {truth['id']!r} has no width and height")
         x1, y1, x2, y2 = truth["box"]
         if (x2 - x1) * (y2 - y1) >= least * size[0] * size[1]:
             kept.append(truth)

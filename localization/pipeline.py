@@ -7,6 +7,7 @@ python -m localization.pipeline stage=batch_analyze data.batch_attention_dir=out
 
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see run.py
 
@@ -44,7 +45,7 @@ def run(config):
     stages[config.stage.name](config)
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
 def hydra_main(config):
     try:
         run(OmegaConf.to_object(config))

@@ -29,7 +29,8 @@ def collect(config):
     if not data.image_file or not data.query:
         raise ValueError(f"data.image_file and data.query are needed, not {data.image_file!r} and {data.query!r}")
     image_file, collector = in_repository(data.image_file), Collector(config.model)
-    attn, meta = collector.collect(collector.look_at(image_file), image_file, data.query)
+    image = load_image(image_file)  # first: it is read in a moment, and a model is not
+    attn, meta = collector.collect(collector.look_at(image), image_file, data.query)
     slug = re.sub(r"\W+", "_", data.query.lower()).strip("_")[:60]
     stem = folder_of(config) / storage.safe_id(f"{image_file.stem}-{slug}")
     path = storage.write_attention(stem, attn, meta, config.storage.attention)

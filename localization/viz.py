@@ -85,11 +85,9 @@ def draw_heads(sums, entropy, heads, path, counts=None, title=None):
     curve.plot([0, len(values) - 1], values[[0, -1]], linewidth=1, color="grey")
     curve.axhline(chord_elbow(values), color="crimson", linewidth=1, linestyle="--")
     curve.set(title=f"S of layers from {FIRST_LAYER} on, sorted; its elbow", xlabel="heads", ylabel="S")
-    for head in heads[:SHOWN_HEADS]:
-        if head[0] >= FIRST_LAYER:
-            place = int(np.searchsorted(values, sums[head]))
-            curve.plot(place, sums[head], "o", color="crimson", markersize=4)
-            curve.annotate(head_name(head), (place, sums[head]), (-4, 0), textcoords="offset points", ha="right",
-                           va="center", fontsize=8)  # fmt: skip
+    named = [head for head in heads[:SHOWN_HEADS] if head[0] >= FIRST_LAYER]
+    chosen = [sums[head] for head in named]
+    curve.plot(np.searchsorted(values, chosen), chosen, "o", color="crimson", label=", ".join(map(head_name, named)))
+    curve.legend(loc="lower right", fontsize=8)
     with renamed_to(path) as temporary:
         figure.savefig(temporary, dpi=110)

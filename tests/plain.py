@@ -5,6 +5,7 @@ Nothing of `attention.py` or of the method modules is used here.
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 from utils import edge_mask, resize_to_multiple
@@ -46,7 +47,11 @@ class Plain:
 
     def map_of(self, probs, layer):
         """(h, w) head-mean of softmax probabilities, or of anything of their shapes."""
-        return self.grid(self.st(probs, layer).mean(0))
+        return self.placed(probs, self.st(probs, layer).mean(0))
+
+    def placed(self, probs, row):
+        """(h, w) of a row (tokens,)."""
+        return self.grid(row)
 
     def picture(self, values):
         """(H, W, 3) of values laid out as pixel_values, copies summed."""
@@ -114,10 +119,10 @@ class PlainBlip(Plain):
     def watched(self):
         return [self.cross(), *self.decoder_modules()]
 
-    def map_of(self, probs, layer):
+    def placed(self, probs, row):
         through = probs[self.cross()][0].float().mean(0)[:, 1:]
         side = int(through.shape[1] ** 0.5)
-        return (self.st(probs, layer).mean(0) @ through).unflatten(0, (side, side))
+        return (row @ through).unflatten(0, (side, side))
 
     cell = 14
 
@@ -172,4 +177,10 @@ def pure_grad(kind, model, processor, image, prompt, general, layers):
     return F.avg_pool2d(((norms[0] / norms[1]) * mask)[None].float(), plain.cell)[0].numpy()
 
 
-PLAIN = {"rel_att": rel_att, "grad_att": grad_att, "pure_grad": pure_grad}
+def loc_att(kind, model, processor, image, prompt, general, heads):
+    plain = kind(model, processor, image, prompt)
+    maps = [plain.placed(plain.probs, plain.st(plain.probs, layer)[head]) for layer, head in heads]
+    return sum(gaussian_filter(att_map.detach().double().numpy(), 1, truncate=3) for att_map in maps)
+
+
+PLAIN = {"rel_att": rel_att, "grad_att": grad_att, "pure_grad": pure_grad, "loc_att": loc_att}

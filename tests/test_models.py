@@ -9,9 +9,12 @@ from plain import PLAIN, PLAIN_KINDS
 
 import attention
 from info import GENERAL_PROMPT, METHODS, MODELS
+from localization.analyze import Criteria, greedy
+from localization.bbox import smoothed
 from vicrop import look_class, model_module
 
-TOLERANCE = {"rel_att": 1e-5, "grad_att": 1e-5, "pure_grad": 1e-4}
+TOLERANCE = {"rel_att": 1e-5, "grad_att": 1e-5, "pure_grad": 1e-4, "loc_att": 1e-5}
+SOME_HEADS = [(2, 3), (1, 0), (1, 2)]  # in all of the models here
 SIZES = [(90, 70), (40, 130), (210, 60)]
 
 
@@ -29,15 +32,18 @@ def prompts(module, model, processor):
 
 
 def layer_cases(model, method):
-    """(keywords, layers) for one layer, the last layer and the mean; pure_grad has no layers."""
+    """(keywords, what is read) for one layer, the last one and the mean; pure_grad has no layers, loc_att heads."""
     count = model.config.get_text_config().num_hidden_layers
-    if method == "pure_grad":
-        return [({}, ())]
+    if method in WITHOUT_LAYERS:
+        return [(some_layer(method), WITHOUT_LAYERS[method].get("heads", ()))]
     return [({"layer": 1}, (1,)), ({"layer": count - 1}, (count - 1,)), ({"layer": "mean"}, tuple(range(count)))]
 
 
+WITHOUT_LAYERS = {"pure_grad": {}, "loc_att": {"heads": SOME_HEADS}}
+
+
 def some_layer(method):
-    return {} if method == "pure_grad" else {"layer": 1}
+    return WITHOUT_LAYERS.get(method, {"layer": 1})
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -53,6 +59,7 @@ def test_every_model_has_every_method_under_its_own_name():
             ("rel_att", "rel_attention"),
             ("grad_att", "gradient_attention"),
             ("pure_grad", "pure_gradient"),
+            ("loc_att", "localization_attention"),
         ):
             assert getattr(module, short) is getattr(module, f"{long}_{family}")
             assert getattr(module, short).__name__ == f"{long}_{family}"
@@ -84,11 +91,11 @@ def test_the_map_covers_the_image_or_what_the_processor_shows_of_it(shaped):
     assert (w > h) == (kind_of(name) in ("llava_next", "qwen2_5"))  # these keep the aspect ratio
 
 
-def test_the_three_methods_give_three_maps(small):
+def test_every_method_gives_its_own_map(small):
     _, module, model, processor = small
     ask = (photo(), *prompts(module, model, processor), model, processor)
     maps = [getattr(module, method)(*ask, **some_layer(method)) for method in PLAIN]
-    assert len({att_map.tobytes() for att_map in maps}) == 3
+    assert len({att_map.tobytes() for att_map in maps}) == len(PLAIN)
 
 
 def decided_photo(kind, model, processor, prompt):
@@ -102,14 +109,18 @@ def decided_photo(kind, model, processor, prompt):
 
 # In bfloat16 every step is rounded to 8 bits, in the plain computation too; so ours is held against the plain one in
 # float32 on the same (rounded) weights. The stated bounds are shares of the map's maximum.
-@pytest.mark.parametrize(("method", "bound"), [("rel_att", 0.05), ("grad_att", 0.05), ("pure_grad", 0.15)])
+BOUNDS = {"rel_att": 0.05, "grad_att": 0.05, "pure_grad": 0.15, "loc_att": 0.05}
+
+
+@pytest.mark.parametrize(("method", "bound"), BOUNDS.items())
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_stays_near_the_plain_computation(kind, method, bound):
     module, (model, processor) = model_module(kind), KINDS[kind](layers=3)
     prompt, general = prompts(module, model, processor)
     model.bfloat16().float()
     image = decided_photo(kind, model, processor, prompt)
-    wanted = PLAIN[method](PLAIN_KINDS[kind], model, processor, image, prompt, general, (1,))
+    read = WITHOUT_LAYERS.get(method, {}).get("heads", (1,))
+    wanted = PLAIN[method](PLAIN_KINDS[kind], model, processor, image, prompt, general, read)
     found = getattr(module, method)(image, prompt, general, model.bfloat16(), processor, **some_layer(method))
     assert found.dtype == np.float32
     assert relative_error(found, wanted) <= bound
@@ -374,3 +385,33 @@ def test_the_edge_mask_covers_the_models_input(shaped, geometry):
 
 def test_builders_cover_every_module():
     assert {kind_of(name) for name in BUILDERS} == {row["module"].removesuffix("_methods") for row in MODELS.values()}
+
+
+def test_the_heads_of_each_image_are_its_best(small):
+    """Without heads, loc_att reads those that pass both criteria in this image: in a batch as alone."""
+    _, module, model, processor = small
+    prompt, general = prompts(module, model, processor)
+    look = look_class(module)(MIXED, model, processor)
+    criteria = Criteria()
+    every = look.attention(prompt, look.layers(model, "mean"))
+    for found, maps in zip(module.loc_att.of(look, prompt, general), every, strict=True):
+        best = greedy(criteria.measure(maps.numpy()), criteria)
+        assert best
+        wanted = sum(smoothed(maps[head].numpy()) for head in best)
+        assert relative_error(found, wanted) <= 1e-5
+
+
+@pytest.mark.parametrize(("heads", "message"), [([(3, 0)], "L3H0 .* layers 0 to 2"), ("L0H9", "heads 0 to 3")])
+def test_a_head_that_does_not_exist_names_the_range(small, heads, message):
+    _, module, model, processor = small
+    with pytest.raises(ValueError, match=message):
+        module.loc_att(photo(), *prompts(module, model, processor), model, processor, heads=heads)
+
+
+def test_what_a_method_does_not_read_is_an_error(small):
+    _, module, model, processor = small
+    ask = (photo(), *prompts(module, model, processor), model, processor)
+    with pytest.raises(ValueError, match="reads layers: heads="):
+        module.rel_att(*ask, layer=1, heads="L1H0")
+    with pytest.raises(ValueError, match="reads heads: layer=1"):
+        module.loc_att(*ask, layer=1)

@@ -268,6 +268,20 @@ def test_the_meta_file_tells_how_a_result_was_made(checkpoint, dataset):
         assert meta["seconds"] == made["seconds"] > 0
 
 
+def test_localization_heads_are_settings_of_loc_att_alone(checkpoint, dataset):
+    (dataset / "heads.json").write_text(json.dumps({"heads": "L2H1,L3H0"}))
+    for heads, layers in (("L2H1,L3H0", [2, 3]), (dataset / "heads.json", [2, 3]), ("per_sample", [0, 1, 2, 3])):
+        run.main(options(checkpoint, dataset, "--method", "loc_att,rel_att", "--loc_heads", str(heads), "--overwrite"))
+        meta = json.loads((dataset / "out" / "llava-demo-loc_att.meta.json").read_text())
+        assert meta["settings"]["loc_heads"] == ("per_sample" if len(layers) == 4 else "L2H1,L3H0")
+        (made,) = meta["runs"].values()
+        assert made["layers"] == layers
+        assert not any("error" in record for record in results(dataset, "loc_att"))
+    assert "loc_heads" not in json.loads((dataset / "out" / "llava-demo-rel_att.meta.json").read_text())["settings"]
+    with pytest.raises(SystemExit, match="loc_heads was 'per_sample' and is now 'L2H1'"):
+        run.main(options(checkpoint, dataset, "--method", "loc_att", "--loc_heads", "L2H1"))
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -425,6 +439,7 @@ def test_one_picture(checkpoint, tmp_path, capsys):
         (["--method", "rel_atn"], "rel_att, grad_att"),
         (["--layer", "9"], "layers 0 to 3"),
         (["--layer", "1", "--method", "pure_grad"], "reads pixels"),
+        (["--loc_heads", "L9H0", "--method", "loc_att"], "L9H0 does not exist: this model has layers 0 to 3"),
         (["--question_path", "missing.json"], "missing.json"),
         (["--chunk_id", "2", "--total_chunks", "2"], "--chunk_id 2"),
         (["--overwrite", "--total_chunks", "2"], "forgets all records"),
@@ -432,6 +447,7 @@ def test_one_picture(checkpoint, tmp_path, capsys):
         (["--ids", "nowhere.txt"], "nowhere.txt"),
         (["--limit", "0"], "--limit 0"),
         (["--layer", "foo"], "neither a layer number"),
+        (["--loc_heads", "14.24"], "'14.24' is no attention head"),
         (["--layer", "1", "--method", "center_crop"], "reads no layer"),
         (["--device", "gpu"], "'gpu' cannot be used here"),
         (["--image_path", "imagez"], "no image folder at imagez"),

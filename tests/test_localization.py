@@ -1,0 +1,585 @@
+"""Localization heads: the criteria by hand, attention against the plain computation, and every stage end to end."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from builders import KINDS, photo
+from PIL import Image
+from plain import PLAIN_KINDS
+
+import vicrop
+from localization import analyze, bbox, evaluate_boxes, pipeline, refcoco, storage
+from localization.collector import Collector
+from localization.config import AttentionFormat, AttentionStorage, AttentionType, ConvMode, Logic, Model
+from records import ROOT
+
+
+def blobs(*cells, shape=(8, 8), value=1.0):
+    """A map of zeros with these cells (row, column) lit."""
+    found = np.zeros(shape)
+    for cell in cells:
+        found[cell] = value
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- the criteria
+@pytest.mark.parametrize(
+    ("values", "elbow"),
+    [
+        ([0.3, 0.0, 1.0, 0.1, 0.2], 0.3),  # distances to the chord 0, 0.15, 0.3, 0.45, 0
+        ([0.0, 0.8, 0.9, 1.0], 0.8),  # a curve above its chord
+        ([0.0, 1.0, 2.0, 3.0], 0.0),  # straight: everything is kept
+        ([0.5], 0.5),
+        ([0.2, 0.2, 0.2], 0.2),
+    ],
+)
+def test_the_elbow_is_a_value(values, elbow):
+    assert analyze.chord_elbow(values) == elbow
+
+
+def test_an_elbow_of_nothing_or_nan_is_an_error():
+    for values in ([], [0.1, math.nan]):
+        with pytest.raises(ValueError, match="finite values"):
+            analyze.chord_elbow(values)
+
+
+@pytest.mark.parametrize(
+    ("cells", "entropy"),
+    [
+        ([(1, 1), (1, 2)], 0.0),
+        ([(1, 1), (2, 2)], 0.0),  # cells that touch at a corner are one component
+        ([(0, 0), (6, 6)], math.log(2)),
+        ([(0, 0), (4, 4), (4, 5), (5, 4)], -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))),
+        ([], math.inf),
+    ],
+)
+def test_spatial_entropy_by_hand(cells, entropy):
+    assert analyze.spatial_entropy(blobs(*cells)) == pytest.approx(entropy)
+
+
+def test_components_weigh_by_area_or_by_mass():
+    att_map = blobs((0, 0), (6, 6))
+    att_map[6, 6] = 3
+    assert analyze.spatial_entropy(att_map) == pytest.approx(math.log(2))
+    above = att_map[att_map > 0] - att_map.mean()
+    shares = above / above.sum()
+    assert analyze.spatial_entropy(att_map, weight="mass") == pytest.approx(-(shares * np.log(shares)).sum())
+    with pytest.raises(ValueError, match="'size'"):
+        analyze.spatial_entropy(att_map, weight="size")
+
+
+def test_what_is_little_above_the_mean_is_no_component():
+    att_map = np.full((4, 4), 0.1)
+    att_map[0, 0] += 0.0008
+    assert analyze.spatial_entropy(att_map) == math.inf
+    assert analyze.spatial_entropy(att_map, binarize_threshold=0.0001) == 0
+
+
+def test_the_entropies_of_many_maps_are_those_of_each():
+    maps = np.random.default_rng(0).random((3, 4, 6, 5)) ** 3
+    each = [[analyze.spatial_entropy(att_map) for att_map in row] for row in maps]
+    assert np.allclose(analyze.spatial_entropy(maps), each)
+
+
+def test_a_bottom_row_lit_from_end_to_end():
+    whole, part = blobs(*[(7, column) for column in range(8)]), blobs(*[(7, column) for column in range(7)])
+    assert analyze.bottom_row_lit(np.stack([whole, part])).tolist() == [True, False]
+
+
+def heads(*, layers=4, per_layer=3, lit=None):
+    """Attention (layers, heads, 8, 8), diffuse but for some heads: {(layer, head): [cells]}."""
+    attention = np.random.default_rng(1).random((layers, per_layer, 8, 8)) * 1e-4
+    for head, cells in (lit or {}).items():
+        attention[head] = blobs(*cells, value=0.8 / len(cells))
+    return attention
+
+
+ONE, TWO = [(3, 3)], [(1, 1), (6, 6)]
+
+
+def test_the_first_two_layers_never_localize():
+    lit = {(0, 0): ONE, (1, 1): ONE, (2, 2): TWO, (3, 1): TWO}
+    criteria = analyze.Criteria(top_k=2)
+    assert set(analyze.greedy(criteria.measure(heads(lit=lit)), criteria)) == {(2, 2), (3, 1)}
+    with pytest.raises(ValueError, match="there are 2 layers"):
+        criteria.attentive(np.ones((2, 3)))
+
+
+def test_the_most_compact_head_comes_first_and_ties_go_to_more_attention():
+    attention = heads(lit={(2, 0): TWO, (3, 0): ONE, (3, 2): ONE})
+    attention[3, 2] *= 1.1
+    criteria = analyze.Criteria(top_k=3)
+    assert analyze.greedy(criteria.measure(attention), criteria) == [(3, 2), (3, 0), (2, 0)]
+
+
+def test_where_no_head_passes_those_with_most_attention_stand_in():
+    attention = np.full((4, 3, 8, 8), 0.001)
+    attention[2, 1] = 0.01
+    criteria = analyze.Criteria(top_k=1)
+    assert analyze.greedy(criteria.measure(attention), criteria) == [(2, 1)]
+
+
+def test_min_keep_lowers_the_threshold():
+    sums = np.zeros((4, 3))
+    sums[2, 0], sums[3, 1], sums[3, 2] = 1, 0.5, 0.4
+    kept = lambda count: int(analyze.Criteria(min_keep=count).attentive(sums).sum())  # noqa: E731
+    assert kept(1) <= kept(6) == 6
+    with pytest.raises(ValueError, match="min_keep is at least 1, not 0"):
+        analyze.Criteria(min_keep=0)
+
+
+def test_the_fixed_heads_are_those_that_count_most_often():
+    criteria = analyze.Criteria(top_k=1, count_k=1)
+    often, once = heads(lit={(2, 1): ONE, (3, 0): TWO}), heads(lit={(2, 1): TWO, (3, 0): ONE})
+    samples = [criteria.measure(attention) for attention in (often, once, often)]
+    assert analyze.counts(samples, criteria)[2, 1] == 2
+    assert analyze.counts(samples, criteria)[3, 0] == 1
+    assert analyze.frequent(samples, criteria) == [(2, 1)]
+    assert analyze.halves_overlap(samples[:1] * 6, criteria) == 1
+
+
+def test_manual_heads_must_pass_and_else_it_is_said():
+    criteria = analyze.Criteria(top_k=1)
+    measures = criteria.measure(heads(lit={(2, 1): ONE, (3, 0): TWO}))
+    assert analyze.selected(measures, criteria, "fixed", [(3, 0), (3, 2)]) == ([(3, 0)], None)
+    found, note = analyze.selected(measures, criteria, "fixed", [(3, 2)])
+    assert found == [(2, 1)]
+    assert "L3H2" in note
+    assert "no localization heads are known" in analyze.selected(measures, criteria, "fixed")[1]
+    assert len(analyze.selected(measures, criteria, "all")[0]) == 12
+    with pytest.raises(ValueError, match="L4H0 does not exist: this model has layers 0 to 3, each with heads 0 to 2"):
+        analyze.selected(measures, criteria, "fixed", [(4, 0)])
+
+
+def test_heads_have_names():
+    assert analyze.parse_heads("L14H24, l14h13") == [(14, 24), (14, 13)]
+    assert analyze.head_name((14, 24)) == "L14H24"
+    for text in ("14,24", "L1H1,L1H1", ""):
+        with pytest.raises(ValueError, match="head"):
+            analyze.parse_heads(text)
+
+
+def test_attention_that_is_not_finite_is_an_error():
+    attention = heads()
+    attention[0, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="1 of 768"):
+        analyze.Criteria().measure(attention)
+
+
+# ---------------------------------------------------------------------------------------------------------- the boxes
+def test_smoothing_has_a_kernel_of_seven_and_keeps_the_sum():
+    smooth = bbox.smoothed(blobs((8, 8), shape=(17, 17)))
+    rows, columns = np.nonzero(smooth)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 11, 5, 11)
+    assert smooth.sum() == pytest.approx(1)
+    maps = np.random.default_rng(0).random((3, 5, 9))
+    assert np.allclose(bbox.heads_map(maps), bbox.smoothed(maps.sum(0)))  # the sum of the smoothed, any order
+
+
+def test_the_box_is_that_of_the_largest_component_alone():
+    mask = blobs((0, 0), (3, 3), (3, 4), (4, 4), (7, 7)) > 0
+    assert bbox.hull_box(mask) == (3, 3, 5, 5)
+    assert bbox.box_in_image(mask, (0, 0, 160, 80), (160, 80)) == [60, 30, 100, 50]
+    assert bbox.box_in_image(mask, (-80, 0, 240, 80), (160, 80)) == [40, 30, 120, 50]  # a map that reaches beyond
+    assert bbox.box_in_image(np.zeros((4, 4), dtype=bool), (0, 0, 8, 8), (8, 8)) is None
+
+
+def test_the_hull_goes_around_its_cells():
+    hull = bbox.convex_hull(blobs((1, 1), (1, 2), (2, 1)) > 0)
+    assert {tuple(corner) for corner in hull.tolist()} == {(1, 1), (3, 1), (3, 2), (2, 3), (1, 3)}
+
+
+def test_a_mask_at_the_images_resolution_lies_on_its_region():
+    mask = blobs((0, 0), (1, 2), shape=(2, 4)) > 0
+    shown = bbox.mask_in_image(mask, (10, 5, 50, 25), (60, 30))
+    wanted = np.zeros((30, 60), dtype=bool)
+    wanted[5:15, 10:20] = wanted[15:25, 30:40] = True
+    assert np.array_equal(shown, wanted)
+
+
+@pytest.mark.parametrize("region", [(0, 0, 100, 60), (20, 0, 80, 60), (0, -20, 100, 80)])
+def test_a_planted_blob_is_found_where_it_is(region):
+    attention = heads(lit={(2, 1): [(5, 2), (5, 3), (6, 2), (6, 3)]})
+    found = bbox.ground(attention, region, (100, 60), Logic(top_k=1))
+    left, top, right, bottom = region
+    middle = left + (right - left) * 3 / 8, min(top + (bottom - top) * 6 / 8, 60)
+    assert found.heads == [(2, 1)]
+    assert evaluate_boxes.inside(middle, found.box)
+    assert evaluate_boxes.inside((found.peak[0], min(found.peak[1], 60)), found.box)
+    assert found.shown.shape == (60, 100)
+    assert found.shown[min(int(middle[1]), 59), int(middle[0])]
+
+
+# -------------------------------------------------------------------------------------------------------- attention
+def plain_heads(kind, model, processor, image, prompt, said=()):
+    """[L, H, 1, V]: every head's attention of the last token, by an eager forward of the processor's own inputs."""
+
+    class Said(PLAIN_KINDS[kind]):
+        def prepare(self, images, text):
+            inputs = super().prepare(images, text)
+            for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+                if name in inputs:
+                    more = [said] if name == "input_ids" else [[name == "attention_mask"] * len(said)]
+                    values = inputs[name].new_tensor(more).reshape(1, -1)
+                    inputs[name] = torch.cat([inputs[name], values], 1)
+            return inputs
+
+    plain = Said(model, processor, image, prompt)
+    layers = range(model.config.get_text_config().num_hidden_layers)
+    rows = [plain.st(plain.probs, layer).detach() for layer in layers]
+    if kind == "blip":
+        through = plain.probs[plain.cross()][0].float().mean(0)[:, 1:].detach()
+        rows = [row @ through for row in rows]
+    else:
+        rows = [torch.stack([plain.grid(head).flatten() for head in row]) for row in rows]
+    return torch.stack(rows)[:, :, None].numpy()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def collected(request):
+    """(kind, collector of a small model of that kind with referseg prompts)."""
+    collector = Collector(Model(family=request.param, name=request.param))
+    collector.__dict__ |= {"loaded": KINDS[request.param](layers=3), "made_with": {}}
+    return request.param, collector
+
+
+def test_two_samples_in_one_process_differ_and_equal_the_plain_computation(collected):
+    kind, collector = collected
+    found = []
+    for seed, query in ((0, "the red sign"), (1, "a blue one, left"), (1, "the red sign")):
+        image = photo(seed=seed)
+        attn, meta = collector.collect(collector.look_at(image), "x.png", query)
+        wanted = plain_heads(kind, *collector.loaded, image, meta["prompt"])
+        assert attn.shape == wanted.shape == (3, 4, 1, meta["vis_len"])
+        assert np.abs(attn - wanted).max() <= 1e-5 * wanted.max()
+        found.append(attn)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(found[one] - found[other]).max() > 1e-3 * found[one].max()
+
+
+@pytest.mark.parametrize("mode", ConvMode)
+def test_the_first_generated_token_is_read(collected, mode):
+    kind, _ = collected
+    settings = Model(family=kind, name=kind, use_generate=True, max_new_tokens=3, conv_mode=mode)
+    collector = Collector(settings)
+    collector.__dict__ |= {"loaded": collected[1].loaded, "made_with": {}}
+    image = photo()
+    look = collector.look_at(image)
+    attn, meta = collector.collect(look, "x.png", "the red sign")
+    tokens, _ = collector.generate(look, meta["prompt"])
+    assert tokens
+    wanted = plain_heads(kind, *collector.loaded, image, meta["prompt"], tokens[:1])
+    assert np.abs(attn - wanted).max() <= 1e-5 * wanted.max()
+    look.generate = lambda prompt, **_: []  # it may end at once: then the query's last token is read
+    silent, meta = collector.collect(look, "x.png", "the red sign")
+    assert np.abs(silent - plain_heads(kind, *collector.loaded, image, meta["prompt"])).max() <= 1e-5 * silent.max()
+    assert meta["generated_text"] == ""
+
+
+def test_sampling_and_beams_are_transformers_own(collected):
+    kind, collector = collected
+    look = collector.look_at(photo())
+    greedy = look.generate(look.phrase("the red sign"), max_new_tokens=4, do_sample=False, num_beams=1)
+    torch.manual_seed(3)
+    other = look.generate(look.phrase("the red sign"), max_new_tokens=4, do_sample=True, num_beams=2)
+    assert len(greedy) <= 4
+    assert other != greedy
+
+
+# ---------------------------------------------------------------------------------------------------------- the files
+META = {"patch_size": [2, 3], "query": "é", "image_file": "a.png"}
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("npz", ".npz"), ("pkl", ".pkl.gz")])
+def test_attention_is_read_as_it_was_written(tmp_path, caplog, kind, ending):
+    attn = np.random.default_rng(0).random((2, 3, 1, 6)).astype(np.float32)
+    for dtype in AttentionType:
+        how = AttentionStorage(AttentionFormat[kind], dtype=dtype, keep_meta_pickle=True)
+        path = storage.write_attention(tmp_path / "7", attn, META, how)
+        assert path.name == f"7{ending}"
+        found, meta = storage.read_attention(path)
+        assert meta == META
+        assert found.dtype == dtype.name
+        assert np.array_equal(found, attn.astype(dtype.name))
+    assert ("can run code" in caplog.text) == (kind == "pkl")
+    assert {path.name for path in tmp_path.iterdir()} == {f"7{ending}", "7_meta.json", "7_meta.pkl"}
+
+
+def test_a_broken_attention_file_is_named(tmp_path):
+    for name in ("a.npz", "a.pkl.gz"):
+        (tmp_path / name).write_bytes(b"nothing")
+        with pytest.raises(ValueError, match=f"{name} is no attention file"):
+            storage.read_attention(tmp_path / name)
+    np.savez(tmp_path / "b.npz", attn=np.array([{}], dtype=object), meta=np.array(json.dumps(META)))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        storage.read_attention(tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", attn=np.zeros((2, 3, 1, 5)), meta=np.array(json.dumps(META)))
+    with pytest.raises(ValueError, match=r"about \[L, H, 1, 6\]"):
+        storage.read_attention(tmp_path / "c.npz")
+    with pytest.raises(FileNotFoundError):
+        storage.read_attention(tmp_path / "d.npz")
+    with pytest.raises(ValueError, match=r"\.npz or \.pkl\.gz"):
+        storage.read_attention(tmp_path / "d.png")
+
+
+def test_different_ids_have_different_files():
+    ids = ["a/b", "a_b", "a%2Fb", "../x", "é", "a b"]
+    assert len({storage.safe_id(key) for key in ids}) == len(ids)
+    assert not any("/" in storage.safe_id(key) for key in ids)
+
+
+# --------------------------------------------------------------------------------------------------------- the stages
+EXAMPLES = ROOT / "localization" / "examples"
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs `python -m localization.pipeline model=llava_tiny ...` in this process; results go to out/llava_tiny."""
+    monkeypatch.setattr("localization.sample.viz.PANEL", 1.0)
+
+    def run(*arguments):
+        output = f"data.output_dir={tmp_path / 'out'}"
+        monkeypatch.setattr(sys, "argv", ["localization.pipeline", "model=llava_tiny", output, *arguments])
+        pipeline.main()
+        return tmp_path / "out" / "llava_tiny"
+
+    return run
+
+
+def test_one_picture_through_all_stages(command, capsys):
+    image = EXAMPLES / "tall.jpg"
+    query = 'the yellow sign, isn\'t it ("7")?'
+    folder = command("stage=pipeline", f"data.image_file={image}", f"data.query={query}")
+    (stem,) = {path.name.removesuffix("_bbox.json") for path in folder.glob("*_bbox.json")}
+    endings = (".npz", "_analysis.json", "_bbox.json", "_heads.png", "_mask.png", "_meta.json", "_topK.png")
+    assert {path.name for path in folder.iterdir()} == {stem + ending for ending in endings}
+    box = json.loads((folder / f"{stem}_bbox.json").read_text())
+    assert evaluate_boxes.inside(box["peak"], (159, 257, 205, 304))
+    assert box["image_size"] == [466, 829]
+    with Image.open(folder / f"{stem}_mask.png") as mask:
+        assert mask.size == (466, 829)
+        assert set(np.unique(mask)) == {0, 255}
+    meta = json.loads((folder / f"{stem}_meta.json").read_text())
+    assert (meta["query"], meta["vis_len"], meta["patch_size"], meta["num_heads"]) == (query, 196, 14, 8)
+    ranked = json.loads((folder / f"{stem}_analysis.json").read_text())["ranked"]
+    assert len(ranked) == 48
+    attention = folder / f"{stem}.npz"
+    for ending in ("_analysis.json", "_topK.png"):
+        (folder / (stem + ending)).unlink()
+    command("stage=analyze", f"data.attention_file={attention}")
+    assert "<- chosen" in capsys.readouterr().out
+    assert json.loads((folder / f"{stem}_analysis.json").read_text())["ranked"] == ranked
+    command("stage=visualize", f"data.attention_file={attention}")
+    assert (folder / f"{stem}_topK.png").is_file()
+    collected = command("stage=collect", f"data.image_file={image}", "storage.attention.format=pkl")
+    assert list(collected.glob("*.pkl.gz"))
+
+
+def some_lines(path, *more):
+    lines = (EXAMPLES / "examples.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row["image_path"] = str(EXAMPLES / row["image_path"])
+    path.write_text("\n".join([json.dumps(row) for row in rows] + list(more)) + "\n")
+    return [row["id"] for row in rows]
+
+
+def test_a_batch_goes_on_and_one_bad_line_does_not_stop_it(command, tmp_path, monkeypatch, capsys):
+    bad = ['{"id": "x"}', "{nothing", '{"id": "y", "prompt": "the sign", "image_path": "gone.jpg"}']
+    lines = tmp_path / "lines.jsonl"
+    ids = some_lines(lines, *bad)
+    batch = ("stage=batch", f"data.data_file={lines}", "data.process_all=true")
+    folder = command(*batch)
+    assert {path.name for path in folder.glob("*_bbox.json")} == {f"{key}_bbox.json" for key in ids}
+    said = capsys.readouterr().err
+    assert all(part in said for part in ("line 13: prompt is a text", "line 14", "y: no image file at"))
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*_bbox.json")}
+    (folder / f"{ids[3]}_bbox.json").unlink()
+    (folder / f"{ids[5]}.npz").unlink()
+    content = {path: path.read_text() for path in before if path.exists()}
+    command(*batch)
+    changed = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
+    assert sorted(changed) == sorted(f"{ids[number]}_bbox.json" for number in (3, 5))
+    assert all(path.read_text() == text for path, text in content.items())
+    # With other heads, stored attention is only analyzed: no model is loaded.
+    some_lines(lines)
+    monkeypatch.setattr("localization.collector.load_model", None)
+    command(*batch, "logic.manual_heads=[{layer:2,head:6}]")
+    assert json.loads((folder / f"{ids[0]}_bbox.json").read_text())["heads"] == ["L2H6"]
+
+
+def test_a_batch_that_is_interrupted_goes_on(command, tmp_path, monkeypatch):
+    lines, wrote = tmp_path / "lines.jsonl", []
+    ids = some_lines(lines)
+    batch = ("stage=batch", f"data.data_file={lines}", "data.process_all=true")
+    write = storage.write_attention
+
+    def interrupted(stem, *rest):
+        wrote.append(stem.name)
+        if len(wrote) == 6:
+            raise KeyboardInterrupt
+        return write(stem, *rest)
+
+    monkeypatch.setattr(storage, "write_attention", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command(*batch)
+    folder = command(*batch)
+    assert len(wrote) == len(ids) + 1
+    assert len(list(folder.glob("*_bbox.json"))) == len(ids)
+    assert not list(folder.glob(".*"))
+
+
+def test_heads_are_found_in_a_batch_and_used(command, tmp_path, capsys):
+    lines = tmp_path / "lines.jsonl"
+    some_lines(lines)
+    batch = ("stage=batch", f"data.data_file={lines}")
+    folder = command(*batch, "data.start_index=2", "data.end_index=10", "logic.selection=greedy")
+    assert len(list(folder.glob("*.npz"))) == 8
+    command("stage=batch_analyze", f"data.batch_attention_dir={folder}")
+    printed = capsys.readouterr().out
+    report = json.loads((folder / "localization_heads.json").read_text())
+    assert report["samples"] == 8
+    assert (folder / "localization_heads.png").is_file()
+    (line,) = [line for line in printed.splitlines() if "logic.manual_heads" in line]
+    manual = line.split("'")[1]
+    command(*batch, "data.start_index=2", "data.end_index=10", manual)
+    chosen = {head for path in folder.glob("*_bbox.json") for head in json.loads(path.read_text())["heads"]}
+    assert chosen <= set(report["heads"].split(","))
+    assert vicrop.heads_of("llava_tiny", given=folder / "localization_heads.json") == [
+        (head["layer"], head["head"]) for head in report["manual_heads"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stage=collect", "data.query=null"], "data.query are needed"),
+        (["stage=collect", "data.image_file=gone.jpg"], "gone.jpg"),
+        (["stage=analyze"], "data.attention_file is needed"),
+        (["stage=batch", "data.data_file=gone.jsonl"], "no file gone.jsonl"),
+        (["stage=batch"], "data.process_all=true"),
+        (["stage=batch_analyze"], "data.batch_attention_dir is needed"),
+        (["model.use_flash_attn=true"], "use_flash_attn must be false"),
+        (["model.device=tpu"], "'tpu' cannot be used"),
+        (["model.look.max_pixels=5"], "has no option 'max_pixels'"),
+        (["logic.manual_heads=[{layer:9,head:0}]"], "L9H0 does not exist"),
+        (["logic.selection=greedy", "logic.manual_heads=[{layer:2,head:0}]"], "manual_heads are fixed heads"),
+        (["logic.top_k=0"], "top_k is at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_a_sentence(command, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    assert message in str(stopped.value)
+
+
+@pytest.mark.parametrize("argument", ["model.nmae=x", "logic.selection=best", "logic.top_k=many", "stage=all"])
+def test_an_unknown_key_or_value_is_an_error(command, argument, capsys):
+    with pytest.raises(SystemExit):
+        command(argument)
+    assert argument.partition("=")[0].rpartition(".")[2] in capsys.readouterr().err
+
+
+def test_other_names_of_a_checkpoint():
+    assert Collector(Model(family="llava", name="liuhaotian/llava-v1.5-7b")).model_id == "llava-hf/llava-1.5-7b-hf"
+    assert vicrop.heads_of("llava", "llava-hf/llava-1.5-7b-hf") == [(14, 24), (14, 13)]
+    assert vicrop.heads_of("llava", "llava-hf/llava-1.5-13b-hf") is None  # another checkpoint has other heads
+
+
+# ------------------------------------------------------------------------------------------------------------- scores
+@pytest.fixture
+def predictions(tmp_path):
+    """(ground truth, folder of predictions): exact, half, missing and degenerate."""
+    rows = [
+        {"question_id": key, "bbox": [10, 10, 20, 20], "width": 100, "height": 100, "image_path": f"{key}.png"}
+        for key in ("exact", "half", "none/there", "flat")
+    ]
+    (tmp_path / "gt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for key, box, peak in (("exact", [10, 10, 30, 30], [20, 20]), ("half", [10, 10, 30, 20], [40, 40]),
+                           ("flat", [10, 10, 10, 30], None)):  # fmt: skip
+        (tmp_path / f"{key}_bbox.json").write_text(json.dumps({"bbox": box, "peak": peak}))
+    return tmp_path / "gt.jsonl", tmp_path
+
+
+def evaluated(capsys, *arguments):
+    evaluate_boxes.main([*map(str, arguments), "--id-field", "question_id", "--format", "json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_boxes_are_judged_by_hand(predictions, capsys):
+    truth, root = predictions
+    report = evaluated(capsys, "--dataset-jsonl", truth, "--pred-root", root, "--baseline", root, "center")
+    assert report["samples"] == 4
+    assert report["mean_iou"] == pytest.approx(1.5 / 4)
+    assert report["median_iou"] == pytest.approx(0.25)  # the mean of the middle two: 0 and 0.5
+    assert [report[f"acc@{share}"] for share in (0.25, 0.5, 0.75)] == [0.5, 0.5, 0.25]
+    assert report["pointing"] == 0.25
+    assert report["wrong"] == {"none/there": "missing", "flat": "degenerate"}
+    assert report["baselines"][str(root)]["difference"]["mean_iou"] == [0, 0, 0]
+    assert report["baselines"]["center"]["mean_iou"] == pytest.approx(25 / (2500 + 400 - 25))
+    evaluate_boxes.main(["--dataset-jsonl", str(truth), "--pred-root", str(root), "--id-field", "question_id"])
+    printed = capsys.readouterr().out
+    assert "2 predictions count as IoU 0: none/there (missing), flat (degenerate)" in printed
+
+
+def test_pointing_is_only_judged_where_peaks_were_saved(predictions, capsys):
+    truth, root = predictions
+    for path in root.glob("*_bbox.json"):
+        path.write_text(json.dumps({"bbox": json.loads(path.read_text())["bbox"]}))
+    assert "pointing" not in evaluated(capsys, "--dataset-jsonl", truth, "--pred-root", root)
+
+
+def test_only_large_boxes(predictions, capsys):
+    truth, root = predictions
+    assert evaluated(capsys, "--dataset-jsonl", truth, "--pred-root", root, "--min-area", 0.04)["samples"] == 4
+    with pytest.raises(SystemExit, match=r"no box covers 0\.05"):
+        evaluate_boxes.main(["--dataset-jsonl", str(truth), "--pred-root", str(root), "--min-area", "0.05",
+                             "--id-field", "question_id"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": 1, "bbox": [1, 2, 3, 4]}', "no 'question_id' among id, bbox"),
+        ('{"question_id": 1, "bbox": [1, 2, 0, 4]}', r"bbox is \[x, y, width, height\]"),
+        ('{"question_id": 1, "bbox": [1, 2, 3, 4]}\n{"question_id": 1, "bbox": [1, 2, 3, 4]}', "comes twice"),
+    ],
+)
+def test_a_wrong_ground_truth_is_named(tmp_path, line, message):
+    (tmp_path / "gt.jsonl").write_text(line + "\n")
+    with pytest.raises(SystemExit, match=message):
+        evaluate_boxes.main(["--dataset-jsonl", str(tmp_path / "gt.jsonl"), "--pred-root", str(tmp_path),
+                             "--id-field", "question_id"])  # fmt: skip
+
+
+MDETR = {
+    "images": [{"id": 5, "caption": "the man left", "file_name": "COCO_train2014_000000000009.jpg", "width": 60,
+                "height": 40}],
+    "annotations": [{"image_id": 5, "bbox": [1, 2, 3, 4]}],
+}  # fmt: skip
+MINIGPT = [{"img_id": "COCO_train2014_000000000009_0", "sents": "the man left", "bbox": [1, 2, 3, 4], "width": 60,
+            "height": 40}]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [MDETR, MINIGPT], ids=["mdetr", "minigpt"])
+def test_refcoco_becomes_queries_and_ground_truth(tmp_path, content, capsys):
+    (tmp_path / "images").mkdir()
+    photo(60, 40).save(tmp_path / "images" / "COCO_train2014_000000000009.jpg")
+    (tmp_path / "refcoco_val.json").write_text(json.dumps(content))
+    refcoco.main([str(tmp_path / "refcoco_val.json"), "--images", str(tmp_path / "images"), "--out", str(tmp_path)])
+    assert "1 phrases" in capsys.readouterr().out
+    query = json.loads((tmp_path / "refcoco_val.jsonl").read_text())
+    truth = json.loads((tmp_path / "refcoco_val_gt.jsonl").read_text())
+    assert (query["prompt"], query["id"]) == ("the man left", truth["question_id"])
+    assert (truth["bbox"], truth["width"]) == ([1, 2, 3, 4], 60)
+    assert Image.open(query["image_path"]).size == (60, 40)
+
+
+def test_another_file_than_refcoco_is_named(tmp_path):
+    (tmp_path / "x.json").write_text("[{}]")
+    with pytest.raises(SystemExit, match="x.json: it is neither MDETR's"):
+        refcoco.main([str(tmp_path / "x.json"), "--images", str(tmp_path), "--out", str(tmp_path)])
