@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from info import MODELS
+from info import MODELS, known
 from vicrop import default_device, load_model, look_class, model_module, weights_of
 
 # What others call a checkpoint that the hub has, converted, under another name.
@@ -27,7 +27,10 @@ class Collector:
         self.look = {name: value for name, value in vars(settings.look).items() if value is not None}
         self.module = model_module(settings.family)
         self.kind = look_class(self.module)
-        self.model_id = None if settings.name in MODELS else ALIASES.get(settings.name, settings.name)
+        row = MODELS.get(settings.name)
+        self.model_id = row["id"] if row else ALIASES.get(settings.name, settings.name)
+        if row and row["module"] != MODELS[known(settings.family, MODELS, "model.family")]["module"]:
+            raise ValueError(f"model.name {settings.name} is none of model.family {settings.family}")
 
     @property
     def device(self):

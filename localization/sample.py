@@ -54,7 +54,9 @@ def analyze_file(config):
 def visualize(config):
     """Draw data.attention_file: the maps of its heads, mask and box, and all heads at a glance."""
     stem, attn, meta = stored_sample(config)
-    draw(stem, attn, meta, ground(config, attn, meta))
+    found = ground(config, attn, meta)
+    viz.draw_mask(found.shown, storage.beside(stem, "_mask.png"))
+    draw(stem, attn, meta, found)
 
 
 def stored_sample(config):
@@ -132,9 +134,8 @@ def number(value):
 
 
 def draw(stem, attn, meta, found):
-    """<id>_topK.png, <id>_heads.png and <id>_mask.png."""
+    """<id>_topK.png and <id>_heads.png."""
     draw_top(stem, attn, meta, found)
-    viz.draw_mask(found.shown, storage.beside(stem, "_mask.png"))
     path, sums, entropy = storage.beside(stem, "_heads.png"), found.measures.sums, found.measures.entropy
     viz.draw_heads(sums, entropy, found.heads, path, title=f"{meta['model_name']}: {meta['query']}")
     names = ", ".join(map(analyze.head_name, found.heads[: viz.SHOWN_HEADS]))

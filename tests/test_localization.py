@@ -485,6 +485,10 @@ def test_an_unknown_key_or_value_is_an_error(command, argument, capsys):
 
 
 def test_other_names_of_a_checkpoint():
+    assert Collector(Model(family="llava", name="llava_tiny")).model_id == "data/tiny/llava"
+    assert vicrop.heads_of("llava", "data/tiny/llava") is None
+    with pytest.raises(ValueError, match="blip_tiny is none of model.family llava"):
+        Collector(Model(family="llava", name="blip_tiny"))
     assert Collector(Model(family="llava", name="liuhaotian/llava-v1.5-7b")).model_id == "llava-hf/llava-1.5-7b-hf"
     assert vicrop.heads_of("llava", "llava-hf/llava-1.5-7b-hf") == [(14, 24), (14, 13)]
     assert vicrop.heads_of("llava", "llava-hf/llava-1.5-13b-hf") is None  # another checkpoint has other heads
