@@ -5,6 +5,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from records import renamed_to
+
 
 def overlay(image, att_map, region, strength=0.55):
     """The image with an importance map laid exactly over the region that it covers.
@@ -27,8 +29,13 @@ def overlay(image, att_map, region, strength=0.55):
     return mixed
 
 
-def draw_finding(image, question, title, finding, path):
-    """Write up to three panels to an image file: the picture and the map, both with the box, and the crop."""
+def finding_figure(image, question, title, finding):
+    """A Figure of up to three panels: the picture and the map, both with the box, and the crop.
+
+    Args:
+        image: PIL image; question: the text above.
+        title: what made the map; finding: a vicrop.Finding.
+    """
     whole = [(image, f"without crop: {finding.original_answer}")]
     if finding.att_map is not None:
         whole.append((overlay(image, finding.att_map, finding.region), f"where it looks ({title})"))
@@ -44,4 +51,10 @@ def draw_finding(image, question, title, finding, path):
     for axes in all_axes[: len(whole)]:
         for color, width in (("white", 4), ("crimson", 2)):
             axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, linewidth=width)
-    figure.savefig(path, dpi=110)
+    return figure
+
+
+def save_figure(figure, path):
+    """Write a Figure to an image file, whole or not at all."""
+    with renamed_to(path) as temporary:
+        figure.savefig(temporary, dpi=110, bbox_inches="tight")

@@ -323,7 +323,7 @@ class Progress:
 # -------------------------------------------------------------------------------------------------------- one picture
 def run_picture(args):
     """Print both answers about one picture and draw what each method looked at."""
-    from pictures import draw_finding  # matplotlib is slow to import, and a dataset run draws nothing
+    from pictures import finding_figure, save_figure  # matplotlib is slow to import, and a dataset run draws nothing
 
     if not args.question or not args.question.strip():
         raise ValueError("--image needs a --question that is not empty")
@@ -338,7 +338,7 @@ def run_picture(args):
     for method, function in functions.items():
         (finding,) = case.findings(method, function, original)
         path = Path(args.save_path) / f"{Path(args.image).stem}-{args.model}-{method}.png"
-        draw_finding(image, args.question, method, finding, path)
+        save_figure(finding_figure(image, args.question, method, finding), path)
         print(f"{method}: box {finding.bbox}, drawn in {path}")
         print(f"  without crop: {finding.original_answer}\n  with crop:    {finding.crop_answer}")
 

@@ -14,6 +14,7 @@ from batches import FAILURES, prefetched
 from localization import analyze, bbox, storage, viz
 from localization.collector import Collector
 from localization.sample import draw_top, finish, folder_of, made_with, number
+from pictures import save_figure
 from records import in_repository, read_json, write_atomically
 
 log = logging.getLogger("localization")
@@ -200,5 +201,5 @@ def report(folder, samples, criteria, model):
         "samples": len(samples), "overlap_of_halves": overlap, "criteria": vars(criteria), "table": rows,
     })  # fmt: skip
     title = f"{model[0]}, {len(samples)} samples"
-    viz.draw_heads(sums, entropy, heads, folder / "localization_heads.png", counts, title)
+    save_figure(viz.heads_figure(sums, entropy, heads, counts, title), folder / "localization_heads.png")
     log.info("written: %s", folder / "localization_heads.json")

@@ -8,6 +8,7 @@ import numpy as np
 
 from localization import analyze, bbox, storage, viz
 from localization.collector import Collector
+from pictures import save_figure
 from records import in_repository, write_atomically
 from utils import load_image
 from vicrop import heads_of
@@ -137,7 +138,7 @@ def draw(stem, attn, meta, found):
     """<id>_topK.png and <id>_heads.png."""
     draw_top(stem, attn, meta, found)
     path, sums, entropy = storage.beside(stem, "_heads.png"), found.measures.sums, found.measures.entropy
-    viz.draw_heads(sums, entropy, found.heads, path, title=f"{meta['model_name']}: {meta['query']}")
+    save_figure(viz.heads_figure(sums, entropy, found.heads, title=f"{meta['model_name']}: {meta['query']}"), path)
     names = ", ".join(map(analyze.head_name, found.heads[: viz.SHOWN_HEADS]))
     log.info("heads %s; box %s; pictures %s_*.png", names, found.box, stem)
 
@@ -145,5 +146,5 @@ def draw(stem, attn, meta, found):
 def draw_top(stem, attn, meta, found):
     """<id>_topK.png: the image beside the maps of its heads."""
     image = load_image(in_repository(meta["image_file"]))
-    maps = storage.as_maps(attn, meta)
-    viz.draw_grounding(image, meta["query"], maps, meta["region"], found, storage.beside(stem, "_topK.png"))
+    figure = viz.grounding_figure(image, meta["query"], storage.as_maps(attn, meta), meta["region"], found)
+    save_figure(figure, storage.beside(stem, "_topK.png"))

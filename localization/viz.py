@@ -20,8 +20,8 @@ def masked(image, mask, strength=0.45):
     return Image.composite(tinted, image, Image.fromarray(mask.astype(np.uint8) * 255))
 
 
-def draw_grounding(image, query, attention, region, found, path):
-    """<id>_topK.png: the image with its box, the map of each head on it, and what they make together.
+def grounding_figure(image, query, attention, region, found):
+    """A Figure: the image with its box, the map of each head on it, and what they make together.
 
     Args:
         image: PIL image; query: the text.
@@ -48,8 +48,7 @@ def draw_grounding(image, query, attention, region, found, path):
             x1, y1, x2, y2 = found.box
             for color, line in (("white", 3.5), ("crimson", 1.8)):
                 axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=line))
-    with renamed_to(path) as temporary:
-        figure.savefig(temporary, dpi=110, bbox_inches="tight")
+    return figure
 
 
 def draw_mask(mask, path):
@@ -58,8 +57,8 @@ def draw_mask(mask, path):
         Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
 
 
-def draw_heads(sums, entropy, heads, path, counts=None, title=None):
-    """All heads of a model: S and entropy of each (layers, heads), the elbow of S, and the chosen heads framed.
+def heads_figure(sums, entropy, heads, counts=None, title=None):
+    """A Figure of all heads of a model: S and entropy of each, the elbow of S, and the chosen heads framed.
 
     Args:
         sums, entropy: (layers, heads), of one sample or means over many; infinite entropy stays blank.
@@ -89,5 +88,4 @@ def draw_heads(sums, entropy, heads, path, counts=None, title=None):
     chosen = [sums[head] for head in named]
     curve.plot(np.searchsorted(values, chosen), chosen, "o", color="crimson", label=", ".join(map(head_name, named)))
     curve.legend(loc="lower right", fontsize=8)
-    with renamed_to(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    return figure
