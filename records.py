@@ -1,7 +1,8 @@
 """The JSON in both directions: load a task's records, append finished ones, find what is left, merge.
 
 A result file `NAME.json` is a list in dataset order. While it is being made, each process appends to a part file of its
-own in `NAME.parts/`, one JSON object a line; what is in any of them is done. `NAME.meta.json` tells how it was made.
+own in `NAME.parts/`, one JSON object a line; what is in any of them is done. `NAME.meta.json` tells how it was made,
+`NAME.maps.npz` has the importance maps if they are kept.
 """
 
 import json
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+
+from map_files import packed, read_maps, unpacked, write_maps
 
 ROOT = Path(__file__).resolve().parent
 
@@ -130,8 +133,8 @@ class Results:
 
     def __init__(self, path, settings):
         self.path, self.settings = Path(path), settings
-        self.parts, self.meta = self.path.with_suffix(".parts"), self.path.with_suffix(".meta.json")
-        self._own, self._run, self._part = {}, {}, None  # what this process has written, and where
+        self.parts, self.meta, self.maps = (self.path.with_suffix(end) for end in (".parts", ".meta.json", ".maps.npz"))
+        self._own, self._run, self._part = {}, {}, None  # the lines of each record of this process, and where they are
         self._read = {}  # part file -> bytes that `news` has seen of it
 
     def clear(self):
@@ -139,6 +142,7 @@ class Results:
         shutil.rmtree(self.parts, ignore_errors=True)
         self.path.unlink(missing_ok=True)
         self.meta.unlink(missing_ok=True)
+        self.maps.unlink(missing_ok=True)
 
     # -- reading
     def done(self, retry_errors=False):
@@ -161,7 +165,7 @@ class Results:
         return {key: record for key, record in finished.items() if not (retry_errors and "error" in record)}
 
     def _lines(self):
-        """{part: its lines, parsed}: the settings of the process that wrote them, records, and notes `{"run": ...}`."""
+        """{part: its lines, parsed}: the settings of the process that wrote them, records, maps, and notes on the run."""
         found = {}
         for part in sorted(self.parts.glob("*.jsonl")):  # names begin with the time: later ones count
             try:
@@ -201,10 +205,14 @@ class Results:
             raise ValueError(f"{self.path} was made with other settings ({what}): use --overwrite or --save_path")
 
     # -- writing
-    def append(self, record):
-        """Add a finished record to this process's own part file, handed to the system before this returns."""
-        self._own[record["id"]] = record
-        self._write(record)
+    def append(self, record, saved_map=None):
+        """Add a finished record to this process's own part file, handed to the system before this returns.
+
+        `saved_map`: its (importance map, region), if that is to be kept (see map_files).
+        """
+        lines = [{"map_of": record["id"], **packed(*saved_map)}] if saved_map else []
+        self._own[record["id"]] = [*lines, record]  # the record comes last: it says that it is finished
+        self._write(*self._own[record["id"]])
 
     def note(self, **run):
         """Keep how this process runs (device, versions, seconds, ...) for `NAME.meta.json`; later calls add to it."""
@@ -212,12 +220,12 @@ class Results:
         if self._part is not None:
             self._write({"run": run})
 
-    def _write(self, line):
-        lines = [line]
+    def _write(self, *lines):
         if self._part is None or not os.fstat(self._part.fileno()).st_nlink:
             # A new part; also where another run has finished everything meanwhile and taken the old one away.
             self.done()  # what may have been written since this run began may not differ in its settings
-            lines = [{"settings": self.settings}, {"run": self._run}, *self._own.values()]
+            own = [line for lines in self._own.values() for line in lines]
+            lines = [{"settings": self.settings}, {"run": self._run}, *own]
             self.parts.mkdir(parents=True, exist_ok=True)
             self._part = (self.parts / f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl").open("x")
         self._part.write("".join(json.dumps(each) + "\n" for each in lines))
@@ -235,7 +243,7 @@ class Results:
             os.fsync(self._part.fileno())  # so that other machines see it
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with alone_in(self.path.with_name(f".{self.path.stem}.lock")):
-            finished = self.done() | self._own
+            finished = self.done() | {key: lines[-1] for key, lines in self._own.items()}
             missing = sum(record["id"] not in finished for record in wanted)
             if finished and not missing:
                 self._write_result(finished, records)
@@ -244,14 +252,21 @@ class Results:
 
     def _write_result(self, finished, records):
         runs = self.provenance().get("runs", {}) if self.path.exists() else {}
+        maps = read_maps(self.maps) if self.maps.exists() else {}
         for part, lines in self._lines().items():
             for line in lines:
                 runs[part.stem] = runs.get(part.stem, {}) | line.get("run", {})
+                if "map_of" in line:
+                    maps[line["map_of"]] = unpacked(line)
         ids = [record["id"] for record in records if record["id"] in finished]
         totals = {name: sum(run.get(name, 0) for run in runs.values()) for name in ("seconds", "forwards")}
         counts = {"records": len(ids), "errors": sum("error" in finished[key] for key in ids), "dataset": len(records)}
         about = {"settings": self.settings, "counts": counts, **totals, "runs": runs}
-        write_atomically(self.meta, about)  # first: a result of which nothing is known would take any settings
+        kept = {key: maps[key] for key in ids if key in maps}
+        if kept:
+            with renamed_to(self.maps) as temporary:
+                write_maps(temporary, kept)
+        write_atomically(self.meta, about)  # before: a result of which nothing is known would take any settings
         write_atomically(self.path, [finished[key] for key in ids])
         if len(ids) == len(records):  # nothing that another process may still add is missing then
             if self._part is not None:

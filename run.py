@@ -213,7 +213,8 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
             todo = {method: functions[method] for method in open_methods(batch[0])}
             for method, found in answer_batch(batch, look, alone, todo).items():
                 for record, fields in zip(batch, found, strict=True):
-                    results[method].append(record | fields)
+                    saved_map = fields.pop("saved_map", None)
+                    results[method].append(record | fields, saved_map if args.save_maps else None)
                 results[method].note(seconds=round(time.perf_counter() - began, 3), forwards=len(passes))
             bar.update()
             if stopped:
@@ -405,6 +406,7 @@ def parse(argv=None):
     add("--chunk_id", type=int, default=0, help="... and do this one (from 0)")
     add("--limit", type=int, help="only the first N records")
     add("--ids", help="file with the ids of the records to ask about: one a line, or a JSON list")
+    add("--save_maps", action="store_true", help="keep the importance maps, as float16 in NAME.maps.npz (tools.report)")
     add("--retry_errors", action="store_true", help="try records again that ended in an error")
     add("--overwrite", action="store_true", help="forget earlier results of the same name")
     args = parser.parse_args(argv)
