@@ -1,4 +1,5 @@
-# make demo: install into .venv, run ViCrop on the demo dataset, print the scores.   make test: run the tests.
+# make demo: install into .venv, run ViCrop on the demo dataset, print the scores, write the page to look at.
+# make test: run the tests.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -6,7 +7,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: demo test clean
 
 demo: .venv/ready
-	PYTHON=$(BIN)/python bash run_all.sh demo llava_tiny rel_att
+	PYTHON=$(BIN)/python bash run_all.sh demo llava_tiny rel_att --save_maps
+	$(BIN)/python -m tools.report data/results/llava_tiny-demo-rel_att.json
 
 test: .venv/ready-tests
 	$(BIN)/ruff check .
@@ -20,7 +22,7 @@ test: .venv/ready-tests
 	touch $@
 
 .venv/ready-tests: .venv/ready
-	$(BIN)/pip install -q pytest ruff -c constraints.txt
+	$(BIN)/pip install -q pytest ruff nbclient ipykernel playwright -c constraints.txt
 	touch $@
 
 clean:

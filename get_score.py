@@ -24,31 +24,38 @@ from utils import box_of
 GROUPS = ("size", "category")  # fields by which scores are broken down, where records have them
 SIZES = (("small", 0.005), ("medium", 0.05), ("large", float("inf")))  # name -> gt_bbox below this part of the image
 REFERENCE_METHODS = ("grad", "grad_high")  # further names that the published code gives its methods
+KNOWN_METHODS = (*METHODS, *REFERENCE_METHODS)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
-def result_files(folder):
-    """[(model, task, method, path)] of a folder, in the order of the tables; models may be anyone's.
+def name_of(path):
+    """(model, task, method) of a result file, by its name; the model may be anyone's.
 
     Raises:
-        ValueError: a file that is no result's name, or no file at all.
+        ValueError: it is not named as a result is.
     """
-    found, methods = [], (*METHODS, *REFERENCE_METHODS)
-    for path in sorted(Path(folder).glob("*.json")):
-        if path.name.endswith(".meta.json") or path.name.startswith((".", "evaluation_report")):
-            continue
-        parts = path.stem.rsplit("-", 2)
-        if len(parts) != 3:
-            raise ValueError(f"{path.name} in {folder} is not named MODEL-TASK-METHOD.json")
-        for name, table, what in ((parts[1], TASKS, "task"), (parts[2], methods, "method")):
-            if name not in table:
-                raise ValueError(f"{path.name} in {folder}: unknown {what} {name!r}, known are {', '.join(table)}")
-        found.append((*parts, path))
+    parts = path.stem.rsplit("-", 2)
+    if len(parts) != 3:
+        raise ValueError(f"{path.name} in {path.parent} is not named MODEL-TASK-METHOD.json")
+    for name, table, what in ((parts[1], TASKS, "task"), (parts[2], KNOWN_METHODS, "method")):
+        if name not in table:
+            raise ValueError(f"{path.name} in {path.parent}: unknown {what} {name!r}, known are {', '.join(table)}")
+    return tuple(parts)
+
+
+def result_files(folder):
+    """[(model, task, method, path)] of a folder, in the order of the tables.
+
+    Raises:
+        ValueError: a file that is not named as a result is, or no file at all.
+    """
+    paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.name.endswith(".meta.json")]
+    found = [(*name_of(path), path) for path in paths if not path.name.startswith((".", "evaluation_report"))]
     if not found:
         unfinished = [parts.stem for parts in sorted(Path(folder).glob("*.parts"))]
         begun = f" (begun, not finished: {', '.join(unfinished)})" if unfinished else ""
         raise ValueError(f"no result files in {folder}{begun}: run `bash run_all.sh` or run.py first")
-    order = {name: place for place, name in enumerate([*TASKS, *MODELS, *methods])}
+    order = {name: place for place, name in enumerate([*TASKS, *MODELS, *KNOWN_METHODS])}
     return sorted(found, key=lambda file: [(order.get(name, len(order)), name) for name in (file[1], file[0], file[2])])
 
 
@@ -105,6 +112,12 @@ def size_of(record, image_folder):
     return next(name for name, limit in SIZES if part < limit)
 
 
+def place_of(size):
+    """Where a size stands among others: from small to large, then those that are not ours."""
+    names = [name for name, _ in SIZES]
+    return names.index(size) if size in names else len(names)
+
+
 # ---------------------------------------------------------------------------------------------------------- statistics
 def bootstrap_interval(differences, clusters, rounds, seed):
     """95 % percentile interval of a mean: whole clusters (images) are drawn, with replacement.
@@ -159,10 +172,10 @@ def rows_of(model, task, method, path, records, options):
     metrics = {name: grader for name, grader in TASKS[task]["metrics"].items() if wanted(name, options.metric)}
     parts = {("all", "all"): list(range(len(records)))}  # numbers of records
     for group in options.by:
-        for number, record in enumerate(records):
-            value = size_of(record, images) if group == "size" else record.get(group)
-            if value is not None:
-                parts.setdefault((group, str(value)), []).append(number)
+        values = [size_of(record, images) if group == "size" else record.get(group) for record in records]
+        names = [str(value) for value in values if value is not None]
+        for name in sorted(dict.fromkeys(names), key=place_of) if group == "size" else dict.fromkeys(names):
+            parts[group, name] = [number for number, value in enumerate(values) if str(value) == name]
     rows = []
     for metric, grader in metrics.items():
         scored = [(record, score(record, grader)) for record in records]

@@ -165,7 +165,7 @@ class Results:
         return {key: record for key, record in finished.items() if not (retry_errors and "error" in record)}
 
     def _lines(self):
-        """{part: its lines, parsed}: the settings of the process that wrote them, records, maps, and notes on the run."""
+        """{part: its lines, parsed}: the settings of the process that wrote them, records, maps, notes on the run."""
         found = {}
         for part in sorted(self.parts.glob("*.jsonl")):  # names begin with the time: later ones count
             try:

@@ -1,0 +1,271 @@
+"""The page of results, in a real browser: what it shows is what the files say, and it needs nothing but itself."""
+
+import json
+import os
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from playwright.sync_api import sync_playwright
+
+import run
+from graders import score
+from map_files import read_maps, write_maps
+from records import ROOT
+from tools import report
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        assert not os.environ.get("CI"), "the page's tests need a browser: apt-get install chromium"
+        pytest.skip(f"no browser: one of {', '.join(BROWSERS)}")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a page of the disk; at the end: it fetched nothing but itself, and its console stayed empty."""
+    fetched, said, pages = [], [], []
+
+    def open_page(path, width=1300, scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        pages.append((page, path.as_uri()))
+        page.on("request", lambda request: fetched.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    assert fetched == [uri for _, uri in pages]
+    assert said == []
+    for page, _ in pages:
+        page.close()
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory):
+    """The folder of a real run: llava_tiny on some demo questions, with its maps."""
+    folder = tmp_path_factory.mktemp("results")
+    arguments = ["--method", "rel_att,rel_att_high,center_crop", "--limit", "24", "--save_maps", "--device", "cpu"]
+    run.main(["--model", "llava_tiny", "--task", "demo", "--save_path", str(folder), *arguments])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def page_file(results):
+    report.main([str(results / "llava_tiny-demo-rel_att.json")])
+    return results / "llava_tiny-demo-rel_att.html"
+
+
+def outcomes_of(path):
+    """{"fixed": number, ...} of a result file."""
+    names = {(0, 100): "fixed", (100, 0): "broken", (100, 100): "both right", (0, 0): "both wrong"}
+    return Counter(names[score(record, "exact")] for record in json.loads(path.read_text()))
+
+
+def hand_made(folder, records, method="rel_att"):
+    """A result file of somebody's own about the demo images, without anything beside it."""
+    common = {"question": "what?", "labels": ["1"], "image_path": "scene_00001.jpg", "original_answer": "1",
+              "crop_answer": "1", "bbox": [9, 9, 99, 99]}  # fmt: skip
+    path = folder / f"mine-demo-{method}.json"
+    path.write_text(json.dumps([common | {"id": number} | record for number, record in enumerate(records)]))
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------- maps
+def test_maps_are_read_as_they_were_written(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes, scales = [(3, 4), (1, 1), (7, 2), (2, 2)], [1e-12, 1, 1e20, 0]
+    maps = {key: (scale * rng.random(shape, dtype=np.float32), (-5, 0, 20, 9))
+            for key, shape, scale in zip([1, "1", "a/b", "file"], shapes, scales, strict=True)}  # fmt: skip
+    write_maps(tmp_path / "x.npz", maps)
+    read = read_maps(tmp_path / "x.npz")
+    assert list(read) == list(maps)
+    for key, (att_map, region) in maps.items():
+        assert read[key][0].dtype == np.float32
+        assert read[key][1] == region
+        assert np.abs(read[key][0] - att_map).max() <= 5e-4 * att_map.max()
+    write_maps(tmp_path / "again.npz", read)
+    again = read_maps(tmp_path / "again.npz")
+    assert all(np.array_equal(again[key][0], read[key][0]) for key in maps)
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:200])
+    with pytest.raises(ValueError, match="torn.npz holds no saved maps"):
+        read_maps(tmp_path / "torn.npz")
+
+
+@pytest.mark.parametrize("method", ["rel_att", "rel_att_high"])
+def test_saved_maps_are_those_that_are_made_again(results, tmp_path, method):
+    saved = report.maps_of(report.Result.read(results / f"llava_tiny-demo-{method}.json"), remake=False)
+    for path in results.glob(f"llava_tiny-demo-{method}.*json"):
+        shutil.copy(path, tmp_path)
+    again = report.maps_of(report.Result.read(tmp_path / f"llava_tiny-demo-{method}.json"))
+    assert len(saved) == 24
+    assert saved.keys() == again.keys()
+    for key, (att_map, region) in again.items():
+        assert saved[key][1] == region
+        assert np.abs(saved[key][0] - att_map).max() <= 1e-3 * att_map.max()
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+def test_the_page_counts_filters_and_searches(opened, results, page_file):
+    page = opened(page_file)
+    counts = outcomes_of(results / "llava_tiny-demo-rel_att.json")
+    assert counts["fixed"]
+    labels = page.locator("#outcome button").all_inner_texts()
+    assert [" ".join(label.split()[1:]) for label in labels[1:]] == [
+        f"{name} {counts[name]}" for name in ("fixed", "broken", "both wrong", "both right") if counts[name]
+    ]
+    assert page.locator(".card").count() == 24
+    page.locator("#outcome button", has_text="fixed").click()
+    assert page.locator(".card").count() == page.locator(".card.fixed").count() == counts["fixed"]
+    page.locator("#size button", has_text="small").click()
+    shown = page.locator("#count").inner_text()
+    records = json.loads((results / "llava_tiny-demo-rel_att.json").read_text())
+    small = [r for r in records if score(r, "exact") == (0, 100) and r["size"] == "small"]
+    assert shown.startswith(f"{len(small)} of 24")
+    page.fill("#text", small[0]["id"])
+    card = page.locator(".card")
+    assert card.count() == 1
+    said = card.inner_text()
+    assert small[0]["question"] in said
+    assert f"✘ {small[0]['original_answer']}" in said
+    assert f"✔ {small[0]['crop_answer']}" in said
+    page.fill("#text", "nothing like it")
+    assert page.locator("#end").inner_text() == "No question passes these filters."
+
+
+def test_the_keyboard_goes_through_the_page(opened, page_file):
+    page = opened(page_file)
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    cards = page.locator(".card")
+    assert "current" in cards.nth(2).get_attribute("class")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    large = page.locator("#large .card")
+    assert large.inner_text() == cards.nth(1).inner_text()
+    page.keyboard.press("ArrowRight")
+    assert large.inner_text() == cards.nth(2).inner_text()
+    page.keyboard.press("Escape")
+    assert not page.locator("#viewer").is_visible()
+    page.keyboard.press("m")
+    assert not page.locator("canvas").first.is_visible()
+    page.keyboard.press("/")
+    page.keyboard.type("m")
+    assert page.input_value("#text") == "m"
+
+
+def test_the_score_table_is_that_of_get_score(opened, page_file):
+    rows = opened(page_file).locator("#scores tbody tr").all_inner_texts()
+    assert [row.split("\t")[0] for row in rows] == ["all", "small", "medium", "large"]
+
+
+@pytest.mark.parametrize("region", [(0, 0, 594, 446), (74, 0, 520, 446), (0, -74, 594, 520)])
+def test_a_map_lies_exactly_on_its_region(opened, tmp_path, region):
+    path = hand_made(tmp_path, [{}])
+    write_maps(path.with_suffix(".maps.npz"), {0: (np.arange(12, dtype=np.float32).reshape(3, 4), region)})
+    report.main([str(path)])
+    page = opened(path.with_suffix(".html"))
+    image, heat, box = (page.locator(f".stage {part}").bounding_box() for part in ("img", "canvas", ".box"))
+    scale = image["width"] / 594
+    for found, (x1, y1, x2, y2) in ((heat, region), (box, (9, 9, 99, 99))):
+        wanted = {"x": image["x"] + scale * x1, "y": image["y"] + scale * y1}
+        wanted |= {"width": scale * (x2 - x1), "height": scale * (y2 - y1)}
+        assert found == pytest.approx(wanted, abs=0.6)
+    pixels = "[...document.querySelector('canvas').getContext('2d').getImageData(0, 0, 4, 3).data]"
+    strengths = page.evaluate(pixels)[3::4]  # how opaque each cell is
+    assert strengths == sorted(strengths)
+    assert len(set(strengths)) == 12  # row by row, from the smallest to the largest
+
+
+def test_methods_side_by_side(opened, results, tmp_path):
+    files = [str(results / f"llava_tiny-demo-{method}.json") for method in ("rel_att", "center_crop")]
+    report.main([*files, str(results / "llava_tiny-demo-rel_att.meta.json"), "--out", str(tmp_path / "both.html")])
+    page = opened(tmp_path / "both.html")
+    card = page.locator(".card").first
+    assert card.locator(".panel h3 span:first-child").all_inner_texts() == [
+        "llava_tiny, rel_att",
+        "llava_tiny, center_crop",
+    ]
+    assert card.locator("canvas").count() == 1
+    for number, method in enumerate(("rel_att", "center_crop")):
+        page.select_option("#result", str(number))
+        fixed = outcomes_of(results / f"llava_tiny-demo-{method}.json")["fixed"]
+        label = page.locator("#outcome button", has_text="fixed")
+        assert [text.split()[-1] for text in label.all_inner_texts()] == ([str(fixed)] if fixed else [])
+
+
+def test_five_thousand_records_stay_usable(opened, tmp_path):
+    records = [{"id": f"q{number}", "image_path": f"scene_{number % 140:05d}.jpg"} for number in range(5000)]
+    report.main([str(hand_made(tmp_path, records)), "--maps", "saved", "--image_side", "64"])
+    page = opened(tmp_path / "mine-demo-rel_att.html")
+    assert page.locator(".card").count() <= 48  # what is far below is not there yet, nor are its images
+    for number in (24, 48):  # of the first card that comes as one scrolls to the end
+        page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+        page.locator(".card").nth(number).wait_for()
+    page.fill("#text", "q4999")
+    assert page.locator(".card").count() == 1
+    assert page.locator("#count").inner_text().startswith("1 of 5000")
+
+
+def test_a_phone_and_the_dark(opened, page_file):
+    phone, dark = opened(page_file, width=390), opened(page_file, scheme="dark")
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert phone.evaluate(paper) != dark.evaluate(paper)
+
+
+def test_texts_are_shown_as_they_are_and_errors_are_said(opened, tmp_path):
+    nasty = "</script><script>document.title = 'gone'</script> <b>&amp; \u2028 "
+    failed = {"original_answer": "", "crop_answer": "", "bbox": None}
+    records = [{"question": nasty}, failed | {"error": "no memory"}, {"image_path": "gone.jpg"}]
+    report.main([str(hand_made(tmp_path, records)), "--maps", "saved"])
+    page = opened(tmp_path / "mine-demo-rel_att.html")
+    assert page.title() == "mine, demo, rel_att"
+    assert nasty.strip() in page.locator(".card h2").all_text_contents()[1].strip()
+    said = page.locator("#gallery").inner_text()
+    assert "no memory" in said
+    assert "no image file" in said
+
+
+@pytest.mark.parametrize(
+    ("files", "more", "says"),
+    [
+        (["mine-demo-rel_att.json"], [], "no .meta.json that tells how to make them: use --maps saved"),
+        (["mine-demo-rel_att.json"], ["--metric", "official"], "unknown metric of demo 'official': choose from exact"),
+        (["gone-demo-rel_att.json"], [], "no result file at"),
+        (["mine-demo-rel_att.json", "mine-gqa-rel_att.json"], [], "one task, not demo, gqa"),
+        (["other.json"], [], "is not named MODEL-TASK-METHOD.json"),
+    ],
+)
+def test_what_cannot_be_shown_is_a_sentence(tmp_path, files, more, says):
+    path = hand_made(tmp_path, [{}])
+    for name in ("mine-gqa-rel_att.json", "other.json"):
+        shutil.copy(path, tmp_path / name)
+    with pytest.raises(SystemExit, match=says):
+        report.main([*(str(tmp_path / name) for name in files), *more])
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_other_weights_make_no_maps(results, tmp_path):
+    (tmp_path / "llava_tiny-demo-rel_att.json").write_text((results / "llava_tiny-demo-rel_att.json").read_text())
+    about = json.loads((results / "llava_tiny-demo-rel_att.meta.json").read_text())
+    about["settings"]["weights"] = "others"
+    (tmp_path / "llava_tiny-demo-rel_att.meta.json").write_text(json.dumps(about))
+    with pytest.raises(SystemExit, match=r"data/tiny/llava has other weights"):
+        report.main([str(tmp_path / "llava_tiny-demo-rel_att.json")])
+
+
+def test_the_template_is_whole():
+    text = (ROOT / "tools" / "report.html").read_text(encoding="utf-8")
+    assert text.count("<!-- images and data -->") == 1
+    assert "http" not in text.replace("http-equiv", "")
