@@ -218,14 +218,18 @@ def cells(row):
     return [str(shown[name]) for name in COLUMNS]
 
 
-def show(rows):
-    table = [COLUMNS, *map(cells, rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
-    for line in table:
+def print_aligned(lines, left):
+    """Print lines of texts in columns, the first `left` of them flush left and the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
         words = [
-            cell.ljust(w) if i < 5 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         ]
         print("  ".join(words).rstrip())
+
+
+def show(rows):
+    print_aligned([COLUMNS, *map(cells, rows)], left=5)
     for row in rows:
         details = [f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
                    for name, value in row.items() if "," in name]  # fmt: skip

@@ -54,6 +54,55 @@ def finding_figure(image, question, title, finding):
     return figure
 
 
+def bars_figure(rows, unit, title):
+    """A Figure of grouped bars with 95 % intervals.
+
+    Args:
+        rows: {group: {series: {"mean", "low", "high"}}}.
+    """
+    series = list(next(iter(rows.values())))
+    figure = Figure(figsize=(max(6, 1.2 * len(rows) + 0.35 * len(rows) * len(series)), 4), layout="constrained")
+    axes, width = figure.subplots(), 0.85 / len(series)
+    for number, name in enumerate(series):
+        means, low, high = intervals([found[name] for found in rows.values()])
+        places = np.arange(len(rows)) + (number - (len(series) - 1) / 2) * width
+        axes.bar(places, means, width, yerr=(means - low, high - means), label=name, error_kw={"linewidth": 1})
+    axes.set_xticks(range(len(rows)), rows)
+    axes.set(ylabel=unit, ylim=(0, None), title=title)
+    if len(series) > 1:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+def curves_figure(rows, label, unit, title, even=None):
+    """A Figure of curves with 95 % bands over rows that are numbers; a row with a name is a level, dashed.
+
+    Args:
+        rows: {number or name: {series: {"mean", "low", "high"}}}.
+        even: a value that means nothing in particular (a dotted line); then the axis is logarithmic.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes, numbers = figure.subplots(), [row for row in rows if not isinstance(row, str)]
+    for name in next(iter(rows.values())):
+        means, low, high = intervals([rows[number][name] for number in numbers])
+        (line,) = axes.plot(numbers, means, "o-", markersize=4, label=name)
+        axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        for row in rows.keys() - set(numbers):
+            axes.axhline(rows[row][name]["mean"], color=line.get_color(), linestyle="--", label=f"{name}, {row}")
+    if even is not None:
+        axes.axhline(even, color="grey", linestyle=":")
+        axes.set_yscale("log")
+    axes.set(xlabel=label, ylabel=unit, title=title)
+    axes.locator_params(axis="x", integer=True)
+    axes.legend(frameon=False)
+    return figure
+
+
+def intervals(estimates):
+    """(means, lower ends, upper ends) arrays; nan where nothing was measured."""
+    return (np.array([found[name] for found in estimates], dtype=float) for name in ("mean", "low", "high"))
+
+
 def save_figure(figure, path):
     """Write a Figure to an image file, whole or not at all."""
     with renamed_to(path) as temporary:

@@ -1,37 +1,167 @@
-"""The paper's findings, measured on any model and any dataset with `gt_bbox`.
+"""The ViCrop paper's findings, on any model and any dataset with `gt_bbox`: a table, a plot and JSON of each.
 
-    python -m tools.findings layers --model llava_tiny --question_path DIR/data.json --image_path DIR/images
+    python -m tools.findings sizes --model llava_tiny     # right answers by object size: no crop, true crop, methods
+    python -m tools.findings attention                    # how much more attention the true place gets, by layer
+    python -m tools.findings layers                       # right answers by layer: chosen on one half, judged on another
+    python -m tools.findings overhead                     # seconds and forward passes of a question, by method
 
-layers: per layer, how much of the attention lies on the right place, and how often the crop then gives the right
-answer; with it a layer is chosen (on data that is not the test set).
+All options of run.py may follow (--model, --task, --question_path, --method, --limit, ...). In --out there are then
+MODEL-TASK-FINDING.json, .png, and what was measured of each question, by which a finding that was killed goes on.
 """
 
 import argparse
 import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from graders import GRADERS, first_grader
-from info import GENERAL_PROMPT, TASKS
-from records import check_record, in_repository, load_task
-from run import add_model_options, look_options, place
-from utils import bbox_in_region
-from vicrop import load_model, look_class, model_module
+import get_score
+import run
+from batches import FAILURES
+from graders import GRADERS, first_grader, score
+from info import METHODS
+from pictures import bars_figure, curves_figure, save_figure
+from records import Results, check_record, in_repository, load_task, pick, write_atomically
+from tools.report import RIGHT
+from utils import box_of
+from vicrop import Case, choose, default_device, load_model, look_class, model_module
+
+ROUNDS = 2000  # of the bootstrap
+NO_CROP, TRUE_CROP, MEAN = "no crop", "gt_crop", "mean"
 
 
-def overlaps(starts, length, cells, extent):
-    """(len(starts), cells): the share of each cell of a line that [start, start + length] covers, for many starts."""
-    size = extent / cells
-    edges = np.arange(cells) * size
-    starts = np.asarray(starts, dtype=np.float64)[:, None]
-    covered = np.minimum(starts + length, edges + size) - np.maximum(starts, edges)
-    return covered.clip(0) / size
+@dataclass
+class Table:
+    """A finding: per row an estimate of each series, in one unit; and what follows from it, in words."""
+
+    title: str
+    rows_are: str  # "layer"
+    unit: str
+    rows: dict  # row -> {series: estimate}
+    notes: list = field(default_factory=list)
+    plotted: tuple = ()  # the series that are drawn; all if empty
 
 
+def estimate(values, images):
+    """{"mean", "low", "high", "n"}: with the 95 % interval of a bootstrap over images."""
+    if not len(values):
+        return {"mean": None, "low": None, "high": None, "n": 0}
+    low, high = get_score.bootstrap_interval(np.asarray(values, dtype=float), images, ROUNDS, seed=0)
+    return {"mean": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
+
+
+def in_words(found, digits=1):
+    """An estimate as a text."""
+    if not found["n"]:
+        return "-"
+    mean, low, high = (f"{found[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+# --------------------------------------------------------------------------------------------- one question at a time
+class Subject:
+    """A loaded model and how it is asked, from the command line."""
+
+    def __init__(self, args):
+        module = model_module(args.model)
+        self.model, self.processor = load_model(args.model, args.model_id, *run.place(args), args.revision)
+        self.options, self.kind = run.look_options(args), look_class(module)
+        self.functions = choose(module, args.method, self.model, args.layer, args.loc_heads, **self.options)
+        self.grade, self.folder = GRADERS[first_grader(args.task)], in_repository(args.image_path)
+        self.layers = self.kind.layers(self.model, MEAN)  # all of the language model's
+
+    def case(self, record):
+        """A fresh look at a record's image, and its question."""
+        look = self.kind([check_record(record, self.folder)], self.model, self.processor, **self.options)
+        return Case(look, [record["question"]], short_questions=[record.get("short_question")], records=[record])
+
+    def answer(self, case):
+        """The answer of a case without crop; what maps of any layer will read is read off its first pass."""
+        (answer,) = case.look.answer(case.prompts, layers=self.layers if case.prompts == case.map_prompts else ())
+        return answer
+
+
+def measured(args, finding, measure, warm_up=False):
+    """[record | what was measured of it] of the task's records; those of an earlier, killed call are not asked again.
+
+    A record that cannot be measured is named, and left out.
+
+    Args:
+        measure: `(subject, record) -> {field: value}`, JSON.
+        warm_up: measure the first one twice: what is slow only once does not count.
+    """
+    dataset = load_task(args.question_path)
+    records = pick(dataset, args.ids, args.limit)
+    settings = run.settings(args, torch.device(args.device or default_device()))
+    settings["methods"] = [run.own_settings(args, method) for method in args.method]
+    results = Results(file_of(args, finding, ".records.json"), settings)
+    if args.overwrite:
+        results.clear()
+    done = results.done(args.retry_errors)
+    todo = [record for record in records if record["id"] not in done]
+    if todo:
+        subject = Subject(args)
+        if warm_up:
+            measure(subject, todo[0])
+        for record in tqdm(todo, desc=f"{args.model} {finding}", unit="question"):
+            try:
+                fields = measure(subject, record)
+            except FAILURES as error:
+                fields = {"error": str(error)}
+            results.append(record | fields)
+    _, errors = results.merge(records, dataset)
+    for key, error in errors.items():
+        print(f"{key}: {error}", file=sys.stderr)
+    finished = results.done()
+    kept = [finished[record["id"]] for record in records if record["id"] not in errors]
+    if not kept:
+        raise ValueError("no record could be measured")
+    return kept
+
+
+def file_of(args, finding, ending):
+    return Path(args.out) / f"{args.model}-{args.task}-{finding}{ending}"
+
+
+def images_of(records):
+    return [record["image_path"] for record in records]
+
+
+# --------------------------------------------------------------------------------------------------------------- sizes
+def sizes(args):
+    """Right answers by the share of the image that the object covers (the paper's section 3): small ones are misread.
+
+    Cropping at the true place is its intervention: that the answer is then right shows that size was the reason.
+    """
+    args.method = list(dict.fromkeys([*args.method, TRUE_CROP]))
+    run.run_task(args)  # with all that it knows of kills and several GPUs
+    wanted = {record["id"] for record in pick(load_task(args.question_path), args.ids, args.limit)}
+    grader, images, scores = first_grader(args.task), in_repository(args.image_path), {}
+    for method in args.method:
+        for record in get_score.read_results(Path(args.save_path) / f"{args.model}-{args.task}-{method}.json"):
+            size, pair = get_score.size_of(record, images), score(record, grader)
+            if record["id"] in wanted and size and pair:
+                for part in (size, "all"):
+                    for name, value in zip((NO_CROP, method), pair, strict=True):
+                        scores.setdefault(part, {}).setdefault(name, {})[record["id"]] = value, record["image_path"]
+    if not scores:
+        raise ValueError(f"{args.question_path}: sizes are those of gt_bbox, and no record has one")
+    order = sorted(scores, key=lambda part: (part == "all", get_score.place_of(part)))
+    rows = {part: {name: estimate(*zip(*scores[part][name].values(), strict=True)) for name in (NO_CROP, *args.method)}
+            for part in order}  # fmt: skip
+    fall = rows[order[-2]][NO_CROP]["mean"] - rows[order[0]][NO_CROP]["mean"]
+    notes = [f"without crop {fall:.1f} points fewer are right about {order[0]} objects than about {order[-2]} ones"]
+    return Table("right answers by object size", "size", "% right", rows, notes)
+
+
+# ----------------------------------------------------------------------------------------------------------- attention
 def attention_ratio(att_map, region, box):
-    """How much more attention a box gets than a box of its size anywhere (the ViCrop paper's section 3).
+    """How much more attention a box gets than a box of its size anywhere (the ViCrop paper's section 4).
 
     Args:
         att_map: (h, w) attention over `region` (xyxy pixels of the image).
@@ -40,85 +170,213 @@ def attention_ratio(att_map, region, box):
         attention inside the box over the mean inside all same-sized boxes at whole-pixel positions; cells that a box
         covers in part count in part. 1 means no preference; nan if the box lies outside of the region.
     """
-    att_map = np.asarray(att_map, dtype=np.float64)
+    # Up to a point the attention is the integral image there, linear in between. So the mean over all boxes is one
+    # product of it with the mean weights of their edges, exactly, and no box is summed up by itself.
+    integral = np.pad(np.asarray(att_map, dtype=np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)  # (h + 1, w + 1)
     inside, anywhere = [], []
     for axis in (1, 0):  # rows, then columns
         low, high = region[axis], region[axis + 2]
         start, stop = (min(max(box[axis + side], low), high) - low for side in (0, 2))
-        length, cells = stop - start, att_map.shape[1 - axis]
-        inside.append(overlaps([start], length, cells, high - low)[0])
-        anywhere.append(overlaps(np.arange(high - low - length + 1), length, cells, high - low).mean(0))
-    share, mean = (rows @ att_map @ columns for rows, columns in (inside, anywhere))
+        edges = np.linspace(0, high - low, integral.shape[1 - axis])
+        inside.append(edge_weights([stop], edges)[0] - edge_weights([start], edges)[0])
+        starts, length = np.arange(high - low - (stop - start) + 1), stop - start
+        anywhere.append((edge_weights(starts + length, edges) - edge_weights(starts, edges)).mean(0))
+    share, mean = (rows @ integral @ columns for rows, columns in (inside, anywhere))
     return float(share / mean) if mean > 0 else float("nan")
 
 
-def mean_and_margin(values):
-    """Mean and half-width of its 95 % confidence interval (normal approximation), in the unit of the values."""
-    return np.mean(values), 1.96 * np.std(values, ddof=min(1, len(values) - 1)) / len(values) ** 0.5
+def edge_weights(points, edges):
+    """(points, edges): with them values at `edges` become those at points, linearly in between."""
+    return np.stack([np.interp(points, edges, one) for one in np.eye(len(edges))], 1)
+
+
+def ratios_of(subject, record):
+    """{"score", "ratio"} of a record: how right the answer is, and the attention ratio of each layer."""
+    if not record.get("gt_bbox"):
+        raise ValueError(f"record {record['id']!r} has no gt_bbox, and the attention ratio is about that box")
+    case = subject.case(record)
+    score_of = subject.grade(subject.answer(case), record)
+    heads_mean = case.look.attention(case.map_prompts, subject.layers)[0].mean(1).cpu().numpy()  # (layers, h, w)
+    ratios = [attention_ratio(att_map, case.look.regions[0], box_of(record)) for att_map in heads_mean]
+    return {"score": score_of, "ratio": [None if np.isnan(ratio) else ratio for ratio in ratios]}
+
+
+def attention(args):
+    """The attention ratio of each layer, for right and for wrong answers apart (the paper's section 4)."""
+    records = [record for record in measured(args, "attention", ratios_of) if record["score"] is not None]
+    groups = {"right answers": [], "wrong answers": []}
+    for record in records:
+        groups["right answers" if record["score"] >= RIGHT else "wrong answers"].append(record)
+    rows = {}
+    for layer in range(len(records[0]["ratio"])):
+        seen = {name: [r for r in group if r["ratio"][layer] is not None] for name, group in groups.items()}
+        rows[layer] = {
+            name: estimate([r["ratio"][layer] for r in group], images_of(group)) for name, group in seen.items()
+        }
+    notes = []
+    if groups["wrong answers"]:
+        best = max(rows, key=lambda layer: rows[layer]["wrong answers"]["mean"] or 0)
+        found = in_words(rows[best]["wrong answers"])
+        notes.append(f"on wrong answers layer {best} gives the true place {found} times the attention of a like box")
+    return Table("attention to the true place over that to a box like it", "layer", "attention ratio", rows, notes)
+
+
+# -------------------------------------------------------------------------------------------------------------- layers
+def scores_by_layer(subject, record):
+    """{"score", "with_crop": {method: [score by layer, and by the mean of all]}} of a record."""
+    case, answers = subject.case(record), {}  # by box: layers that agree need one answer
+    score_of, scores = subject.grade(subject.answer(case), record), {method: [] for method in subject.functions}
+    for method, function in subject.functions.items():
+        for choice in (*subject.layers, MEAN):
+            ((box, *_),) = case.find(method, function.reading(subject.model, choice))
+            if box not in answers:
+                (answers[box],) = case.look.answer(case.prompts, crops=[case.look.images[0].crop(box)])
+            scores[method].append(subject.grade(answers[box], record))
+    return {"score": score_of, "with_crop": scores}
 
 
 def layers(args):
-    """Rows of {layer, attention ratio over all questions and over the wrongly answered ones, accuracy with crop}."""
-    module = model_module(args.model)
-    model, processor = load_model(args.model, args.model_id, *place(args), args.revision)
-    options = look_options(args)
-    look_class(module).check(model, **options)
-    grade = GRADERS[first_grader(args.task)]
-    folder = in_repository(args.image_path)
-    every = look_class(module).layers(model, "mean")
-    choices = [*every, "mean"]
-    ratios, correct, wrong = {layer: [] for layer in every}, {choice: [] for choice in choices}, []
-    records = load_task(args.question_path)[: args.limit]
-    for record in tqdm(records, unit="question"):
-        if not record.get("gt_bbox"):
-            raise ValueError(f"record {record['id']!r} has no gt_bbox, and the attention ratio is about that box")
-        look = look_class(module)([check_record(record, folder)], model, processor, **options)
-        prompt, general = look.prompt(record["question"]), look.prompt(GENERAL_PROMPT)
-        wrong.append(not grade(look.answer(prompt, layers=every)[0], record))
-        attention = look.attention(prompt, every)[0].mean(1).float().cpu().numpy()  # (layers, h, w)
-        for layer, att_map in zip(every, attention, strict=True):
-            ratios[layer].append(attention_ratio(att_map, look.regions[0], record["gt_bbox"]))
-        answers = {}  # by box: layers that agree need one answer
-        for choice in choices:
-            att_map = module.rel_att.reading(model, choice).of(look, prompt, general)[0]
-            box = bbox_in_region(att_map, look.regions[0], look.images[0].size, look.bbox_size)
-            if box not in answers:
-                answers[box] = look.answer(prompt, crops=[look.images[0].crop(box)])[0]
-            correct[choice].append(grade(answers[box], record))
-    rows = []
-    for choice in choices:
-        row = {"layer": choice, "with_crop": mean_and_margin(correct[choice])}
-        if choice in ratios:
-            found = np.array(ratios[choice])
-            row |= {"ratio": np.nanmean(found), "ratio_wrong": np.nanmean(found[wrong]) if any(wrong) else float("nan")}
-        rows.append(row)
-    print(f"{len(records)} questions, {100 * (1 - np.mean(wrong)):.1f} % right without crop")
-    print("layer  attention ratio  on wrong answers  % right with crop (rel_att)")
-    for row in rows:
-        ratio = f"{row['ratio']:15.2f}  {row['ratio_wrong']:16.2f}" if "ratio" in row else " " * 33
-        print(f"{row['layer']!s:5}  {ratio}  {row['with_crop'][0]:11.1f} ± {row['with_crop'][1]:.1f}")
-    return rows
+    """Right answers with the crop of each layer; the layer chosen on one half of the images, judged on the other.
+
+    And what it costs to average all layers, for which no data is needed to choose by (the paper's ablation).
+    """
+    for method in args.method:
+        function = getattr(model_module(args.model), METHODS[method].get("map", ""), None)
+        if function is None or "layers" not in function.reads:
+            raise ValueError(f"{method} reads no layer: this finding is about methods that do")
+    records = [record for record in measured(args, "layers", scores_by_layer) if record["score"] is not None]
+    halves = dict(zip(("to choose", "to judge"), halved(records), strict=True))
+    count = len(records[0]["with_crop"][args.method[0]])
+    rows = {
+        MEAN if number == count - 1 else number: {
+            f"{method}, {name}": estimate([record["with_crop"][method][number] for record in half], images_of(half))
+            for method in args.method
+            for name, half in halves.items()
+        }
+        for number in range(count)
+    }
+    judging, notes = halves["to judge"], []
+    for method in args.method:
+        best = max(range(count - 1), key=lambda layer: rows[layer][f"{method}, to choose"]["mean"])
+        scores = np.array([record["with_crop"][method] for record in judging])
+        cost = in_words(estimate(scores[:, best] - scores[:, -1], images_of(judging)))
+        right = in_words(rows[best][f"{method}, to judge"])
+        notes.append(f"{method}: layer {best} is chosen; on the other half {right} % are right, "
+                     f"and averaging all layers costs {cost} points")  # fmt: skip
+    without = in_words(estimate([record["score"] for record in judging], images_of(judging)))
+    notes.append(f"without crop {without} % are right there")
+    judged = tuple(f"{method}, to judge" for method in args.method)
+    return Table("right answers with the crop of each layer", "layer", "% right", rows, notes, judged)
 
 
-FINDINGS = {"layers": layers}
+def halved(records, seed=0):
+    """Two lists of records about different images, so many in each."""
+    images = np.random.default_rng(seed).permutation(sorted(set(images_of(records))))
+    first = set(images[: (len(images) + 1) // 2].tolist())
+    parts = [[r for r in records if (r["image_path"] in first) is half] for half in (True, False)]
+    if not all(parts):
+        raise ValueError("a layer is chosen on one half of the images and judged on the other: at least 2 are needed")
+    return parts
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("finding", choices=FINDINGS)
-    add_model_options(parser)
-    add("--task", choices=TASKS, default="demo", help="whose first metric judges the answers")
-    add("--question_path", required=True, help="questions with gt_bbox; for choosing a layer not those of a test set")
-    add("--image_path", required=True, help="folder of their images")
-    add("--limit", type=int, help="only the first N records")
-    args = parser.parse_args()
+# ------------------------------------------------------------------------------------------------------------ overhead
+def times_of(subject, record):
+    """{"seconds", "forwards"} of a record, each {way: value}; the ways are no crop, and each method."""
+    seconds, forwards = {}, {}
+    for way in (NO_CROP, *subject.functions):
+        functions = {name: function for name, function in subject.functions.items() if name == way}
+        began = time.perf_counter()
+        with run.counted(subject.model.get_decoder()) as passes:
+            case = subject.case(record)
+            originals = case.original_answers(functions)
+            for name, function in functions.items():
+                case.findings(name, function, originals)
+        seconds[way], forwards[way] = time.perf_counter() - began, len(passes)
+    return {"seconds": seconds, "forwards": forwards}
+
+
+def overhead(args):
+    """Seconds and forward passes of the language model for a question: answered without crop, and by each method.
+
+    Each way begins with the image's file and ends with both answers as texts; one question at a time.
+    """
+    records = measured(args, "overhead", times_of, warm_up=True)
+    rows = {}
+    for way in records[0]["seconds"]:
+        seconds, passes = ([record[name][way] for record in records] for name in ("seconds", "forwards"))
+        more = [record["seconds"][way] / record["seconds"][NO_CROP] for record in records]
+        series = {"seconds": seconds, "times no crop": more, "forward passes": passes}
+        rows[way] = {name: estimate(values, images_of(records)) for name, values in series.items()}
+    device = torch.device(args.device or default_device())
+    where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    notes = [f"one question at a time on {where}"]
+    return Table("time of a question, both answers included", "method", "seconds", rows, notes, ("seconds",))
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+FINDINGS = {  # name -> its function, and the methods that it is about if nothing is said
+    "sizes": (sizes, "rel_att,grad_att,pure_grad,loc_att"),
+    "attention": (attention, "rel_att"),
+    "layers": (layers, "rel_att,grad_att"),
+    "overhead": (overhead, "rel_att,grad_att,pure_grad,loc_att,rel_att_high,grad_att_high,pure_grad_high,loc_att_high"),
+}
+
+
+def show(table):
+    """Print a Table."""
+    digits = 3 if table.unit == "seconds" else 1
+    series = list(next(iter(table.rows.values())))
+    print(f"{table.title} ({table.unit}, 95 % intervals by bootstrap over images)")
+    lines = [[table.rows_are, *series, "n"]]
+    for name, found in table.rows.items():
+        lines.append(
+            [str(name), *(in_words(found[each], digits) for each in series), str(max(f["n"] for f in found.values()))]
+        )
+    get_score.print_aligned(lines, left=1)
+    for note in table.notes:
+        print(note)
+
+
+def figure(table, title):
+    """The plot of a Table: curves over layers, bars over anything else."""
+    rows = {row: {name: found for name, found in series.items() if not table.plotted or name in table.plotted}
+            for row, series in table.rows.items()}  # fmt: skip
+    if table.rows_are == "layer":
+        return curves_figure(
+            rows, table.rows_are, table.unit, title, even=1 if table.unit == "attention ratio" else None
+        )
+    return bars_figure(rows, table.unit, title)
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("finding", choices=FINDINGS)
+    parser.add_argument("--out", default=run.ROOT / "data" / "results" / "findings", help="folder of what is found")
+    own, rest = parser.parse_known_args(argv)
+    args = run.parse(["--method", FINDINGS[own.finding][1], *rest])  # a later --method counts
+    if args.image:
+        parser.error("--image: findings are about the questions of a task")
+    if args.layer is not None and own.finding in ("attention", "layers"):
+        parser.error(f"--layer {args.layer}: this finding is about all layers")
+    args.finding, args.out = own.finding, own.out
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        FINDINGS[args.finding](args)
-    except (ValueError, OSError) as error:
+        table = FINDINGS[args.finding][0](args)
+    except FAILURES as error:
         sys.exit(f"findings: {error}")
+    show(table)
+    write_atomically(file_of(args, args.finding, ".json"), {"model": args.model, "task": args.task, **asdict(table)})
+    picture = file_of(args, args.finding, ".png")
+    save_figure(figure(table, f"{args.model}, {args.task}: {table.title}"), picture)
+    print(f"written: {picture.with_suffix('.json')}, {picture}")
 
 
 if __name__ == "__main__":
