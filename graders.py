@@ -216,6 +216,7 @@ def chosen_letter(answer, question):
 _ALL = (exact, vqa_paper, textvqa, vqav2, aokvqa_direct, aokvqa_choice, gqa_paper, gqa, pope_paper, pope)
 _ALL += (docvqa_paper, anls, vstar_paper, vstar)
 GRADERS = {grader.__name__: grader for grader in _ALL}
+RIGHT = 50  # where one has to say whether an answer is right: a score from here on
 NOT_COUNTED = {"aokvqa_direct": is_difficult, "aokvqa_choice": has_no_choices}  # when these graders return None
 
 

@@ -17,7 +17,6 @@ from tiny.models import FAMILIES, IGNORE
 from tiny.scenes import SIZE_CLASSES, make_scene, write_dataset
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
 from tiny.train import STAGES, normalised, patch_labels, pixels, turns_about, window_around
-from tools.findings import attention_ratio
 from vicrop import load_model, look_class, model_module, vicrop_qa
 
 DEMO = ROOT / "data/demo"
@@ -264,21 +263,3 @@ def test_the_crop_repairs_answers_about_small_signs(name):
     small, large = (np.mean(scores[size], axis=0) for size in ("small", "large"))
     assert small[1] >= small[0] + 10
     assert large.min() >= 80
-
-
-# ---------------------------------------------------------------------------------------------------- attention ratio
-def test_attention_ratio_of_an_even_map_is_one_and_of_a_planted_spot_is_large():
-    region, box = (0, 0, 280, 140), (30, 40, 61, 85)
-    assert attention_ratio(np.ones((14, 14)), region, box) == pytest.approx(1)
-    spot = np.full((14, 14), 1e-3)
-    spot[5, 2] = 1  # x 40 to 60, y 50 to 60
-    assert attention_ratio(spot, region, box) > 10
-    assert attention_ratio(spot, region, (200, 40, 231, 85)) < 0.5
-
-
-def test_attention_ratio_equals_its_definition():
-    rng = np.random.default_rng(0)
-    att_map, region, box = rng.random((5, 7)), (10, 0, 52, 20), (17, 3, 29, 9)
-    fine = np.kron(att_map, np.ones((4, 6)))  # one value per pixel
-    sums = [fine[y : y + 6, x : x + 12].sum() for y in range(20 - 6 + 1) for x in range(42 - 12 + 1)]
-    assert attention_ratio(att_map, region, box) == pytest.approx(fine[3:9, 7:19].sum() / np.mean(sums))

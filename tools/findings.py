@@ -1,9 +1,9 @@
 """The ViCrop paper's findings, on any model and any dataset with `gt_bbox`: a table, a plot and JSON of each.
 
-    python -m tools.findings sizes --model llava_tiny     # right answers by object size: no crop, true crop, methods
-    python -m tools.findings attention                    # how much more attention the true place gets, by layer
-    python -m tools.findings layers                       # right answers by layer: chosen on one half, judged on another
-    python -m tools.findings overhead                     # seconds and forward passes of a question, by method
+    python -m tools.findings sizes --model llava_tiny   # right answers by object size: no crop, true crop, methods
+    python -m tools.findings attention                  # how much more attention the true place gets, by layer
+    python -m tools.findings layers                     # right answers by layer: chosen on one half, judged on another
+    python -m tools.findings overhead                   # seconds and forward passes of a question, by method
 
 All options of run.py may follow (--model, --task, --question_path, --method, --limit, ...). In --out there are then
 MODEL-TASK-FINDING.json, .png, and what was measured of each question, by which a finding that was killed goes on.
@@ -23,11 +23,10 @@ from transformers.utils import logging as transformers_logging
 import get_score
 import run
 from batches import FAILURES
-from graders import GRADERS, first_grader, score
+from graders import GRADERS, RIGHT, first_grader, score
 from info import METHODS
 from pictures import bars_figure, curves_figure, save_figure
 from records import Results, check_record, in_repository, load_task, pick, write_atomically
-from tools.report import RIGHT
 from utils import box_of
 from vicrop import Case, choose, default_device, load_model, look_class, model_module
 

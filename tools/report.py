@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 import get_score
-from graders import score
+from graders import RIGHT, score
 from info import METHODS, OPTIONS, TASKS, known
 from map_files import read_maps
 from records import ROOT, check_record, in_repository, read_json, renamed_to
@@ -31,7 +31,6 @@ TEMPLATE = Path(__file__).with_name("report.html")
 PIXELS = 600e6  # of all images of a page together; with more of them each is smaller
 IMAGE_SIDE, CROP_SIDE = 800, 224  # an image's longer side at most, and a crop's
 QUALITY = 80  # of WebP
-RIGHT = 50  # a score from here on is a right answer, where a metric knows shares
 
 
 @dataclass

@@ -1,0 +1,154 @@
+"""The findings: what each is by its definition, that it goes on after a kill, and the paper's own on llava_tiny."""
+
+import json
+
+import numpy as np
+import pytest
+
+import get_score
+from records import read_json
+from tools import findings
+
+COMMON = ["--model", "llava_tiny", "--device", "cpu", "--limit"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("findings")
+
+
+def find(folder, *arguments):
+    """What a finding writes: its table and what was measured of each question, if that is of its own."""
+    findings.main([*map(str, arguments), "--out", str(folder), "--save_path", str(folder / "results")])
+    stem = f"llava_tiny-demo-{arguments[0]}"
+    assert (folder / f"{stem}.png").stat().st_size > 5000
+    records = folder / f"{stem}.records.json"
+    return read_json(folder / f"{stem}.json"), read_json(records) if records.exists() else None
+
+
+# ---------------------------------------------------------------------------------------------------- attention ratio
+def test_attention_ratio_of_an_even_map_is_one_and_of_a_planted_spot_is_large():
+    region, box = (0, 0, 280, 140), (30, 40, 61, 85)
+    assert findings.attention_ratio(np.ones((14, 14)), region, box) == pytest.approx(1)
+    spot = np.full((14, 14), 1e-3)
+    spot[5, 2] = 1  # x 40 to 60, y 50 to 60
+    assert findings.attention_ratio(spot, region, box) > 10
+    assert findings.attention_ratio(spot, region, (200, 40, 231, 85)) < 0.5
+    assert np.isnan(findings.attention_ratio(spot, region, (-30, 0, -10, 9)))
+
+
+@pytest.mark.parametrize("box", [(17, 3, 29, 9), (10, 0, 52, 20), (16, 4, 22, 8)])
+def test_attention_ratio_equals_its_definition(box):
+    rng = np.random.default_rng(0)
+    att_map, region = rng.random((5, 7)), (10, 0, 52, 20)
+    fine = np.kron(att_map, np.ones((4, 6)))  # one value per pixel
+    x1, y1, x2, y2 = np.subtract(box, (10, 0, 10, 0))
+    wide, high = x2 - x1, y2 - y1
+    sums = [fine[y : y + high, x : x + wide].sum() for y in range(20 - high + 1) for x in range(42 - wide + 1)]
+    assert findings.attention_ratio(att_map, region, box) == pytest.approx(fine[y1:y2, x1:x2].sum() / np.mean(sums))
+
+
+# ------------------------------------------------------------------------------------------------- the paper's findings
+def test_small_objects_are_misread_and_the_true_crop_bounds_the_methods(folder):
+    table, _ = find(folder, "sizes", *COMMON, 90, "--method", "rel_att,loc_att")
+    rows = table["rows"]
+    assert list(rows) == ["small", "medium", "large", "all"]
+    no_crop = [rows[size]["no crop"]["mean"] for size in ("small", "medium", "large")]
+    assert no_crop == sorted(no_crop)
+    assert no_crop[0] < no_crop[-1] - 20
+    for method in ("rel_att", "loc_att"):
+        assert rows["small"][method]["low"] > rows["small"]["no crop"]["mean"]
+        assert rows["all"]["gt_crop"]["mean"] >= rows["all"][method]["mean"]
+        results = folder / "results" / f"llava_tiny-demo-{method}.json"
+        options = get_score.parse(["--by", "size"])
+        scored = get_score.rows_of("llava_tiny", "demo", method, results, get_score.read_results(results), options)
+        for row in scored:
+            found = rows[row["part"]][method]
+            assert (found["n"], found["mean"]) == (row["n"], pytest.approx(row["with_crop"]))
+
+
+def test_attention_finds_the_place_also_where_the_answer_is_wrong(folder):
+    table, records = find(folder, "attention", *COMMON, 60)
+    rows = table["rows"]
+    assert list(rows) == [str(layer) for layer in range(6)]
+    assert max(row["wrong answers"]["low"] for row in rows.values()) > 1
+    for layer, row in rows.items():
+        wrong = [record["ratio"][int(layer)] for record in records if not record["score"]]
+        assert row["wrong answers"]["mean"] == pytest.approx(np.mean(wrong))
+        assert row["wrong answers"]["n"] + row["right answers"]["n"] == len(records) == 60
+
+
+def test_the_layer_is_chosen_and_judged_on_different_images(folder):
+    table, records = find(folder, "layers", *COMMON, 30, "--method", "rel_att")
+    choosing, judging = findings.halved(records)
+    assert not set(findings.images_of(choosing)) & set(findings.images_of(judging))
+    assert len(choosing) + len(judging) == len(records)
+    chosen = [np.mean([record["with_crop"]["rel_att"][layer] for record in choosing]) for layer in range(6)]
+    best = int(np.argmax(chosen))
+    judged = [record["with_crop"]["rel_att"] for record in judging]
+    assert table["rows"][str(best)]["rel_att, to judge"]["mean"] == pytest.approx(np.mean([s[best] for s in judged]))
+    cost = np.mean([scores[best] - scores[-1] for scores in judged])
+    (note, without) = table["notes"]
+    assert note.startswith(f"rel_att: layer {best} is chosen")
+    assert f"averaging all layers costs {cost:.1f} [" in note
+    assert f"{np.mean([record['score'] for record in judging]):.1f} [" in without
+
+
+def test_overhead_counts_what_each_method_does(folder):
+    table, _ = find(folder, "overhead", *COMMON, 4, "--method", "rel_att,loc_att,center_crop")
+    passes = {way: row["forward passes"]["mean"] for way, row in table["rows"].items()}
+    assert list(passes) == ["no crop", "rel_att", "loc_att", "center_crop"]
+    assert passes["loc_att"] == passes["center_crop"]  # its map is read off the answer's own pass
+    assert passes["rel_att"] == passes["loc_att"] + 1  # and the general prompt
+    assert all(row["seconds"]["mean"] > 0 for row in table["rows"].values())
+
+
+# ------------------------------------------------------------------------------------------------------------ unbroken
+def test_a_finding_that_is_killed_goes_on(tmp_path, monkeypatch):
+    measure, asked = findings.ratios_of, []
+
+    def interrupted(subject, record):
+        asked.append(record["id"])
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return measure(subject, record)
+
+    monkeypatch.setattr(findings, "ratios_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        find(tmp_path, "attention", *COMMON, 8)
+    _, records = find(tmp_path, "attention", *COMMON, 8)
+    assert len(records) == 8
+    assert sorted(asked) == sorted([*(record["id"] for record in records), asked[4]])
+    find(tmp_path, "attention", *COMMON, 8)
+    assert len(asked) == 9
+
+
+def test_a_record_that_cannot_be_measured_is_named_and_left_out(tmp_path, capsys):
+    records = [
+        {"id": "a", "question": "what?", "labels": ["1"], "image_path": "scene_00000.jpg", "gt_bbox": [9, 9, 99, 99]}
+    ]
+    records += [records[0] | {"id": "b", "gt_bbox": None}, records[0] | {"id": "c", "image_path": "gone.jpg"}]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    where = ["--question_path", tmp_path / "data.json", "--image_path", "data/demo/images"]
+    table, _ = find(tmp_path, "attention", "--model", "llava_tiny", "--device", "cpu", *where)
+    said = capsys.readouterr().err
+    assert "b: record 'b' has no gt_bbox" in said
+    assert "c: no image file" in said
+    assert sum(row["n"] for row in table["rows"]["0"].values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["layers", "--method", "pure_grad"], "pure_grad reads no layer"),
+        (["layers", "--layer", "1"], "this finding is about all layers"),
+        (["attention", "--image", "x.png"], "the questions of a task"),
+        (["depth"], "invalid choice: 'depth'"),
+        (["sizes", "--model", "lava"], "invalid choice: 'lava'"),
+        (["attention", "--limit", "1", "--question_path", "gone.json"], "gone.json"),
+    ],
+)
+def test_what_cannot_be_found_is_a_sentence(tmp_path, capsys, arguments, says):
+    with pytest.raises(SystemExit) as stopped:
+        findings.main([*arguments, "--out", str(tmp_path)])
+    assert says in capsys.readouterr().err + str(stopped.value.code)
