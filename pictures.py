@@ -61,7 +61,7 @@ def bars_figure(rows, unit, title):
         rows: {group: {series: {"mean", "low", "high"}}}.
     """
     series = list(next(iter(rows.values())))
-    figure = Figure(figsize=(max(6, 1.2 * len(rows) + 0.35 * len(rows) * len(series)), 4), layout="constrained")
+    figure = Figure(figsize=(max(6, 1.2 * len(rows) + 0.2 * len(rows) * len(series)), 4), layout="constrained")
     axes, width = figure.subplots(), 0.85 / len(series)
     for number, name in enumerate(series):
         means, low, high = intervals([found[name] for found in rows.values()])

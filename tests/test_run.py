@@ -13,9 +13,10 @@ from builders import build_llava, photo
 import get_score
 import run
 from graders import GRADERS
-from info import METHODS, MODELS, TASKS
-from llava_methods import LlavaLook
-from utils import load_image
+from info import GENERAL_PROMPT, METHODS, MODELS, TASKS
+from llava_methods import PROMPT, LlavaLook, rel_att
+from map_files import read_maps
+from utils import bbox_in_region, load_image
 
 
 @pytest.fixture(scope="session")
@@ -169,6 +170,31 @@ def test_chunks_make_the_same_file(checkpoint, dataset):
     for chunk in ("1", "0"):
         run.main(options(checkpoint, dataset, "--total_chunks", "2", "--chunk_id", chunk))
     assert results(dataset, "rel_att") == whole
+
+
+@pytest.mark.parametrize("parts", [["--total_chunks", "2", "--chunk_id"], ["--limit"]], ids=["chunks", "limits"])
+def test_saved_maps_are_those_of_the_method_whatever_the_order_of_work(checkpoint, dataset, parts):
+    methods = ("rel_att", "rel_att_high", "center_crop")
+    common = options(checkpoint, dataset, "--method", ",".join(methods), "--save_maps")
+    for part in ("1", "0") if "--chunk_id" in parts else ("1", "3"):
+        run.main([*common, *parts, part])
+    assert [path.name for path in sorted((dataset / "out").glob("*.npz"))] == [
+        f"llava-demo-{method}.maps.npz" for method in methods[:2]
+    ]
+    model, processor = run.load_model("llava", checkpoint, device="cpu")
+    for method, wanted in (("rel_att", rel_att), ("rel_att_high", rel_att.high_res)):
+        maps = read_maps(dataset / "out" / f"llava-demo-{method}.maps.npz")
+        assert list(maps) == ["1", "2", "3"]
+        for record in results(dataset, method):
+            image = load_image(dataset / "images" / record["image_path"])
+            questions = (record.get("short_question") or record["question"], GENERAL_PROMPT)
+            prompts = (PROMPT.format(question=question) for question in questions)
+            att_map, (found, region) = wanted(image, *prompts, model, processor), maps[record["id"]]
+            assert np.abs(found - att_map).max() <= 1e-3 * att_map.max()
+            assert list(bbox_in_region(att_map, region, image.size, 56)) == record["bbox"]
+        assert not any("map" in field for record in results(dataset, method) for field in record)
+    run.main([option for option in common if option != "--save_maps"] + ["--overwrite"])
+    assert not list((dataset / "out").glob("*.npz"))
 
 
 def test_a_bad_record_is_kept_with_its_error_and_stops_nothing(checkpoint, dataset, capsys):
