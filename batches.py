@@ -42,7 +42,7 @@ def once(future):
 def answer_batch(batch, look, alone, functions):
     """{method: [what it adds to each record: answers and box, or the error that took their place]}.
 
-    Where there is a map, "saved_map" is (map, its region), as records.Results.append takes it.
+    Where there is a map, "map" is (map, its region), as records.Results.append takes it.
 
     A batch that fails (one image cannot be read, the memory is not enough) is asked record by record.
 
@@ -94,7 +94,7 @@ def outcomes(case, method, function, originals):
             "crop_answer": found.crop_answer,
             "bbox": list(found.bbox),
             **found.fields,
-            "saved_map": None if found.att_map is None else (found.att_map, found.region),
+            "map": None if found.att_map is None else (found.att_map, found.region),
         }
         for found in case.findings(method, function, originals)
     ]

@@ -80,6 +80,17 @@ def read_results(path):
     return records
 
 
+def about_of(path):
+    """What a result's .meta.json says of how it was made; empty without one."""
+    meta = path.with_suffix(".meta.json")
+    return read_json(meta) if meta.exists() else {}
+
+
+def images_of(about, task):
+    """The folder of the images that a result is about."""
+    return ROOT / about.get("settings", {}).get("image_path", TASKS[task]["image_path"])
+
+
 def missing_from(records, task, about):
     """How many records of the dataset a result does not have; None where that cannot be told.
 
@@ -102,8 +113,11 @@ def size_of(record, image_folder):
         path = image_folder / str(record.get("image_path"))
         if not path.is_file():
             return None
-        with Image.open(path) as image:
-            image_size = image.size
+        try:
+            with Image.open(path) as image:
+                image_size = image.size
+        except (OSError, Image.DecompressionBombError):  # such a record has an error, which its run has named
+            return None
     try:
         x1, y1, x2, y2 = box_of(record)
     except ValueError:  # no box at all: gt_crop, which needs one, has said so
@@ -165,10 +179,8 @@ def row_of(scored, grader, rounds, seed):
 
 def rows_of(model, task, method, path, records, options):
     """One row per metric for all records, and for each value of each group."""
-    meta = path.with_suffix(".meta.json")
-    about = read_json(meta) if meta.exists() else {}
-    images = ROOT / about.get("settings", {}).get("image_path", TASKS[task]["image_path"])
-    missing = missing_from(records, task, about)
+    about = about_of(path)
+    images, missing = images_of(about, task), missing_from(records, task, about)
     metrics = {name: grader for name, grader in TASKS[task]["metrics"].items() if wanted(name, options.metric)}
     parts = {("all", "all"): list(range(len(records)))}  # numbers of records
     for group in options.by:

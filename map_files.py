@@ -4,7 +4,7 @@
     att_map, region = maps[record["id"]]
 
 A saved map is (att_map, region): (h, w) float32, row 0 at the top, and the xyxy pixels of the image that it covers. Its
-cells are kept as float16 shares of the largest one: no cell, of a tiny or a huge map, is off by more than 0.05 %.
+cells are kept as float16 shares of the largest one: none is off by more than 0.05 % of that, in a tiny or a huge map.
 """
 
 import base64

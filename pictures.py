@@ -7,6 +7,14 @@ from PIL import Image
 
 from records import renamed_to
 
+HEAT = "inferno"  # matplotlib's colours of importance
+
+
+def from_0_to_1(att_map):
+    """A map (h, w) scaled so that its smallest value is 0 and its largest 1."""
+    low, high = float(np.min(att_map)), float(np.max(att_map))
+    return (np.asarray(att_map) - low) / (high - low if high > low else 1)
+
 
 def overlay(image, att_map, region, strength=0.55):
     """The image with an importance map laid exactly over the region that it covers.
@@ -19,8 +27,7 @@ def overlay(image, att_map, region, strength=0.55):
     Returns:
         PIL image of the same size; what the map does not cover stays as it is.
     """
-    low, high = float(np.min(att_map)), float(np.max(att_map))
-    heat = matplotlib.colormaps["inferno"]((np.asarray(att_map) - low) / (high - low if high > low else 1))[..., :3]
+    heat = matplotlib.colormaps[HEAT](from_0_to_1(att_map))[..., :3]
     left, top, right, bottom = region
     heat = Image.fromarray((heat * 255).astype(np.uint8)).resize((right - left, bottom - top), Image.Resampling.NEAREST)
     covered = image.crop(region)
@@ -66,7 +73,8 @@ def bars_figure(rows, unit, title):
     for number, name in enumerate(series):
         means, low, high = intervals([found[name] for found in rows.values()])
         places = np.arange(len(rows)) + (number - (len(series) - 1) / 2) * width
-        axes.bar(places, means, width, yerr=(means - low, high - means), label=name, error_kw={"linewidth": 1})
+        ends = np.maximum(0, (means - low, high - means))  # where nothing varies they are off by rounding
+        axes.bar(places, means, width, yerr=ends, label=name, error_kw={"linewidth": 1})
     axes.set_xticks(range(len(rows)), rows)
     axes.set(ylabel=unit, ylim=(0, None), title=title)
     if len(series) > 1:

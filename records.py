@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,15 +135,14 @@ class Results:
     def __init__(self, path, settings):
         self.path, self.settings = Path(path), settings
         self.parts, self.meta, self.maps = (self.path.with_suffix(end) for end in (".parts", ".meta.json", ".maps.npz"))
-        self._own, self._run, self._part = {}, {}, None  # the lines of each record of this process, and where they are
+        self._own, self._run, self._part = {}, {}, None  # what this process has written, and where
         self._read = {}  # part file -> bytes that `news` has seen of it
 
     def clear(self):
         """Forget what was done before. A kill in between leaves nothing that could pass for something else."""
         shutil.rmtree(self.parts, ignore_errors=True)
-        self.path.unlink(missing_ok=True)
-        self.meta.unlink(missing_ok=True)
-        self.maps.unlink(missing_ok=True)
+        for file in (self.maps, self.path, self.meta):
+            file.unlink(missing_ok=True)
 
     # -- reading
     def done(self, retry_errors=False):
@@ -189,6 +189,14 @@ class Results:
             found += [line for line in whole_lines(text[:whole]) if "id" in line]
         return found
 
+    def saved_maps(self):
+        """{record id: (map, region)} of the result file; those of part files are not among them yet."""
+        try:
+            return read_maps(self.maps) if self.maps.exists() else {}
+        except ValueError as error:  # answers must not be lost for it: the maps can be made again
+            print(f"{error}: they are forgotten", file=sys.stderr)
+            return {}
+
     def provenance(self):
         """What `NAME.meta.json` holds; empty if there is none."""
         return read_json(self.meta) if self.meta.exists() else {}
@@ -202,7 +210,7 @@ class Results:
                    if made.get(name) != new.get(name)]  # fmt: skip
         if changed:
             what = "; ".join(changed)
-            raise ValueError(f"{self.path} was made with other settings ({what}): use --overwrite or --save_path")
+            raise ValueError(f"{self.path} was made with other settings ({what}): use --overwrite or another folder")
 
     # -- writing
     def append(self, record, saved_map=None):
@@ -211,8 +219,8 @@ class Results:
         `saved_map`: its (importance map, region), if that is to be kept (see map_files).
         """
         lines = [{"map_of": record["id"], **packed(*saved_map)}] if saved_map else []
-        self._own[record["id"]] = [*lines, record]  # the record comes last: it says that it is finished
-        self._write(*self._own[record["id"]])
+        self._write(*lines, record)  # the record comes last: it says that it is finished
+        self._own[record["id"]] = record
 
     def note(self, **run):
         """Keep how this process runs (device, versions, seconds, ...) for `NAME.meta.json`; later calls add to it."""
@@ -224,8 +232,7 @@ class Results:
         if self._part is None or not os.fstat(self._part.fileno()).st_nlink:
             # A new part; also where another run has finished everything meanwhile and taken the old one away.
             self.done()  # what may have been written since this run began may not differ in its settings
-            own = [line for lines in self._own.values() for line in lines]
-            lines = [{"settings": self.settings}, {"run": self._run}, *own]
+            lines = [{"settings": self.settings}, {"run": self._run}, *self._own.values(), *lines]
             self.parts.mkdir(parents=True, exist_ok=True)
             self._part = (self.parts / f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl").open("x")
         self._part.write("".join(json.dumps(each) + "\n" for each in lines))
@@ -243,7 +250,7 @@ class Results:
             os.fsync(self._part.fileno())  # so that other machines see it
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with alone_in(self.path.with_name(f".{self.path.stem}.lock")):
-            finished = self.done() | {key: lines[-1] for key, lines in self._own.items()}
+            finished = self.done() | self._own
             missing = sum(record["id"] not in finished for record in wanted)
             if finished and not missing:
                 self._write_result(finished, records)
@@ -252,7 +259,7 @@ class Results:
 
     def _write_result(self, finished, records):
         runs = self.provenance().get("runs", {}) if self.path.exists() else {}
-        maps = read_maps(self.maps) if self.maps.exists() else {}
+        maps = self.saved_maps() if self.path.exists() else {}  # without a result they are of another one
         for part, lines in self._lines().items():
             for line in lines:
                 runs[part.stem] = runs.get(part.stem, {}) | line.get("run", {})

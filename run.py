@@ -45,6 +45,7 @@ from vicrop import (
     heads_of,
     load_model,
     look_class,
+    map_function,
     model_module,
     weights_of,
 )  # fmt: skip
@@ -69,7 +70,7 @@ def settings(args, device):
 
 def own_settings(args, method):
     """`settings` of one method."""
-    function = getattr(model_module(args.model), METHODS[method].get("map", ""), None)
+    function = map_function(model_module(args.model), method)
     if function is None or "heads" not in function.reads:
         return {"method": method}
     heads = args.loc_heads and ",".join(head_name(head) for head in args.loc_heads)
@@ -125,6 +126,9 @@ def run_task(args):
     elif not state.is_main_process:
         return  # there was nothing for it to do, so others say what has become of it
     answered = [conclude(result, wanted, records, state) for result in results.values()]
+    if args.save_maps and state.is_main_process:
+        for method in (method for method in results if "map" in METHODS[method]):
+            count_without_map(results[method], wanted)
     if stopped:
         name = signal.Signals(stopped[0]).name
         without = ", without --overwrite," if args.overwrite else ""
@@ -172,6 +176,17 @@ def conclude(result, wanted, records, state):
     return len(errors) < len(wanted)
 
 
+def count_without_map(result, wanted):
+    """Say how many wanted records of a finished result were answered by a run that did not keep the maps."""
+    if not result.path.exists():
+        return
+    finished, maps = result.done(), result.saved_maps()
+    open_ones = [record["id"] for record in wanted if record["id"] in finished.keys() - maps.keys()]
+    count = sum("error" not in finished[key] for key in open_ones)
+    if count:
+        print(f"{result.path}: {count} records were answered without --save_maps; tools.report makes their maps again")
+
+
 def answer_records(args, records, loaded, results, done, bar, stopped):
     """Answer records, batch by batch, and append them to the results of each method as they are finished.
 
@@ -213,8 +228,8 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
             todo = {method: functions[method] for method in open_methods(batch[0])}
             for method, found in answer_batch(batch, look, alone, todo).items():
                 for record, fields in zip(batch, found, strict=True):
-                    saved_map = fields.pop("saved_map", None)
-                    results[method].append(record | fields, saved_map if args.save_maps else None)
+                    att_map = fields.pop("map", None)
+                    results[method].append(record | fields, att_map if args.save_maps else None)
                 results[method].note(seconds=round(time.perf_counter() - began, 3), forwards=len(passes))
             bar.update()
             if stopped:

@@ -6,6 +6,7 @@
 import hashlib
 import importlib
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,15 +115,20 @@ def choose(module, methods, model, layer=None, heads=None, **options):
     look_class(module).check(model, **options)
     functions = {}
     for method in methods:
-        row = METHODS[known(method, METHODS, "method")]
-        if "map" in row:
-            function = getattr(module, row["map"])
+        function = map_function(module, method)
+        if function:
             functions[method] = function.reading(model, layer, heads if "heads" in function.reads else None)
         else:
-            functions[method] = getattr(utils, row["box"])
+            functions[method] = getattr(utils, METHODS[method]["box"])
     if layer is not None and not any(isinstance(function, MapFunction) for function in functions.values()):
         raise ValueError(f"layer={layer!r} has no meaning here: {', '.join(functions)} reads no layer")
     return functions
+
+
+def map_function(module, method):
+    """The MapFunction of a module for a method; None for a method that makes no map."""
+    row = METHODS[known(method, METHODS, "method")]
+    return getattr(module, row["map"]) if "map" in row else None
 
 
 def vicrop_qa(model_name, method_name, image_path, question, model, processor, short_question=None, **options):
@@ -168,8 +174,18 @@ def heads_of(name, model_id=None, given=None):
     if given == PER_SAMPLE:
         return None
     if Path(given).is_file():
-        given = read_json(given)["heads"]
+        given = heads_of_file(given, {name, row["id"], str(model_id)})
     return parse_heads(given)
+
+
+def heads_of_file(path, names):
+    """ "L14H24,L14H13" of a file of `batch_analyze`; warns if it is about a model that has none of these names."""
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("heads"), str):
+        raise ValueError(f"{path} is no localization_heads.json of localization.pipeline stage=batch_analyze")
+    if found.get("model") not in names:
+        warnings.warn(f"{path} has the heads of {found.get('model')}: another model has other heads", stacklevel=3)
+    return found["heads"]
 
 
 def look_class(module):

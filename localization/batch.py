@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from batches import FAILURES, prefetched
+from batches import FAILURES, prefetched, what_failed
 from localization import analyze, bbox, storage, viz
 from localization.collector import Collector
 from localization.sample import draw_top, finish, folder_of, made_with, number
@@ -130,8 +130,9 @@ def batch_of_image(config, collector, folder, group, look):
     """
     try:
         seen = look()
-    except FAILURES as error:
-        return [(sample["id"], error) for sample in group]
+    except Exception as error:
+        said = what_failed(error)
+        return [(sample["id"], said) for sample in group]
     failed = []
     for sample in group:
         stem = stem_in(folder, sample)
@@ -143,8 +144,8 @@ def batch_of_image(config, collector, folder, group, look):
             found = finish(config, stem, attn, meta)
             if config.data.visualize_batch:
                 draw_top(stem, attn, meta, found)
-        except FAILURES as error:
-            failed.append((sample["id"], error))
+        except Exception as error:
+            failed.append((sample["id"], what_failed(error)))
     return failed
 
 
@@ -162,15 +163,16 @@ def batch_analyze(config):
         try:
             attn, meta = storage.read_attention(path)
             samples.append(criteria.measure(storage.as_maps(attn, meta)))
-            models.add((meta["model_name"], attn.shape[:2]))
+            models.add((meta["model_name"], attn.shape[:2], json.dumps(meta["made_with"], sort_keys=True)))
         except FAILURES as error:
             failed.append((path, error))
     for path, error in failed:
         log.error("%s: %s", path, error)
     if len(models) != 1:
-        names = ", ".join(sorted(name for name, _ in models)) or "none"
-        raise ValueError(f"{folder} must hold attention of one model, not of {names}")
-    report(Path(folder), samples, criteria, *models)
+        found = "; ".join(sorted(f"{name}, {made_with}" for name, _, made_with in models)) or "nothing that can be read"
+        raise ValueError(f"{folder} must hold attention of one model, read in one way, not of: {found}")
+    ((model, *_),) = models
+    report(Path(folder), samples, criteria, model)
 
 
 def report(folder, samples, criteria, model):
@@ -185,7 +187,7 @@ def report(folder, samples, criteria, model):
          "mean_attention_sum": number(sums[head]), "mean_entropy": number(entropy[head])}
         for head in order
     ]  # fmt: skip
-    print(f"{model[0]}: in how many of {len(samples)} samples a head is among the {criteria.count_k} most compact")
+    print(f"{model}: in how many of {len(samples)} samples a head is among the {criteria.count_k} most compact")
     print("head    frequency         attention  entropy")
     for row, head in zip(rows[: 2 * criteria.count_k], order, strict=False):
         mark = "  <- chosen" if head in heads else ""
@@ -197,9 +199,9 @@ def report(folder, samples, criteria, model):
     names = ",".join(map(analyze.head_name, heads))
     print(f"use them:  'logic.manual_heads=[{manual}]'   or, with run.py:  --method loc_att --loc_heads {names}")
     write_atomically(folder / "localization_heads.json", {
-        "heads": names, "manual_heads": [{"layer": layer, "head": head} for layer, head in heads], "model": model[0],
+        "heads": names, "manual_heads": [{"layer": layer, "head": head} for layer, head in heads], "model": model,
         "samples": len(samples), "overlap_of_halves": overlap, "criteria": vars(criteria), "table": rows,
     })  # fmt: skip
-    title = f"{model[0]}, {len(samples)} samples"
+    title = f"{model}, {len(samples)} samples"
     save_figure(viz.heads_figure(sums, entropy, heads, counts, title), folder / "localization_heads.png")
     log.info("written: %s", folder / "localization_heads.json")

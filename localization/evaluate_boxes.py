@@ -79,7 +79,10 @@ def prediction(root, key):
     path = beside(Path(root) / safe_id(key), "_bbox.json")
     if not path.is_file():
         return None, None, None, "missing"
-    found = read_json(path)
+    try:
+        found = read_json(path)
+    except ValueError:
+        return None, None, None, "broken"
     box = four_numbers(found.get("bbox"))
     wrong = None if box and box[0] < box[2] and box[1] < box[3] else "degenerate"
     return None if wrong else box, found.get("peak"), found.get("image_size"), wrong

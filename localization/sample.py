@@ -2,6 +2,7 @@
 
 import logging
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from localization import analyze, bbox, storage, viz
 from localization.collector import Collector
 from pictures import save_figure
-from records import in_repository, write_atomically
+from records import in_repository, read_json, write_atomically
 from utils import load_image
 from vicrop import heads_of
 
@@ -32,10 +33,19 @@ def collect(config):
     image_file, collector = in_repository(data.image_file), Collector(config.model)
     image = load_image(image_file)  # first: it is read in a moment, and a model is not
     attn, meta = collector.collect(collector.look_at(image), image_file, data.query)
-    slug = re.sub(r"\W+", "_", data.query.lower()).strip("_")[:60]
-    stem = folder_of(config) / storage.safe_id(f"{image_file.stem}-{slug}")
+    stem = stem_for(folder_of(config), image_file, data.query)
     path = storage.write_attention(stem, attn, meta, config.storage.attention)
     log.info("attention %s for %r in %s", list(attn.shape), data.query, path)
+    return stem
+
+
+def stem_for(folder, image_file, query):
+    """A path for a sample's files, after its image and query; with a hash of both where another sample has taken it."""
+    slug = re.sub(r"\W+", "_", query.lower()).strip("_")[:60]
+    stem, about = folder / storage.safe_id(f"{image_file.stem}-{slug}"), [str(image_file), query]
+    taken = storage.beside(stem, "_meta.json")
+    if taken.is_file() and [read_json(taken).get(name) for name in ("image_file", "query")] != about:
+        return stem.with_name(f"{stem.name}-{zlib.crc32(repr(about).encode()):08x}")
     return stem
 
 

@@ -37,6 +37,12 @@ def test_attention_ratio_of_an_even_map_is_one_and_of_a_planted_spot_is_large():
     assert np.isnan(findings.attention_ratio(spot, region, (-30, 0, -10, 9)))
 
 
+def test_attention_ratio_of_an_even_map_is_one_also_in_a_box_between_pixels():
+    ratios = findings.attention_ratio(np.ones((2, 3, 14, 14)), (0, 0, 100, 90), (3.3, 10.6, 40.9, 77.7))
+    assert ratios.shape == (2, 3)
+    assert ratios == pytest.approx(1)
+
+
 @pytest.mark.parametrize("box", [(17, 3, 29, 9), (10, 0, 52, 20), (16, 4, 22, 8)])
 def test_attention_ratio_equals_its_definition(box):
     rng = np.random.default_rng(0)
@@ -83,11 +89,12 @@ def test_the_layer_is_chosen_and_judged_on_different_images(folder):
     choosing, judging = findings.halved(records)
     assert not set(findings.images_of(choosing)) & set(findings.images_of(judging))
     assert len(choosing) + len(judging) == len(records)
-    chosen = [np.mean([record["with_crop"]["rel_att"][layer] for record in choosing]) for layer in range(6)]
+    chosen = [np.mean([record["with_crop"]["rel_att"][str(layer)] for record in choosing]) for layer in range(6)]
     best = int(np.argmax(chosen))
     judged = [record["with_crop"]["rel_att"] for record in judging]
-    assert table["rows"][str(best)]["rel_att, to judge"]["mean"] == pytest.approx(np.mean([s[best] for s in judged]))
-    cost = np.mean([scores[best] - scores[-1] for scores in judged])
+    right = table["rows"][str(best)]["rel_att, to judge"]["mean"]
+    assert right == pytest.approx(np.mean([scores[str(best)] for scores in judged]))
+    cost = np.mean([scores[str(best)] - scores["mean"] for scores in judged])
     (note, without) = table["notes"]
     assert note.startswith(f"rel_att: layer {best} is chosen")
     assert f"averaging all layers costs {cost:.1f} [" in note
@@ -101,6 +108,18 @@ def test_overhead_counts_what_each_method_does(folder):
     assert passes["loc_att"] == passes["center_crop"]  # its map is read off the answer's own pass
     assert passes["rel_att"] == passes["loc_att"] + 1  # and the general prompt
     assert all(row["seconds"]["mean"] > 0 for row in table["rows"].values())
+
+
+@pytest.mark.parametrize("model", ["blip_tiny", "qwen2_5_tiny"])
+def test_every_model_has_its_findings(tmp_path, model):
+    for finding, limit in (("attention", 6), ("layers", 4), ("overhead", 1), ("sizes", 4)):
+        few = ["--method", "rel_att"] if finding != "attention" else []
+        where = ["--out", str(tmp_path), "--save_path", str(tmp_path)]
+        findings.main([finding, "--model", model, "--device", "cpu", "--limit", str(limit), *few, *where])
+        table = read_json(tmp_path / f"{model}-demo-{finding}.json")
+        assert table["settings"]["model"] == model
+        assert all(each["n"] <= limit for row in table["rows"].values() for each in row.values())
+        assert (tmp_path / f"{model}-demo-{finding}.png").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ unbroken

@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil  # accelerate needs it, too
 import pytest
 
 import get_score
 import run
+from map_files import read_maps
 from records import Results, load_task
 
 ROOT = Path(run.__file__).parent
@@ -32,6 +34,7 @@ def start(processes, folder, *more):
         "cpu",
         "--batch_size",
         "1",
+        "--save_maps",
         "--save_path",
         str(folder),
         *more,
@@ -63,7 +66,7 @@ def kill_when(process, folder, count):
 def undisturbed(tmp_path_factory):
     """The records of a run of one process that nothing has happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    run.main(["--task", "demo", "--device", "cpu", "--batch_size", "1", "--save_path", str(folder)])
+    run.main(["--task", "demo", "--device", "cpu", "--batch_size", "1", "--save_maps", "--save_path", str(folder)])
     return folder
 
 
@@ -82,6 +85,11 @@ def test_ten_kills_lose_nothing_and_repeat_nothing(undisturbed, tmp_path):
     expected, found = (json.loads((folder / f"{NAME}.json").read_text()) for folder in (undisturbed, tmp_path))
     assert [record["id"] for record in found] == [record["id"] for record in load_task("data/demo/data.json")]
     assert found == expected
+    maps = [read_maps(folder / f"{NAME}.maps.npz") for folder in (undisturbed, tmp_path)]
+    assert list(maps[0]) == list(maps[1]) == [record["id"] for record in found]
+    for key, (att_map, region) in maps[0].items():
+        assert maps[1][key][1] == region
+        assert np.abs(maps[1][key][0] - att_map).max() <= 1e-3 * att_map.max()
     scores = [get_score.report(folder, folder, get_score.parse([])) for folder in (undisturbed, tmp_path)]
     assert scores[0] == scores[1]
     assert not (tmp_path / f"{NAME}.parts").exists()

@@ -10,6 +10,8 @@ MODEL-TASK-FINDING.json, .png, and what was measured of each question, by which 
 """
 
 import argparse
+import os
+import platform
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -22,13 +24,12 @@ from transformers.utils import logging as transformers_logging
 
 import get_score
 import run
-from batches import FAILURES
+from batches import FAILURES, what_failed
 from graders import GRADERS, RIGHT, first_grader, score
-from info import METHODS
 from pictures import bars_figure, curves_figure, save_figure
 from records import Results, check_record, in_repository, load_task, pick, write_atomically
 from utils import box_of
-from vicrop import Case, choose, default_device, load_model, look_class, model_module
+from vicrop import Case, choose, default_device, load_model, look_class, map_function, model_module
 
 ROUNDS = 2000  # of the bootstrap
 NO_CROP, TRUE_CROP, MEAN = "no crop", "gt_crop", "mean"
@@ -44,6 +45,8 @@ class Table:
     rows: dict  # row -> {series: estimate}
     notes: list = field(default_factory=list)
     plotted: tuple = ()  # the series that are drawn; all if empty
+    digits: int = 1  # after the point
+    even: float | None = None  # a value that says nothing; around it the plot is logarithmic
 
 
 def estimate(values, images):
@@ -85,7 +88,7 @@ class Subject:
         return answer
 
 
-def measured(args, finding, measure, warm_up=False):
+def measured(args, finding, measure, warm_up=False, **more):
     """[record | what was measured of it] of the task's records; those of an earlier, killed call are not asked again.
 
     A record that cannot be measured is named, and left out.
@@ -93,11 +96,11 @@ def measured(args, finding, measure, warm_up=False):
     Args:
         measure: `(subject, record) -> {field: value}`, JSON.
         warm_up: measure the first one twice: what is slow only once does not count.
+        more: settings that must be equal, besides those of run.py, for a finding to go on.
     """
     dataset = load_task(args.question_path)
     records = pick(dataset, args.ids, args.limit)
-    settings = run.settings(args, torch.device(args.device or default_device()))
-    settings["methods"] = [run.own_settings(args, method) for method in args.method]
+    settings = settings_of(args) | more
     results = Results(file_of(args, finding, ".records.json"), settings)
     if args.overwrite:
         results.clear()
@@ -105,13 +108,14 @@ def measured(args, finding, measure, warm_up=False):
     todo = [record for record in records if record["id"] not in done]
     if todo:
         subject = Subject(args)
-        if warm_up:
-            measure(subject, todo[0])
         for record in tqdm(todo, desc=f"{args.model} {finding}", unit="question"):
             try:
+                if warm_up:
+                    measure(subject, record)
+                    warm_up = False
                 fields = measure(subject, record)
-            except FAILURES as error:
-                fields = {"error": str(error)}
+            except Exception as error:
+                fields = {"error": what_failed(error)}
             results.append(record | fields)
     _, errors = results.merge(records, dataset)
     for key, error in errors.items():
@@ -121,6 +125,12 @@ def measured(args, finding, measure, warm_up=False):
     if not kept:
         raise ValueError("no record could be measured")
     return kept
+
+
+def settings_of(args):
+    """All that a finding depends on, for JSON."""
+    settings = run.settings(args, torch.device(args.device or default_device()))
+    return settings | {"methods": [run.own_settings(args, method) for method in args.method]}
 
 
 def file_of(args, finding, ending):
@@ -138,7 +148,7 @@ def sizes(args):
     Cropping at the true place is its intervention: that the answer is then right shows that size was the reason.
     """
     args.method = list(dict.fromkeys([*args.method, TRUE_CROP]))
-    run.run_task(args)  # with all that it knows of kills and several GPUs
+    run.run_task(args)  # results that are there are taken as they are, or refused
     wanted = {record["id"] for record in pick(load_task(args.question_path), args.ids, args.limit)}
     grader, images, scores = first_grader(args.task), in_repository(args.image_path), {}
     for method in args.method:
@@ -146,8 +156,11 @@ def sizes(args):
             size, pair = get_score.size_of(record, images), score(record, grader)
             if record["id"] in wanted and size and pair:
                 for part in (size, "all"):
-                    for name, value in zip((NO_CROP, method), pair, strict=True):
-                        scores.setdefault(part, {}).setdefault(name, {})[record["id"]] = value, record["image_path"]
+                    own = scores.setdefault(part, {})
+                    own.setdefault(method, {})[record["id"]] = pair[1], record["image_path"]
+                    without = own.setdefault(NO_CROP, {})
+                    if "error" not in record or record["id"] not in without:  # another method may have answered it
+                        without[record["id"]] = pair[0], record["image_path"]
     if not scores:
         raise ValueError(f"{args.question_path}: sizes are those of gt_bbox, and no record has one")
     order = sorted(scores, key=lambda part: (part == "all", get_score.place_of(part)))
@@ -163,25 +176,26 @@ def attention_ratio(att_map, region, box):
     """How much more attention a box gets than a box of its size anywhere (the ViCrop paper's section 4).
 
     Args:
-        att_map: (h, w) attention over `region` (xyxy pixels of the image).
+        att_map: (..., h, w) attention over `region` (xyxy pixels of the image).
         box: xyxy pixels of the image.
     Returns:
-        attention inside the box over the mean inside all same-sized boxes at whole-pixel positions; cells that a box
-        covers in part count in part. 1 means no preference; nan if the box lies outside of the region.
+        (...) float64: attention inside the box over the mean inside all same-sized boxes at whole-pixel positions;
+        cells that a box covers in part count in part. 1 means no preference; nan if the box lies outside of the region.
     """
     # Up to a point the attention is the integral image there, linear in between. So the mean over all boxes is one
     # product of it with the mean weights of their edges, exactly, and no box is summed up by itself.
-    integral = np.pad(np.asarray(att_map, dtype=np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)  # (h + 1, w + 1)
+    sums = np.asarray(att_map, dtype=np.float64).cumsum(-2).cumsum(-1)
+    integral = np.pad(sums, [(0, 0)] * (sums.ndim - 2) + [(1, 0), (1, 0)])  # (..., h + 1, w + 1)
     inside, anywhere = [], []
     for axis in (1, 0):  # rows, then columns
         low, high = region[axis], region[axis + 2]
         start, stop = (min(max(box[axis + side], low), high) - low for side in (0, 2))
-        edges = np.linspace(0, high - low, integral.shape[1 - axis])
+        length, edges = stop - start, np.linspace(0, high - low, integral.shape[-1 - axis])
         inside.append(edge_weights([stop], edges)[0] - edge_weights([start], edges)[0])
-        starts, length = np.arange(high - low - (stop - start) + 1), stop - start
+        starts = np.arange(int(high - low - length) + 1)
         anywhere.append((edge_weights(starts + length, edges) - edge_weights(starts, edges)).mean(0))
     share, mean = (rows @ integral @ columns for rows, columns in (inside, anywhere))
-    return float(share / mean) if mean > 0 else float("nan")
+    return np.divide(share, mean, out=np.full_like(mean, np.nan), where=mean > 0)
 
 
 def edge_weights(points, edges):
@@ -196,12 +210,13 @@ def ratios_of(subject, record):
     case = subject.case(record)
     score_of = subject.grade(subject.answer(case), record)
     heads_mean = case.look.attention(case.map_prompts, subject.layers)[0].mean(1).cpu().numpy()  # (layers, h, w)
-    ratios = [attention_ratio(att_map, case.look.regions[0], box_of(record)) for att_map in heads_mean]
+    ratios = attention_ratio(heads_mean, case.look.regions[0], box_of(record)).tolist()
     return {"score": score_of, "ratio": [None if np.isnan(ratio) else ratio for ratio in ratios]}
 
 
 def attention(args):
     """The attention ratio of each layer, for right and for wrong answers apart (the paper's section 4)."""
+    args.method = []  # no crop is asked for
     records = [record for record in measured(args, "attention", ratios_of) if record["score"] is not None]
     groups = {"right answers": [], "wrong answers": []}
     for record in records:
@@ -217,20 +232,21 @@ def attention(args):
         best = max(rows, key=lambda layer: rows[layer]["wrong answers"]["mean"] or 0)
         found = in_words(rows[best]["wrong answers"])
         notes.append(f"on wrong answers layer {best} gives the true place {found} times the attention of a like box")
-    return Table("attention to the true place over that to a box like it", "layer", "attention ratio", rows, notes)
+    title = "attention to the true place over that to a box like it"
+    return Table(title, "layer", "attention ratio", rows, notes, even=1)
 
 
 # -------------------------------------------------------------------------------------------------------------- layers
 def scores_by_layer(subject, record):
-    """{"score", "with_crop": {method: [score by layer, and by the mean of all]}} of a record."""
+    """{"score", "with_crop": {method: {layer or MEAN: score}}} of a record; layers as texts."""
     case, answers = subject.case(record), {}  # by box: layers that agree need one answer
-    score_of, scores = subject.grade(subject.answer(case), record), {method: [] for method in subject.functions}
+    score_of, scores = subject.grade(subject.answer(case), record), {method: {} for method in subject.functions}
     for method, function in subject.functions.items():
-        for choice in (*subject.layers, MEAN):
+        for choice in (MEAN, *subject.layers):  # the mean reads all layers at once, and the look keeps what it has read
             ((box, *_),) = case.find(method, function.reading(subject.model, choice))
             if box not in answers:
                 (answers[box],) = case.look.answer(case.prompts, crops=[case.look.images[0].crop(box)])
-            scores[method].append(subject.grade(answers[box], record))
+            scores[method][str(choice)] = subject.grade(answers[box], record)
     return {"score": score_of, "with_crop": scores}
 
 
@@ -240,25 +256,25 @@ def layers(args):
     And what it costs to average all layers, for which no data is needed to choose by (the paper's ablation).
     """
     for method in args.method:
-        function = getattr(model_module(args.model), METHODS[method].get("map", ""), None)
+        function = map_function(model_module(args.model), method)
         if function is None or "layers" not in function.reads:
             raise ValueError(f"{method} reads no layer: this finding is about methods that do")
     records = [record for record in measured(args, "layers", scores_by_layer) if record["score"] is not None]
     halves = dict(zip(("to choose", "to judge"), halved(records), strict=True))
-    count = len(records[0]["with_crop"][args.method[0]])
+    numbers = [int(choice) for choice in records[0]["with_crop"][args.method[0]] if choice != MEAN]
     rows = {
-        MEAN if number == count - 1 else number: {
-            f"{method}, {name}": estimate([record["with_crop"][method][number] for record in half], images_of(half))
+        choice: {
+            f"{method}, {name}": estimate([r["with_crop"][method][str(choice)] for r in half], images_of(half))
             for method in args.method
             for name, half in halves.items()
         }
-        for number in range(count)
+        for choice in (*numbers, MEAN)
     }
     judging, notes = halves["to judge"], []
     for method in args.method:
-        best = max(range(count - 1), key=lambda layer: rows[layer][f"{method}, to choose"]["mean"])
-        scores = np.array([record["with_crop"][method] for record in judging])
-        cost = in_words(estimate(scores[:, best] - scores[:, -1], images_of(judging)))
+        best = max(numbers, key=lambda layer: rows[layer][f"{method}, to choose"]["mean"])
+        scores = [record["with_crop"][method] for record in judging]
+        cost = in_words(estimate([each[str(best)] - each[MEAN] for each in scores], images_of(judging)))
         right = in_words(rows[best][f"{method}, to judge"])
         notes.append(f"{method}: layer {best} is chosen; on the other half {right} % are right, "
                      f"and averaging all layers costs {cost} points")  # fmt: skip
@@ -299,17 +315,18 @@ def overhead(args):
 
     Each way begins with the image's file and ends with both answers as texts; one question at a time.
     """
-    records = measured(args, "overhead", times_of, warm_up=True)
+    device = torch.device(args.device or default_device())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    where = f"{torch.get_num_threads()} threads of {platform.machine()}" if device.type == "cpu" else name
+    records = measured(args, "overhead", times_of, warm_up=True, where=where)
     rows = {}
     for way in records[0]["seconds"]:
         seconds, passes = ([record[name][way] for record in records] for name in ("seconds", "forwards"))
         more = [record["seconds"][way] / record["seconds"][NO_CROP] for record in records]
         series = {"seconds": seconds, "times no crop": more, "forward passes": passes}
         rows[way] = {name: estimate(values, images_of(records)) for name, values in series.items()}
-    device = torch.device(args.device or default_device())
-    where = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    notes = [f"one question at a time on {where}"]
-    return Table("time of a question, both answers included", "method", "seconds", rows, notes, ("seconds",))
+    title, notes = "time of a question, both answers included", [f"one question at a time on {where}"]
+    return Table(title, "method", "seconds", rows, notes, ("seconds",), digits=3)
 
 
 # ------------------------------------------------------------------------------------------------------- command line
@@ -323,14 +340,12 @@ FINDINGS = {  # name -> its function, and the methods that it is about if nothin
 
 def show(table):
     """Print a Table."""
-    digits = 3 if table.unit == "seconds" else 1
     series = list(next(iter(table.rows.values())))
     print(f"{table.title} ({table.unit}, 95 % intervals by bootstrap over images)")
     lines = [[table.rows_are, *series, "n"]]
     for name, found in table.rows.items():
-        lines.append(
-            [str(name), *(in_words(found[each], digits) for each in series), str(max(f["n"] for f in found.values()))]
-        )
+        counts = dict.fromkeys(str(each["n"]) for each in found.values())
+        lines.append([str(name), *(in_words(found[each], table.digits) for each in series), "/".join(counts)])
     get_score.print_aligned(lines, left=1)
     for note in table.notes:
         print(note)
@@ -341,9 +356,7 @@ def figure(table, title):
     rows = {row: {name: found for name, found in series.items() if not table.plotted or name in table.plotted}
             for row, series in table.rows.items()}  # fmt: skip
     if table.rows_are == "layer":
-        return curves_figure(
-            rows, table.rows_are, table.unit, title, even=1 if table.unit == "attention ratio" else None
-        )
+        return curves_figure(rows, table.rows_are, table.unit, title, table.even)
     return bars_figure(rows, table.unit, title)
 
 
@@ -355,6 +368,8 @@ def parse(argv=None):
     parser.add_argument("--out", default=run.ROOT / "data" / "results" / "findings", help="folder of what is found")
     own, rest = parser.parse_known_args(argv)
     args = run.parse(["--method", FINDINGS[own.finding][1], *rest])  # a later --method counts
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        parser.error("a finding is made by one process; `sizes` takes the results that run.py has made with several")
     if args.image:
         parser.error("--image: findings are about the questions of a task")
     if args.layer is not None and own.finding in ("attention", "layers"):
@@ -372,7 +387,7 @@ def main(argv=None):
     except FAILURES as error:
         sys.exit(f"findings: {error}")
     show(table)
-    write_atomically(file_of(args, args.finding, ".json"), {"model": args.model, "task": args.task, **asdict(table)})
+    write_atomically(file_of(args, args.finding, ".json"), asdict(table) | {"settings": settings_of(args)})
     picture = file_of(args, args.finding, ".png")
     save_figure(figure(table, f"{args.model}, {args.task}: {table.title}"), picture)
     print(f"written: {picture.with_suffix('.json')}, {picture}")

@@ -22,14 +22,15 @@ from tqdm import tqdm
 
 import get_score
 from graders import RIGHT, score
-from info import METHODS, OPTIONS, TASKS, known
-from map_files import read_maps
-from records import ROOT, check_record, in_repository, read_json, renamed_to
+from info import GENERAL_PROMPT, METHODS, OPTIONS, TASKS, known
+from map_files import read_maps, write_maps
+from pictures import HEAT, from_0_to_1
+from records import check_record, renamed_to
 from utils import load_image
 
 TEMPLATE = Path(__file__).with_name("report.html")
-PIXELS = 600e6  # of all images of a page together; with more of them each is smaller
 IMAGE_SIDE, CROP_SIDE = 800, 224  # an image's longer side at most, and a crop's
+IMAGE_PIXELS, CROP_PIXELS = 400e6, 200e6  # of all of them on a page; with more of them each is smaller
 QUALITY = 80  # of WebP
 
 
@@ -48,73 +49,105 @@ class Result:
     def read(cls, path):
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no result file at {path}: run.py writes them, as data/results/MODEL-TASK-METHOD.json"
-            )
-        meta = path.with_suffix(".meta.json")
-        about = read_json(meta) if meta.exists() else {}
-        return cls(path, *get_score.name_of(path), get_score.read_results(path), about)
+            raise FileNotFoundError(f"no result file at {path}: run.py writes data/results/MODEL-TASK-METHOD.json")
+        return cls(path, *get_score.name_of(path), get_score.read_results(path), get_score.about_of(path))
 
     @property
     def images(self):
         """The folder of its images."""
-        settings = self.about.get("settings", {})
-        return in_repository(ROOT / settings.get("image_path", TASKS[self.task]["image_path"]))
-
-    @property
-    def has_maps(self):
-        """Does its method make maps?"""
-        return "map" in METHODS.get(self.method, {})
+        return get_score.images_of(self.about, self.task)
 
 
 # ---------------------------------------------------------------------------------------------------------------- maps
-def maps_of(result, remake=True):
-    """{record id: (map, region)} of a result: the saved ones and, with `remake`, those that are not saved."""
-    if not result.has_maps:
+def maps_of(result, place=None):
+    """{record id: (map, region)} of a result: the saved ones and, if there is a `place` for the model, all others.
+
+    Those that are made again are saved, too, also if this is interrupted.
+
+    Args:
+        place: keywords of vicrop.load_model that say where the model is to run; None: only what is saved.
+    """
+    if "map" not in METHODS.get(result.method, {}):
         return {}
     saved = result.path.with_suffix(".maps.npz")
     maps = read_maps(saved) if saved.exists() else {}
     open_ones = [record for record in result.records if record["id"] not in maps and "error" not in record]
-    return maps | made_again(result, open_ones) if open_ones and remake else maps
+    if open_ones and place is not None:
+        before = len(maps)
+        try:
+            for key, att_map, region in made_again(result, open_ones, place):
+                maps[key] = att_map, region
+        finally:
+            if len(maps) > before:
+                with renamed_to(saved) as temporary:
+                    write_maps(temporary, maps)
+    return maps
 
 
-def made_again(result, records):
-    """{record id: (map, region)} of some records of a result, by the model that made it, in the way that it was made.
+def made_again(result, records, place):
+    """Yields (record id, map, region) of some records of a result, by the model that made it, in the way it was made.
+
+    A record of which that cannot be done (its image is gone, say) is named and left out.
 
     Raises:
-        ValueError: nothing tells how it was made, or the checkpoint is another one by now.
+        ValueError: nothing tells how the result was made, or that is no longer what this model does.
     """
-    from vicrop import Case, choose, heads_of, load_model, look_class, model_module, weights_of  # torch, if it must be
+    from batches import what_failed  # torch and the models: only if it must be
+    from vicrop import Case, look_class, model_module
+
+    function, model, processor, options = maker_of(result, place)
+    kind = look_class(model_module(result.about["settings"]["model"]))
+
+    @lru_cache(maxsize=1)
+    def look_at(path):
+        return kind([path], model, processor, **options)
+
+    records = sorted(records, key=lambda record: record["image_path"])
+    for record in tqdm(records, desc=f"maps of {result.path.stem}", unit="map"):
+        try:
+            look = look_at(check_record(record, result.images))
+            case = Case(look, [record["question"]], short_questions=[record.get("short_question")], records=[record])
+            ((_, att_map, region),) = case.find(result.method, function)
+        except Exception as error:
+            print(f"no map of {record['id']}: {what_failed(error)}", file=sys.stderr)
+        else:
+            yield record["id"], att_map, region
+
+
+def maker_of(result, place):
+    """(map function, model, processor, options of the look) that a result was made with."""
+    from vicrop import choose, heads_of, load_model, local_or_hub, model_module, weights_of
 
     made = result.about.get("settings")
     if not made:
         raise ValueError(f"{result.path} has no maps, and no .meta.json that tells how to make them: use --maps saved")
-    if weights_of(made["model"], made["model_id"]) != made["weights"]:
+    module, source = model_module(made["model"]), (made["model"], made["model_id"])
+    revision = None if Path(local_or_hub(*source)).is_dir() else made["weights"]
+    if weights_of(*source, revision) != made["weights"]:
         raise ValueError(f"{made['model_id']} has other weights than those that made {result.path}: use --maps saved")
-    module = model_module(made["model"])
-    model, processor = load_model(made["model"], made["model_id"], dtype=made["dtype"])
+    model, processor = load_model(*source, dtype=made["dtype"], revision=revision, **place)
     options = {name: made[name] for name in OPTIONS if name in made}
-    heads = heads_of(made["model"], made["model_id"], made.get("loc_heads"))
+    heads = heads_of(*source, made.get("loc_heads"))
     (function,) = choose(module, [result.method], model, made["layer"], heads, **options).values()
-
-    @lru_cache(maxsize=1)
-    def look_at(path):
-        return look_class(module)([path], model, processor, **options)
-
-    maps, records = {}, sorted(records, key=lambda record: record["image_path"])
-    for record in tqdm(records, desc=f"maps of {result.path.stem}", unit="map"):
-        look = look_at(check_record(record, result.images))
-        case = Case(look, [record["question"]], short_questions=[record.get("short_question")], records=[record])
-        ((_, *maps[record["id"]]),) = case.find(result.method, function)
-    return maps
+    now = [module.PROMPT, GENERAL_PROMPT, list(function.layers(model))]
+    for run in result.about["runs"].values():
+        then = [made["prompt"], made["general_prompt"], run["layers"]]
+        if now != then:
+            raise ValueError(f"{result.path} was made by other prompts or layers ({then}, now {now}): use --maps saved")
+    return function, model, processor, options
 
 
 # ------------------------------------------------------------------------------------------------------------ contents
 class Images:
-    """Images on their way into the page, each once: `add` gives its number, and writes it."""
+    """Images on their way into the page, each once: `add` gives its number, and writes it.
 
-    def __init__(self, file):
+    Args:
+        file: the page; sides: (of an image, of a crop) in pixels, at most.
+    """
+
+    def __init__(self, file, sides):
         self.file, self.numbers = file, {}
+        self.side, self.crop_side = sides
 
     def add(self, key, image, side):
         """The number of an image (called for only if `key` is new), at most `side` pixels long."""
@@ -128,25 +161,35 @@ class Images:
         return self.numbers[key]
 
 
-def judged(record, grader):
-    """{"outcome", "right"}: what the crop did to an answer, and which of both answers are right.
+def sides_of(results, side=None):
+    """(longer side of an image, of a crop): the largest with which a page of so many stays small enough."""
+    images = len({record.get("image_path") for result in results for record in result.records})
+    crops = sum(len(result.records) for result in results)
+    side = side or int(min(IMAGE_SIDE, (IMAGE_PIXELS / max(1, images)) ** 0.5))
+    return side, int(min(CROP_SIDE, (CROP_PIXELS / max(1, crops)) ** 0.5))
 
-    The outcome is fixed, broken, right (both), wrong (both), or ungraded where the benchmark does not count a record.
+
+def judged(record, grader):
+    """{"outcome", "scores"}: what the crop did to an answer, and the scores (0 to 100) without and with it.
+
+    The outcome is fixed (better), broken (worse), right or wrong (both); ungraded where the benchmark does not count a
+    record, or it has no labels.
     """
-    pair = score(record, grader)
+    try:
+        pair = score(record, grader)
+    except ValueError:
+        pair = None
     if pair is None:
         return {"outcome": "ungraded"}
     before, after = pair
-    right = [before >= RIGHT, after >= RIGHT]
     if before == after:
-        return {"outcome": "right" if right[0] else "wrong", "right": right}
-    return {"outcome": "fixed" if after > before else "broken", "right": right}
+        return {"outcome": "right" if after >= RIGHT else "wrong", "scores": pair}
+    return {"outcome": "fixed" if after > before else "broken", "scores": pair}
 
 
 def shown_map(att_map, region):
     """A map for the page: a byte per cell, from its smallest value to its largest."""
-    low, high = float(att_map.min()), float(att_map.max())
-    cells = (255 * (att_map - low) / (high - low if high > low else 1)).round().astype(np.uint8)
+    cells = (255 * from_0_to_1(att_map)).round().astype(np.uint8)
     h, w = cells.shape
     return {"h": h, "w": w, "region": list(region), "cells": base64.b64encode(cells.tobytes()).decode("ascii")}
 
@@ -158,22 +201,24 @@ def shown_answer(record, grader, saved_map, image, images):
     if saved_map:
         fields["map"] = shown_map(*saved_map)
     if image and record.get("bbox"):
-        box = tuple(record["bbox"])
-        fields["crop"] = images.add((record["image_path"], box), lambda: image.crop(box), CROP_SIDE)
+        box = tuple(map(int, record["bbox"]))
+        if box[0] < box[2] and box[1] < box[3]:
+            fields["crop"] = images.add((record["image_path"], box), lambda: image.crop(box), images.crop_side)
     return fields
 
 
 def shown_question(record, result):
     """A question, without what results say about it."""
-    labels = record.get("labels", [])
+    labels, category = record.get("labels") or [], record.get("category")
+    size = get_score.size_of(record, result.images)
     return {
         "id": str(record["id"]), "question": record.get("question"), "gt": record.get("gt_bbox"),
-        "labels": list(dict.fromkeys([labels] if isinstance(labels, str) else labels)),
-        "size": get_score.size_of(record, result.images), "category": record.get("category"),
+        "labels": list(dict.fromkeys([labels] if isinstance(labels, str) else map(str, labels))),
+        "size": size and str(size), "category": None if category is None else str(category),
     }  # fmt: skip
 
 
-def questions(results, graders, maps, images, side):
+def questions(results, graders, maps, images):
     """Yields the page's questions, in the order of the first result that has them; writes images on the way."""
     found = [{record["id"]: record for record in result.records} for result in results]
     for key in tqdm(dict.fromkeys(key for records in found for key in records), desc="page", unit="question"):
@@ -185,13 +230,25 @@ def questions(results, graders, maps, images, side):
         except (OSError, ValueError) as error:
             item["missing"] = str(error)
         if image:
-            item["image"] = images.add(record["image_path"], image.copy, side)
+            item["image"] = images.add(record["image_path"], image.copy, images.side)
             item["width"], item["height"] = image.size
         item["found"] = [
             shown_answer(records[key], grader, own.get(key), image, images) if key in records else None
             for records, grader, own in zip(found, graders, maps, strict=True)
         ]
         yield item
+
+
+def refuse_different_questions(results):
+    """ValueError unless results that stand side by side are about the same: one task, the same questions and images."""
+    if len({result.task for result in results}) > 1:
+        raise ValueError(f"a page is about one task, not {', '.join(sorted({result.task for result in results}))}")
+    seen = {}
+    for result in results:
+        for record in result.records:
+            about = record.get("question"), record.get("image_path"), str(result.images)
+            if seen.setdefault(record["id"], about) != about:
+                raise ValueError(f"{record['id']!r} is {about} in {result.path}, and {seen[record['id']]} elsewhere")
 
 
 def grader_of(result, metric):
@@ -201,9 +258,13 @@ def grader_of(result, metric):
 
 
 def scores(results):
-    """{"columns", "rows"} of the score table."""
-    options = get_score.parse([])
-    rows = [row for r in results for row in get_score.rows_of(r.model, r.task, r.method, r.path, r.records, options)]
+    """{"columns", "rows"} of the score table; no rows, and "why", where records have no labels to score by."""
+    options, rows = get_score.parse([]), []
+    try:
+        for r in results:
+            rows += get_score.rows_of(r.model, r.task, r.method, r.path, r.records, options)
+    except ValueError as error:
+        return {"columns": get_score.COLUMNS, "rows": [], "why": str(error)}
     return {"columns": get_score.COLUMNS, "rows": list(map(get_score.cells, rows))}
 
 
@@ -221,35 +282,35 @@ def as_json(value):
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def write_page(path, results, metric=None, remake=True, side=None):
+def write_page(path, results, metric=None, place=None, side=None):
     """Write the page of some results: [Result] of one task.
 
     Args:
         metric: name of the metric that judges answers in the gallery; the task's first one if None.
-        remake: make those maps again that are not saved.
+        place: where maps are made that are not saved (see `maps_of`); None: they are left out.
         side: of an image, in pixels at most; chosen by their number if None.
     Raises:
-        ValueError: results of several tasks; no such metric; maps that can be made no more.
+        ValueError: results of different questions; no such metric; maps that can be made no more.
     """
-    if len({result.task for result in results}) > 1:
-        raise ValueError(f"a page is about one task, not {', '.join(sorted({result.task for result in results}))}")
-    about = {"results": [{"model": r.model, "method": r.method} for r in results], "scores": scores(results)}
-    about |= {"title": title_of(results), "colors": heat_colors()}
+    refuse_different_questions(results)
     graders = [grader_of(result, metric) for result in results]
-    maps = [maps_of(result, remake) for result in results]
-    count = len({record.get("image_path") for result in results for record in result.records})
-    side = side or int(min(IMAGE_SIDE, (PIXELS / max(1, count)) ** 0.5))
+    about = {
+        "title": title_of(results), "results": [{"model": r.model, "method": r.method} for r in results],
+        "scores": scores(results), "metric": metric or next(iter(TASKS[results[0].task]["metrics"])), "right": RIGHT,
+        "colors": heat_colors(),
+    }  # fmt: skip
+    maps = [maps_of(result, place) for result in results]
     head, tail = TEMPLATE.read_text(encoding="utf-8").split("<!-- images and data -->")
     with renamed_to(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(head)
-        about["items"] = list(questions(results, graders, maps, Images(file), side))
+        about["items"] = list(questions(results, graders, maps, Images(file, sides_of(results, side))))
         file.write(f'<script type="application/json" id="data">{as_json(about)}</script>\n')
         file.write(tail)
 
 
 def heat_colors():
     """The 256 colours of a map, as base64 of RGB; those of pictures.overlay."""
-    colors = matplotlib.colormaps["inferno"](np.arange(256))[:, :3]
+    colors = matplotlib.colormaps[HEAT](np.arange(256))[:, :3]
     return base64.b64encode((255 * colors).round().astype(np.uint8).tobytes()).decode("ascii")
 
 
@@ -265,14 +326,17 @@ def main(argv=None):
         default="all",
         help="make maps again that are not saved (all), or leave them",
     )
+    add("--device", help="torch device on which maps are made again; default: the first GPU, else the CPU")
+    add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
     add("--image_side", type=int, help=f"pixels of an image's longer side; default: {IMAGE_SIDE}, less for many images")
     args = parser.parse_args(argv)
     paths = [Path(path) for path in args.results if not path.endswith(".meta.json")]  # the shell's * takes them, too
     if not paths:
         parser.error("no result file is named, only what belongs to one")
     out = Path(args.out or (paths[0].with_suffix(".html") if len(paths) == 1 else paths[0].parent / "report.html"))
+    place = {"device": args.device, "device_map": args.device_map} if args.maps == "all" else None
     try:
-        write_page(out, list(map(Result.read, paths)), args.metric, args.maps == "all", args.image_side)
+        write_page(out, list(map(Result.read, paths)), args.metric, place, args.image_side)
     except (ValueError, OSError) as error:
         sys.exit(f"report: {error}")
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
