@@ -273,6 +273,8 @@ class Results:
         if kept:
             with renamed_to(self.maps) as temporary:
                 write_maps(temporary, kept)
+        else:
+            self.maps.unlink(missing_ok=True)  # those of a result that is there no more
         write_atomically(self.meta, about)  # before: a result of which nothing is known would take any settings
         write_atomically(self.path, [finished[key] for key in ids])
         if len(ids) == len(records):  # nothing that another process may still add is missing then

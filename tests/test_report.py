@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
+import get_score
 import run
 from graders import score
 from map_files import read_maps, write_maps
@@ -164,9 +166,35 @@ def test_the_keyboard_goes_through_the_page(opened, page_file):
     assert page.input_value("#text") == "m"
 
 
-def test_the_score_table_is_that_of_get_score(opened, page_file):
-    rows = opened(page_file).locator("#scores tbody tr").all_inner_texts()
-    assert [row.split("\t")[0] for row in rows] == ["all", "small", "medium", "large"]
+def test_what_one_does_with_the_mouse_leaves_the_keyboard_alone(opened, page_file):
+    page = opened(page_file)
+    cards = page.locator(".card")
+    cards.nth(1).locator("h2").click()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")  # one is where one has gone to, not where one came from
+    expect(cards.nth(4)).to_contain_class("current")
+    page.locator("#map").click()
+    page.keyboard.press("ArrowRight")
+    assert "current" in cards.nth(5).get_attribute("class")
+    page.keyboard.press("m")
+    assert page.locator("canvas").first.is_visible()
+    page.locator("#size button", has_text="small").focus()
+    page.keyboard.press("Space")
+    assert page.evaluate("document.activeElement.value") == "small"
+    assert page.locator(".card").count() == page.locator(".card", has_text="small object").count()
+
+
+def test_the_score_table_is_that_of_get_score(opened, results, page_file):
+    shown = [row.split("\t") for row in opened(page_file).locator("#scores tbody tr").all_inner_texts()]
+    path = results / "llava_tiny-demo-rel_att.json"
+    options = get_score.parse([])
+    rows = get_score.rows_of("llava_tiny", "demo", "rel_att", path, get_score.read_results(path), options)
+    assert [row["part"] for row in rows] == ["all", "small", "medium", "large"]
+    left_out = {"task", "model", "method", "metric", "errors"}  # alike in all rows
+    for row, line in zip(rows, shown, strict=True):
+        cells = zip(get_score.COLUMNS, get_score.cells(row), strict=True)
+        assert [cell for name, cell in cells if name not in left_out] == line
 
 
 @pytest.mark.parametrize("region", [(0, 0, 594, 446), (74, 0, 520, 446), (0, -74, 594, 520)])
@@ -205,8 +233,13 @@ def test_methods_side_by_side(opened, results, tmp_path):
 
 
 def test_five_thousand_records_stay_usable(opened, tmp_path):
-    records = [{"id": f"q{number}", "image_path": f"scene_{number % 140:05d}.jpg"} for number in range(5000)]
-    report.main([str(hand_made(tmp_path, records)), "--maps", "saved", "--image_side", "64"])
+    rng = np.random.default_rng(0)
+    records = [
+        {"id": f"q{number}", "image_path": f"scene_{number % 140:05d}.jpg", "bbox": [x, y, x + 112, y + 112]}
+        for number, (x, y) in enumerate(rng.integers(0, 300, (5000, 2)).tolist())
+    ]
+    report.main([str(hand_made(tmp_path, records)), "--maps", "saved"])
+    assert (tmp_path / "mine-demo-rel_att.html").stat().st_size < 50e6
     page = opened(tmp_path / "mine-demo-rel_att.html")
     assert page.locator(".card").count() <= 48  # what is far below is not there yet, nor are its images
     for number in (24, 48):  # of the first card that comes as one scrolls to the end
@@ -217,24 +250,70 @@ def test_five_thousand_records_stay_usable(opened, tmp_path):
     assert page.locator("#count").inner_text().startswith("1 of 5000")
 
 
-def test_a_phone_and_the_dark(opened, page_file):
-    phone, dark = opened(page_file, width=390), opened(page_file, scheme="dark")
-    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
-    paper = "getComputedStyle(document.body).backgroundColor"
-    assert phone.evaluate(paper) != dark.evaluate(paper)
+def test_a_tall_window_is_filled_also_after_a_filter(browser, page_file):
+    page = browser.new_page(viewport={"width": 700, "height": 12000})
+    page.goto(page_file.as_uri())
+    page.locator(".card").nth(23).wait_for()
+    page.locator("#outcome button", has_text="fixed").click()
+    page.locator("#outcome button").first.click()
+    page.locator(".card").nth(23).wait_for()
+    page.close()
+
+
+def luminance(color):
+    """Of a CSS colour "rgb(r, g, b)", as WCAG defines it."""
+    channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_all_and_all_texts_can_be_read(opened, page_file, scheme):
+    page = opened(page_file, width=390, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    color = "element => getComputedStyle(element)."
+    paper = [page.locator(name).first.evaluate(color + "backgroundColor") for name in ("body", ".card")]
+    assert (luminance(paper[0]) > 0.5) == (scheme == "light")
+    for name in ("h1", ".card h2", ".card .faint", "dt", "dd", ".tag", ".yes", ".no", "th", "#count"):
+        ink = page.locator(name).first.evaluate(color + "color")
+        low, high = sorted((luminance(ink), luminance(paper[name.startswith((".", "d"))])))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, name
+
+
+def test_shares_of_a_right_answer_are_shown_and_the_metric_that_gives_them(opened, tmp_path):
+    labels = ["cat"] * 2 + ["dog"] * 8
+    record = {"labels": labels, "original_answer": "cat", "crop_answer": "the dog", "image_path": "none.jpg"}
+    path = hand_made(tmp_path, [record]).rename(tmp_path / "mine-textvqa-rel_att.json")
+    shown = {"paper": ["cat (60 %)", "the dog"], "official": ["cat (60 %)", "the dog"]}
+    for metric, (before, after) in shown.items():
+        report.main([str(path), "--maps", "saved", "--metric", metric])
+        page = opened(path.with_suffix(".html"))
+        assert page.locator("dd").all_inner_texts() == [f"✔ {before}", f"✔ {after}"]
+        assert f'by the metric "{metric}"' in page.locator("#count").inner_text()
+        assert page.locator(".card.fixed").count() == 1
 
 
 def test_texts_are_shown_as_they_are_and_errors_are_said(opened, tmp_path):
     nasty = "</script><script>document.title = 'gone'</script> <b>&amp; \u2028 "
     failed = {"original_answer": "", "crop_answer": "", "bbox": None}
-    records = [{"question": nasty}, failed | {"error": "no memory"}, {"image_path": "gone.jpg"}]
+    records = [{"question": nasty, "category": 1}, failed | {"error": "no memory", "category": 2}]
+    records += [{"image_path": "gone.jpg"}, {"bbox": [9, 9, 9, 9]}]
     report.main([str(hand_made(tmp_path, records)), "--maps", "saved"])
     page = opened(tmp_path / "mine-demo-rel_att.html")
     assert page.title() == "mine, demo, rel_att"
-    assert nasty.strip() in page.locator(".card h2").all_text_contents()[1].strip()
+    assert nasty in page.locator(".card h2").all_text_contents()
     said = page.locator("#gallery").inner_text()
     assert "no memory" in said
     assert "no image file" in said
+    page.select_option("#category", "2")
+    assert page.locator(".card").count() == 1
+
+
+def test_records_without_labels_are_shown_ungraded(opened, tmp_path):
+    report.main([str(hand_made(tmp_path, [{"labels": []}, {"labels": None}])), "--maps", "saved"])
+    page = opened(tmp_path / "mine-demo-rel_att.html")
+    assert page.locator(".card.ungraded").count() == 2
+    assert "No scores: record 0: labels are" in page.locator("#same").inner_text()
 
 
 @pytest.mark.parametrize(
@@ -256,13 +335,35 @@ def test_what_cannot_be_shown_is_a_sentence(tmp_path, files, more, says):
     assert not list(tmp_path.glob("*.html"))
 
 
-def test_other_weights_make_no_maps(results, tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "says"), [("weights", "data/tiny/llava has other weights"), ("prompt", "was made by other prompts")]
+)
+def test_maps_are_not_made_again_by_something_else(results, tmp_path, setting, says):
     (tmp_path / "llava_tiny-demo-rel_att.json").write_text((results / "llava_tiny-demo-rel_att.json").read_text())
     about = json.loads((results / "llava_tiny-demo-rel_att.meta.json").read_text())
-    about["settings"]["weights"] = "others"
+    about["settings"][setting] = "others"
     (tmp_path / "llava_tiny-demo-rel_att.meta.json").write_text(json.dumps(about))
-    with pytest.raises(SystemExit, match=r"data/tiny/llava has other weights"):
+    with pytest.raises(SystemExit, match=says):
         report.main([str(tmp_path / "llava_tiny-demo-rel_att.json")])
+
+
+def test_results_of_other_questions_do_not_stand_side_by_side(tmp_path):
+    one = hand_made(tmp_path, [{}, {"id": "x"}])
+    other = hand_made(tmp_path, [{}, {"id": "x", "question": "who?"}], method="grad_att")
+    with pytest.raises(SystemExit, match=r"'x' is \('who\?', .*grad_att.json"):
+        report.main([str(one), str(other), "--maps", "saved"])
+
+
+def test_maps_that_were_made_again_are_kept(results, tmp_path, capsys):
+    for path in results.glob("llava_tiny-demo-rel_att.*json"):
+        shutil.copy(path, tmp_path)
+    path = tmp_path / "llava_tiny-demo-rel_att.json"
+    records = json.loads(path.read_text())[:3]
+    records[1]["image_path"] = "gone.jpg"
+    path.write_text(json.dumps(records))
+    report.main([str(path)])
+    assert f"no map of {records[1]['id']}: no image file" in capsys.readouterr().err
+    assert list(read_maps(path.with_suffix(".maps.npz"))) == [records[0]["id"], records[2]["id"]]
 
 
 def test_the_template_is_whole():

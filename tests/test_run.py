@@ -193,7 +193,12 @@ def test_saved_maps_are_those_of_the_method_whatever_the_order_of_work(checkpoin
             assert np.abs(found - att_map).max() <= 1e-3 * att_map.max()
             assert list(bbox_in_region(att_map, region, image.size, 56)) == record["bbox"]
         assert not any("map" in field for record in results(dataset, method) for field in record)
-    run.main([option for option in common if option != "--save_maps"] + ["--overwrite"])
+    (dataset / "out" / "llava-demo-rel_att.json").unlink()  # with other settings nothing of the old maps may stay
+    without = [option for option in common if option != "--save_maps"]
+    run.main([*without, "--method", "rel_att", "--layer", "1"])
+    assert not list((dataset / "out").glob("llava-demo-rel_att.maps.npz"))
+    run.main([*without, "--method", "rel_att_high", "--overwrite"])
+    assert not list((dataset / "out").glob("*.npz"))
     assert not list((dataset / "out").glob("*.npz"))
 
 
