@@ -297,7 +297,7 @@ def test_texts_are_shown_as_they_are_and_errors_are_said(opened, tmp_path):
     nasty = "</script><script>document.title = 'gone'</script> <b>&amp; \u2028 "
     failed = {"original_answer": "", "crop_answer": "", "bbox": None}
     records = [{"question": nasty, "category": 1}, failed | {"error": "no memory", "category": 2}]
-    records += [{"image_path": "gone.jpg"}, {"bbox": [9, 9, 9, 9]}]
+    records += [{"image_path": "gone.jpg"}, {"bbox": [9, 9, 9, 9], "gt_bbox": "left"}]
     report.main([str(hand_made(tmp_path, records)), "--maps", "saved"])
     page = opened(tmp_path / "mine-demo-rel_att.html")
     assert page.title() == "mine, demo, rel_att"

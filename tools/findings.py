@@ -127,6 +127,14 @@ def measured(args, finding, measure, warm_up=False, **more):
     return kept
 
 
+def graded(records):
+    """Those that the benchmark counts."""
+    counted = [record for record in records if record["score"] is not None]
+    if not counted:
+        raise ValueError(f"none of the {len(records)} records is one that the benchmark counts")
+    return counted
+
+
 def settings_of(args):
     """All that a finding depends on, for JSON."""
     settings = run.settings(args, torch.device(args.device or default_device()))
@@ -166,9 +174,10 @@ def sizes(args):
     order = sorted(scores, key=lambda part: (part == "all", get_score.place_of(part)))
     rows = {part: {name: estimate(*zip(*scores[part][name].values(), strict=True)) for name in (NO_CROP, *args.method)}
             for part in order}  # fmt: skip
-    fall = rows[order[-2]][NO_CROP]["mean"] - rows[order[0]][NO_CROP]["mean"]
-    notes = [f"without crop {fall:.1f} points fewer are right about {order[0]} objects than about {order[-2]} ones"]
-    return Table("right answers by object size", "size", "% right", rows, notes)
+    smallest, largest = order[0], order[-2]
+    fall = rows[largest][NO_CROP]["mean"] - rows[smallest][NO_CROP]["mean"]
+    said = f"without crop {fall:.1f} points fewer are right about {smallest} objects than about {largest} ones"
+    return Table("right answers by object size", "size", "% right", rows, [said] if smallest != largest else [])
 
 
 # ----------------------------------------------------------------------------------------------------------- attention
@@ -217,7 +226,7 @@ def ratios_of(subject, record):
 def attention(args):
     """The attention ratio of each layer, for right and for wrong answers apart (the paper's section 4)."""
     args.method = []  # no crop is asked for
-    records = [record for record in measured(args, "attention", ratios_of) if record["score"] is not None]
+    records = graded(measured(args, "attention", ratios_of))
     groups = {"right answers": [], "wrong answers": []}
     for record in records:
         groups["right answers" if record["score"] >= RIGHT else "wrong answers"].append(record)
@@ -259,7 +268,7 @@ def layers(args):
         function = map_function(model_module(args.model), method)
         if function is None or "layers" not in function.reads:
             raise ValueError(f"{method} reads no layer: this finding is about methods that do")
-    records = [record for record in measured(args, "layers", scores_by_layer) if record["score"] is not None]
+    records = graded(measured(args, "layers", scores_by_layer))
     halves = dict(zip(("to choose", "to judge"), halved(records), strict=True))
     numbers = [int(choice) for choice in records[0]["with_crop"][args.method[0]] if choice != MEAN]
     rows = {

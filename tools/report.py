@@ -26,7 +26,7 @@ from info import GENERAL_PROMPT, METHODS, OPTIONS, TASKS, known
 from map_files import read_maps, write_maps
 from pictures import HEAT, from_0_to_1
 from records import check_record, renamed_to
-from utils import load_image
+from utils import box_of, load_image
 
 TEMPLATE = Path(__file__).with_name("report.html")
 IMAGE_SIDE, CROP_SIDE = 800, 224  # an image's longer side at most, and a crop's
@@ -207,18 +207,26 @@ def shown_answer(record, grader, saved_map, image, images):
     return fields
 
 
+def true_box(record):
+    """The gt_bbox of a record, if it has one that is a box."""
+    try:
+        return box_of(record) if record.get("gt_bbox") else None
+    except ValueError:  # its methods have said so
+        return None
+
+
 def shown_question(record, result):
     """A question, without what results say about it."""
     labels, category = record.get("labels") or [], record.get("category")
     size = get_score.size_of(record, result.images)
     return {
-        "id": str(record["id"]), "question": record.get("question"), "gt": record.get("gt_bbox"),
+        "id": str(record["id"]), "question": record.get("question"), "gt": true_box(record),
         "labels": list(dict.fromkeys([labels] if isinstance(labels, str) else map(str, labels))),
         "size": size and str(size), "category": None if category is None else str(category),
     }  # fmt: skip
 
 
-def questions(results, graders, maps, images):
+def questions(results, grader, maps, images):
     """Yields the page's questions, in the order of the first result that has them; writes images on the way."""
     found = [{record["id"]: record for record in result.records} for result in results]
     for key in tqdm(dict.fromkeys(key for records in found for key in records), desc="page", unit="question"):
@@ -234,7 +242,7 @@ def questions(results, graders, maps, images):
             item["width"], item["height"] = image.size
         item["found"] = [
             shown_answer(records[key], grader, own.get(key), image, images) if key in records else None
-            for records, grader, own in zip(found, graders, maps, strict=True)
+            for records, own in zip(found, maps, strict=True)
         ]
         yield item
 
@@ -249,12 +257,6 @@ def refuse_different_questions(results):
             about = record.get("question"), record.get("image_path"), str(result.images)
             if seen.setdefault(record["id"], about) != about:
                 raise ValueError(f"{record['id']!r} is {about} in {result.path}, and {seen[record['id']]} elsewhere")
-
-
-def grader_of(result, metric):
-    """The grader that judges a result: of the task's first metric, or of the one named."""
-    metrics = TASKS[result.task]["metrics"]
-    return metrics[known(metric or next(iter(metrics)), metrics, f"metric of {result.task}")]
 
 
 def scores(results):
@@ -293,17 +295,17 @@ def write_page(path, results, metric=None, place=None, side=None):
         ValueError: results of different questions; no such metric; maps that can be made no more.
     """
     refuse_different_questions(results)
-    graders = [grader_of(result, metric) for result in results]
+    metrics = TASKS[results[0].task]["metrics"]
+    metric = known(metric or next(iter(metrics)), metrics, f"metric of {results[0].task}")
     about = {
         "title": title_of(results), "results": [{"model": r.model, "method": r.method} for r in results],
-        "scores": scores(results), "metric": metric or next(iter(TASKS[results[0].task]["metrics"])), "right": RIGHT,
-        "colors": heat_colors(),
+        "scores": scores(results), "metric": metric, "right": RIGHT, "colors": heat_colors(),
     }  # fmt: skip
     maps = [maps_of(result, place) for result in results]
     head, tail = TEMPLATE.read_text(encoding="utf-8").split("<!-- images and data -->")
     with renamed_to(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(head)
-        about["items"] = list(questions(results, graders, maps, Images(file, sides_of(results, side))))
+        about["items"] = list(questions(results, metrics[metric], maps, Images(file, sides_of(results, side))))
         file.write(f'<script type="application/json" id="data">{as_json(about)}</script>\n')
         file.write(tail)
 
@@ -320,12 +322,7 @@ def main(argv=None):
     add("results", nargs="+", help="result files of one task, MODEL-TASK-METHOD.json")
     add("--out", help="the page; default: the result file's name with .html, or report.html beside several")
     add("--metric", help="that judges the answers shown: paper, official, ...; default: the task's first")
-    add(
-        "--maps",
-        choices=("all", "saved"),
-        default="all",
-        help="make maps again that are not saved (all), or leave them",
-    )
+    add("--maps", choices=("all", "saved"), default="all", help="all: make again what is not saved (default)")
     add("--device", help="torch device on which maps are made again; default: the first GPU, else the CPU")
     add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
     add("--image_side", type=int, help=f"pixels of an image's longer side; default: {IMAGE_SIDE}, less for many images")
