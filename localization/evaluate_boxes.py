@@ -82,6 +82,8 @@ def prediction(root, key):
     try:
         found = read_json(path)
     except ValueError:
+        found = None
+    if not isinstance(found, dict):
         return None, None, None, "broken"
     box = four_numbers(found.get("bbox"))
     wrong = None if box and box[0] < box[2] and box[1] < box[3] else "degenerate"

@@ -454,6 +454,25 @@ def test_heads_are_found_in_a_batch_and_used(command, tmp_path, capsys):
     ]
 
 
+def test_heads_are_not_found_in_attention_that_was_read_in_several_ways(command):
+    image = f"data.image_file={EXAMPLES / 'square.jpg'}"
+    command("stage=collect", image, "data.query=the purple sign")
+    folder = command("stage=collect", image, "data.query=the blue sign", "model.conv_mode=referseg")
+    with pytest.raises(SystemExit, match="one model, read in one way") as stopped:
+        command("stage=batch_analyze", f"data.batch_attention_dir={folder}")
+    assert "referseg" in str(stopped.value.code)
+
+
+def test_samples_of_equal_names_do_not_overwrite_each_other(command, tmp_path):
+    (tmp_path / "other").mkdir()
+    Image.open(EXAMPLES / "wide.jpg").save(tmp_path / "other" / "square.jpg")
+    for image in (EXAMPLES / "square.jpg", tmp_path / "other" / "square.jpg", EXAMPLES / "square.jpg"):
+        folder = command("stage=collect", f"data.image_file={image}", "data.query=the blue sign")
+    metas = [json.loads(path.read_text()) for path in folder.glob("*_meta.json")]
+    assert {meta["image_file"] for meta in metas} == {str(EXAMPLES / "square.jpg"), str(tmp_path / "other/square.jpg")}
+    assert len(list(folder.glob("*.npz"))) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -528,6 +547,15 @@ def test_boxes_are_judged_by_hand(predictions, capsys):
     evaluate_boxes.main(["--dataset-jsonl", str(truth), "--pred-root", str(root), "--id-field", "question_id"])
     printed = capsys.readouterr().out
     assert "2 predictions count as IoU 0: none/there (missing), flat (degenerate)" in printed
+
+
+def test_a_broken_prediction_is_listed_and_counts_as_none(predictions, capsys):
+    truth, root = predictions
+    for text in ('{"bbox": [10, 1', "[10, 10, 30, 30]"):
+        (root / "exact_bbox.json").write_text(text)
+        report = evaluated(capsys, "--dataset-jsonl", truth, "--pred-root", root)
+        assert report["mean_iou"] == pytest.approx(0.5 / 4)
+        assert report["wrong"]["exact"] == "broken"
 
 
 def test_pointing_is_only_judged_where_peaks_were_saved(predictions, capsys):

@@ -300,7 +300,7 @@ def test_the_meta_file_tells_how_a_result_was_made(checkpoint, dataset):
 
 
 def test_localization_heads_are_settings_of_loc_att_alone(checkpoint, dataset):
-    (dataset / "heads.json").write_text(json.dumps({"heads": "L2H1,L3H0"}))
+    (dataset / "heads.json").write_text(json.dumps({"heads": "L2H1,L3H0", "model": "llava"}))
     for heads, layers in (("L2H1,L3H0", [2, 3]), (dataset / "heads.json", [2, 3]), ("per_sample", [0, 1, 2, 3])):
         run.main(options(checkpoint, dataset, "--method", "loc_att,rel_att", "--loc_heads", str(heads), "--overwrite"))
         meta = json.loads((dataset / "out" / "llava-demo-loc_att.meta.json").read_text())
@@ -309,6 +309,9 @@ def test_localization_heads_are_settings_of_loc_att_alone(checkpoint, dataset):
         assert made["layers"] == layers
         assert not any("error" in record for record in results(dataset, "loc_att"))
     assert "loc_heads" not in json.loads((dataset / "out" / "llava-demo-rel_att.meta.json").read_text())["settings"]
+    (dataset / "heads.json").write_text(json.dumps({"heads": "L2H1,L3H0", "model": "other"}))
+    with pytest.warns(UserWarning, match="has the heads of other"):
+        run.parse(options(checkpoint, dataset, "--method", "loc_att", "--loc_heads", str(dataset / "heads.json")))
     with pytest.raises(SystemExit, match="loc_heads was 'per_sample' and is now 'L2H1'"):
         run.main(options(checkpoint, dataset, "--method", "loc_att", "--loc_heads", "L2H1"))
 
@@ -479,6 +482,7 @@ def test_one_picture(checkpoint, tmp_path, capsys):
         (["--limit", "0"], "--limit 0"),
         (["--layer", "foo"], "neither a layer number"),
         (["--loc_heads", "14.24"], "'14.24' is no attention head"),
+        (["--loc_heads", "data/demo/data.json"], "data.json is no localization_heads.json"),
         (["--layer", "1", "--method", "center_crop"], "reads no layer"),
         (["--device", "gpu"], "'gpu' cannot be used here"),
         (["--image_path", "imagez"], "no image folder at imagez"),
