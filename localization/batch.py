@@ -163,7 +163,7 @@ def batch_analyze(config):
         try:
             attn, meta = storage.read_attention(path)
             samples.append(criteria.measure(storage.as_maps(attn, meta)))
-            models.add((meta["model_name"], attn.shape[:2], json.dumps(meta["made_with"], sort_keys=True)))
+            models.add((meta["model_name"], attn.shape[:2], json.dumps(meta.get("made_with"), sort_keys=True)))
         except FAILURES as error:
             failed.append((path, error))
     for path, error in failed:
