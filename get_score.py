@@ -55,8 +55,13 @@ def result_files(folder):
         unfinished = [parts.stem for parts in sorted(Path(folder).glob("*.parts"))]
         begun = f" (begun, not finished: {', '.join(unfinished)})" if unfinished else ""
         raise ValueError(f"no result files in {folder}{begun}: run `bash run_all.sh` or run.py first")
-    order = {name: place for place, name in enumerate([*TASKS, *MODELS, *KNOWN_METHODS])}
-    return sorted(found, key=lambda file: [(order.get(name, len(order)), name) for name in (file[1], file[0], file[2])])
+    return sorted(found, key=lambda file: [place_in_table(name) for name in (file[1], file[0], file[2])])
+
+
+def place_in_table(name):
+    """What sorts tasks, models and methods as info.py lists them, others behind by name."""
+    order = [*TASKS, *MODELS, *KNOWN_METHODS]
+    return order.index(name) if name in order else len(order), name
 
 
 def read_results(path):

@@ -1,5 +1,7 @@
 """Pictures of what a method found (matplotlib; the only file that draws)."""
 
+from itertools import cycle
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -91,12 +93,12 @@ def curves_figure(rows, label, unit, title, even=None):
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes, numbers = figure.subplots(), [row for row in rows if not isinstance(row, str)]
-    for name in next(iter(rows.values())):
+    for name, dashes in zip(next(iter(rows.values())), cycle(("--", "-.", ":"))):
         means, low, high = intervals([rows[number][name] for number in numbers])
         (line,) = axes.plot(numbers, means, "o-", markersize=4, label=name)
         axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         for row in rows.keys() - set(numbers):
-            axes.axhline(rows[row][name]["mean"], color=line.get_color(), linestyle="--", label=f"{name}, {row}")
+            axes.axhline(rows[row][name]["mean"], color=line.get_color(), linestyle=dashes, label=f"{name}, {row}")
     if even is not None:
         axes.axhline(even, color="grey", linestyle=":")
         axes.set_yscale("log")

@@ -68,10 +68,15 @@ def settings(args, device):
     }  # fmt: skip
 
 
+def reads_heads(args, method):
+    """Is a method's map made of chosen heads?"""
+    function = map_function(model_module(args.model), method)
+    return function is not None and "heads" in function.reads
+
+
 def own_settings(args, method):
     """`settings` of one method."""
-    function = map_function(model_module(args.model), method)
-    if function is None or "heads" not in function.reads:
+    if not reads_heads(args, method):
         return {"method": method}
     heads = args.loc_heads and ",".join(head_name(head) for head in args.loc_heads)
     return {"method": method, "loc_heads": heads or PER_SAMPLE}
@@ -428,8 +433,10 @@ def parse(argv=None):
     try:
         args.method = method_list(args.method)
         look_options(args)
+        if args.loc_heads and not any(reads_heads(args, method) for method in args.method):
+            raise ValueError(f"--loc_heads {args.loc_heads}: {', '.join(args.method)} reads no heads, loc_att does")
         args.loc_heads = heads_of(args.model, args.model_id, args.loc_heads)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     for name in ("batch_size", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:

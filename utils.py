@@ -66,7 +66,9 @@ def _as_seen(image):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info.clear()  # it says still how the image was turned, and it would be turned again when it comes here again
+    return image
 
 
 def pad_to_square(image, color):
@@ -224,7 +226,8 @@ def box_of(record):
 def gt_crop(record, image_size, bbox_size):
     """The smallest of the methods' windows around `gt_bbox` that holds it (or the square that does)."""
     if not record.get("gt_bbox"):
-        raise ValueError(f"gt_crop crops at a record's gt_bbox, and record {record.get('id')!r} has none")
+        whose = f"record {record['id']!r}" if "id" in record else "a single picture"
+        raise ValueError(f"gt_crop crops at the gt_bbox of a dataset's record, and {whose} has none")
     x1, y1, x2, y2 = box_of(record)
     longest = max(x2 - x1, y2 - y1)
     side = next((bbox_size * ratio for ratio in WINDOW_RATIOS if bbox_size * ratio >= longest), longest)

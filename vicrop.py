@@ -173,13 +173,15 @@ def heads_of(name, model_id=None, given=None):
         given = row.get("loc_heads", PER_SAMPLE) if own else PER_SAMPLE
     if given == PER_SAMPLE:
         return None
-    if Path(given).is_file():
+    if Path(given).suffix == ".json" or Path(given).is_file():
         given = heads_of_file(given, {name, row["id"], str(model_id)})
     return parse_heads(given)
 
 
 def heads_of_file(path, names):
     """ "L14H24,L14H13" of a file of `batch_analyze`; warns if it is about a model that has none of these names."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {path} with localization heads")
     found = read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("heads"), str):
         raise ValueError(f"{path} is no localization_heads.json of localization.pipeline stage=batch_analyze")

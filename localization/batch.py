@@ -70,6 +70,9 @@ def read_lines(data):
     if not data.process_all and wanted == slice(None):
         raise ValueError("say data.process_all=true, or which lines: data.start_index, data.end_index (from 0)")
     lines = [each for each in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1) if each[1].strip()]
+    if not data.process_all and not lines[wanted]:
+        span = f"{data.start_index or 0} up to {data.end_index or 'the end'}"
+        raise ValueError(f"{data.data_file} has {len(lines)} lines, counted from 0, and none from {span}")
     samples, failed, seen = [], [], set()
     for at, line in lines if data.process_all else lines[wanted]:
         try:
@@ -139,6 +142,7 @@ def batch_of_image(config, collector, folder, group, look):
         try:
             if not has_attention(collector, folder, sample):
                 attn, meta = collector.collect(seen, sample["image_path"], sample["prompt"])
+                meta["id"] = sample["id"]  # what single pictures have not, which may lie in the same folder
                 storage.write_attention(stem, attn, meta, config.storage.attention)
             attn, meta = storage.read_attention(storage.attention_file(stem))
             found = finish(config, stem, attn, meta)
@@ -158,16 +162,21 @@ def batch_analyze(config):
     folder = config.data.batch_attention_dir
     if not folder:
         raise ValueError("data.batch_attention_dir is needed: the folder with the attention files of stage=batch")
-    criteria, samples, models, failed = bbox.criteria_of(config.logic), [], set(), []
+    criteria, samples, models, failed, single = bbox.criteria_of(config.logic), [], set(), [], 0
     for path in tqdm(storage.attention_files(folder), unit="file"):
         try:
             attn, meta = storage.read_attention(path)
+            if "id" not in meta:
+                single += 1
+                continue
             samples.append(criteria.measure(storage.as_maps(attn, meta)))
             models.add((meta["model_name"], attn.shape[:2], json.dumps(meta.get("made_with"), sort_keys=True)))
         except FAILURES as error:
             failed.append((path, error))
     for path, error in failed:
         log.error("%s: %s", path, error)
+    if single:
+        log.info("%d single pictures, which are no samples of a batch, are left out", single)
     if len(models) != 1:
         found = "; ".join(sorted(f"{name}, {made_with}" for name, _, made_with in models)) or "nothing that can be read"
         raise ValueError(f"{folder} must hold attention of one model, read in one way, not of: {found}")

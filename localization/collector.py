@@ -17,6 +17,11 @@ ALIASES = {
 log = logging.getLogger(__name__)
 
 
+def model_id_of(name):
+    """Hub id or folder of a checkpoint that is named as in info.MODELS, as on the hub, or as in ALIASES."""
+    return MODELS[name]["id"] if name in MODELS else ALIASES.get(name, name)
+
+
 class Collector:
     """A model, loaded when it is first asked, and how it is asked; `settings` is a config.Model."""
 
@@ -28,7 +33,7 @@ class Collector:
         self.module = model_module(settings.family)
         self.kind = look_class(self.module)
         row = MODELS.get(settings.name)
-        self.model_id = row["id"] if row else ALIASES.get(settings.name, settings.name)
+        self.model_id = model_id_of(settings.name)
         if row and row["module"] != MODELS[known(settings.family, MODELS, "model.family")]["module"]:
             raise ValueError(f"model.name {settings.name} is none of model.family {settings.family}")
 

@@ -53,8 +53,15 @@ def hydra_main(config):
         sys.exit(f"localization: {error}")
 
 
+def without_half_an_example(arguments):
+    """The arguments; an image without a query gets no query, nor the other way: conf/'s example is about both."""
+    pair = ("data.image_file", "data.query")
+    given = [name for name in pair if any(each.startswith(f"{name}=") for each in arguments)]
+    return [*arguments, *(f"{name}=null" for name in pair if len(given) == 1 and name not in given)]
+
+
 def main():
-    sys.argv[1:] = [as_typed(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [as_typed(argument) for argument in without_half_an_example(sys.argv[1:])]
     hydra_main()
 
 

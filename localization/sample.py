@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from localization import analyze, bbox, storage, viz
-from localization.collector import Collector
+from localization.collector import Collector, model_id_of
 from pictures import save_figure
 from records import in_repository, read_json, write_atomically
 from utils import load_image
@@ -84,20 +84,20 @@ def folder_of(config):
     return Path(config.data.output_dir) / storage.safe_model(config.model.name)
 
 
-def fixed_heads(config):
-    """[(layer, head)] of logic.manual_heads, or those that are known of the model; None if there are none."""
-    logic, model = config.logic, config.model
+def fixed_heads(logic, made_with):
+    """[(layer, head)] of logic.manual_heads, or those known of the model that attention was read of; None without."""
     if logic.manual_heads:
         if logic.selection.name != "fixed":
             raise ValueError(f"logic.manual_heads are fixed heads: logic.selection={logic.selection.name} has none")
         return [(each.layer, each.head) for each in logic.manual_heads]
-    return heads_of(model.family, Collector(model).model_id)
+    return heads_of(made_with["family"], model_id_of(made_with["name"]))
 
 
 def ground(config, attn, meta):
     """The bbox.Grounding of stored attention [L, H, 1, V]; says what has to be said about the choice of heads."""
     maps = storage.as_maps(attn, meta)
-    found = bbox.ground(maps, meta["region"], meta["image_size"], config.logic, fixed_heads(config))
+    manual = fixed_heads(config.logic, meta["made_with"])
+    found = bbox.ground(maps, meta["region"], meta["image_size"], config.logic, manual)
     if found.note:
         log.warning("%r: %s", meta["query"], found.note)
     return found
@@ -105,7 +105,7 @@ def ground(config, attn, meta):
 
 def made_with(config, meta):
     """All that a sample's box depends on, for JSON."""
-    logic, heads = config.logic, fixed_heads(config)
+    logic, heads = config.logic, fixed_heads(config.logic, meta["made_with"])
     chosen = {"selection": logic.selection.name, "sigma": logic.smoothing.sigma, "mask": logic.mask.method.name}
     chosen |= vars(bbox.criteria_of(logic)) | {"fixed": heads and ",".join(map(analyze.head_name, heads))}
     return {"attention": meta["made_with"], "logic": chosen}

@@ -37,7 +37,7 @@ def grounding_figure(image, query, attention, region, found):
     together = f"{len(found.heads)} heads together" + (f", {more} of them not shown" if more > 0 else "")
     panels += [(overlay(image, found.att_map, region), together), (masked(image, found.shown), "mask and box")]
     scale = PANEL / max(image.size)
-    width, height = (max(side * scale, PANEL / 2) for side in image.size)
+    width, height = max(image.width * scale, 0.65 * PANEL), max(image.height * scale, PANEL / 2)  # room for the titles
     figure = Figure(figsize=(width * len(panels), height + 0.75), layout="constrained")
     for axes, (picture, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(picture)

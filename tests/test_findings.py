@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import get_score
-from records import read_json
+from records import load_task, read_json
 from tools import findings
 
 COMMON = ["--model", "llava_tiny", "--device", "cpu", "--limit"]
@@ -140,6 +140,15 @@ def test_a_finding_that_is_killed_goes_on(tmp_path, monkeypatch):
     assert sorted(asked) == sorted([*(record["id"] for record in records), asked[4]])
     find(tmp_path, "attention", *COMMON, 8)
     assert len(asked) == 9
+
+
+def test_sizes_without_boxes_have_no_true_crop(tmp_path, capsys):
+    records = [record | {"gt_bbox": None} for record in load_task("data/demo/data.json")[:3]]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    where = ["--question_path", tmp_path / "data.json", "--image_path", "data/demo/images", "--method", "rel_att"]
+    table, _ = find(tmp_path, "sizes", "--model", "llava_tiny", "--device", "cpu", *where)
+    assert list(table["rows"]["all"]) == ["no crop", "rel_att"]
+    assert "no record has a gt_bbox, so there is no gt_crop" in table["notes"]
 
 
 def test_a_record_that_cannot_be_measured_is_named_and_left_out(tmp_path, capsys):

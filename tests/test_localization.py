@@ -11,6 +11,7 @@ from builders import KINDS, photo
 from PIL import Image
 from plain import PLAIN_KINDS
 
+import info
 import vicrop
 from localization import analyze, bbox, evaluate_boxes, pipeline, refcoco, storage
 from localization.collector import Collector
@@ -375,7 +376,9 @@ def test_one_picture_through_all_stages(command, capsys):
     assert json.loads((folder / f"{stem}_analysis.json").read_text())["ranked"] == ranked
     command("stage=visualize", f"data.attention_file={attention}")
     assert (folder / f"{stem}_topK.png").is_file()
-    collected = command("stage=collect", f"data.image_file={image}", "storage.attention.format=pkl")
+    collected = command(
+        "stage=collect", f"data.image_file={image}", f"data.query={query}", "storage.attention.format=pkl"
+    )
     assert list(collected.glob("*.pkl.gz"))
 
 
@@ -455,12 +458,45 @@ def test_heads_are_found_in_a_batch_and_used(command, tmp_path, capsys):
 
 
 def test_heads_are_not_found_in_attention_that_was_read_in_several_ways(command):
-    image = f"data.image_file={EXAMPLES / 'square.jpg'}"
-    command("stage=collect", image, "data.query=the purple sign")
-    folder = command("stage=collect", image, "data.query=the blue sign", "model.conv_mode=referseg")
+    command("stage=batch", "data.end_index=2")
+    folder = command("stage=batch", "data.start_index=2", "data.end_index=4", "model.conv_mode=referseg")
     with pytest.raises(SystemExit, match="one model, read in one way") as stopped:
         command("stage=batch_analyze", f"data.batch_attention_dir={folder}")
     assert "referseg" in str(stopped.value.code)
+
+
+def test_single_pictures_are_no_samples_of_a_batch(command, capsys):
+    command("stage=collect")
+    folder = command("stage=batch", "data.end_index=3")
+    command("stage=batch_analyze", f"data.batch_attention_dir={folder}")
+    assert json.loads((folder / "localization_heads.json").read_text())["samples"] == 3
+    assert "1 single pictures, which are no samples" in capsys.readouterr().err
+
+
+def test_stored_attention_is_analyzed_with_the_heads_of_its_own_model(command, monkeypatch):
+    folder = command("stage=collect")
+    (attention,) = folder.glob("*.npz")
+    heads = []
+    for model in ("llava_tiny", "blip_tiny"):
+        command(f"model={model}", "stage=analyze", f"data.attention_file={attention}")
+        (path,) = folder.glob("*_analysis.json")
+        heads.append(json.loads(path.read_text())["heads"])
+    assert heads[0] == heads[1]
+    assert set(heads[0]) <= set(info.MODELS["llava_tiny"]["loc_heads"].split(","))
+
+
+def test_a_photo_that_a_camera_has_turned_is_grounded_upright(command, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(EXAMPLES / "tall.jpg") as tall:
+        tall.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    boxes = []
+    for image in (EXAMPLES / "tall.jpg", tmp_path / "turned.jpg"):
+        folder = command("stage=pipeline", f"data.image_file={image}", "data.query=the yellow sign")
+        (path,) = folder.glob(f"{image.stem}-*_bbox.json")
+        boxes.append(json.loads(path.read_text()))
+    assert boxes[0]["image_size"] == boxes[1]["image_size"] == [466, 829]
+    assert boxes[0]["bbox"] == pytest.approx(boxes[1]["bbox"], abs=70)  # a cell or two: it was saved as JPEG twice
 
 
 def test_samples_of_equal_names_do_not_overwrite_each_other(command, tmp_path):
@@ -477,6 +513,9 @@ def test_samples_of_equal_names_do_not_overwrite_each_other(command, tmp_path):
     ("arguments", "message"),
     [
         (["stage=collect", "data.query=null"], "data.query are needed"),
+        (["stage=collect", "data.image_file=localization/examples/tall.jpg"], "data.query are needed"),
+        (["stage=collect", "data.query=the red sign"], "data.query are needed"),
+        (["stage=batch", "data.start_index=400"], "has 12 lines, counted from 0, and none from 400 up to the end"),
         (["stage=collect", "data.image_file=gone.jpg"], "gone.jpg"),
         (["stage=analyze"], "data.attention_file is needed"),
         (["stage=batch", "data.data_file=gone.jsonl"], "no file gone.jsonl"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from builders import build_llava, photo
+from PIL import Image
 
 import get_score
 import run
@@ -465,6 +466,19 @@ def test_one_picture(checkpoint, tmp_path, capsys):
         assert load_image(tmp_path / f"photo-llava-{method}.png").width > 500
 
 
+def test_a_photo_that_a_camera_has_turned_is_seen_upright(checkpoint, tmp_path, capsys):
+    upright, exif = photo(120, 300), Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    upright.save(tmp_path / "upright.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    printed = []
+    for name in ("upright", "turned"):
+        ask = ["--image", tmp_path / f"{name}.png", "--question", "what?", "--save_path", tmp_path / name]
+        run.main([str(each) for each in ["--model", "llava", "--model_id", checkpoint, "--device", "cpu", *ask]])
+        printed.append(capsys.readouterr().out.replace(name, ""))
+    assert printed[0] == printed[1]
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -481,8 +495,10 @@ def test_one_picture(checkpoint, tmp_path, capsys):
         (["--ids", "nowhere.txt"], "nowhere.txt"),
         (["--limit", "0"], "--limit 0"),
         (["--layer", "foo"], "neither a layer number"),
-        (["--loc_heads", "14.24"], "'14.24' is no attention head"),
-        (["--loc_heads", "data/demo/data.json"], "data.json is no localization_heads.json"),
+        (["--loc_heads", "14.24", "--method", "loc_att"], "'14.24' is no attention head"),
+        (["--loc_heads", "data/demo/data.json", "--method", "loc_att"], "data.json is no localization_heads.json"),
+        (["--loc_heads", "gone.json", "--method", "loc_att"], "no file gone.json"),
+        (["--loc_heads", "L2H1"], "rel_att reads no heads"),
         (["--layer", "1", "--method", "center_crop"], "reads no layer"),
         (["--device", "gpu"], "'gpu' cannot be used here"),
         (["--image_path", "imagez"], "no image folder at imagez"),

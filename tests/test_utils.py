@@ -75,7 +75,7 @@ def test_baseline_boxes():
     others = {utils.random_crop({"id": number}, size, 112) for number in range(50)}
     assert len(others) > 45
     assert all(0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 800 for x1, y1, x2, y2 in others)
-    with pytest.raises(ValueError, match="gt_bbox, and record 'a' has none"):
+    with pytest.raises(ValueError, match="record 'a' has none"):
         utils.gt_crop({"id": "a"}, size, 112)
 
 
@@ -180,6 +180,8 @@ def test_an_image_is_upright_whatever_else_its_exif_holds(tmp_path, orientation)
     image.save(tmp_path / "plain.png", exif=exif)
     upright = ImageOps.exif_transpose(Image.open(tmp_path / "plain.png"))
     assert np.array_equal(np.asarray(load_image(tmp_path / "plain.png")), np.asarray(upright.convert("RGB")))
+    again = load_image(load_image(load_image(tmp_path / "plain.png")))  # what is upright stays so
+    assert np.array_equal(np.asarray(again), np.asarray(upright.convert("RGB")))
     exif[0x0132] = 7  # a time that is no text
     image.save(tmp_path / "odd.png", exif=exif)
     assert np.array_equal(np.asarray(load_image(tmp_path / "odd.png")), np.asarray(upright.convert("RGB")))

@@ -155,9 +155,13 @@ def sizes(args):
 
     Cropping at the true place is its intervention: that the answer is then right shows that size was the reason.
     """
-    args.method = list(dict.fromkeys([*args.method, TRUE_CROP]))
+    records = pick(load_task(args.question_path), args.ids, args.limit)
+    wanted, notes = {record["id"] for record in records}, []
+    if any(record.get("gt_bbox") for record in records):
+        args.method = list(dict.fromkeys([*args.method, TRUE_CROP]))
+    else:
+        notes.append(f"no record has a gt_bbox, so there is no {TRUE_CROP}")
     run.run_task(args)  # results that are there are taken as they are, or refused
-    wanted = {record["id"] for record in pick(load_task(args.question_path), args.ids, args.limit)}
     grader, images, scores = first_grader(args.task), in_repository(args.image_path), {}
     for method in args.method:
         for record in get_score.read_results(Path(args.save_path) / f"{args.model}-{args.task}-{method}.json"):
@@ -176,8 +180,9 @@ def sizes(args):
             for part in order}  # fmt: skip
     smallest, largest = order[0], order[-2]
     fall = rows[largest][NO_CROP]["mean"] - rows[smallest][NO_CROP]["mean"]
-    said = f"without crop {fall:.1f} points fewer are right about {smallest} objects than about {largest} ones"
-    return Table("right answers by object size", "size", "% right", rows, [said] if smallest != largest else [])
+    if smallest != largest:
+        notes.append(f"without crop {fall:.1f} points fewer are right about {smallest} objects than {largest} ones")
+    return Table("right answers by object size", "size", "% right", rows, notes)
 
 
 # ----------------------------------------------------------------------------------------------------------- attention
@@ -281,11 +286,14 @@ def layers(args):
     }
     judging, notes = halves["to judge"], []
     for method in args.method:
-        best = max(numbers, key=lambda layer: rows[layer][f"{method}, to choose"]["mean"])
+        chosen_by = {layer: rows[layer][f"{method}, to choose"]["mean"] for layer in numbers}
+        best = max(numbers, key=chosen_by.get)
+        tied = [layer for layer in numbers if chosen_by[layer] == chosen_by[best]]
+        choice = f"layer {best} is chosen" + (f" (the first of {len(tied)} that are equal)" if len(tied) > 1 else "")
         scores = [record["with_crop"][method] for record in judging]
         cost = in_words(estimate([each[str(best)] - each[MEAN] for each in scores], images_of(judging)))
         right = in_words(rows[best][f"{method}, to judge"])
-        notes.append(f"{method}: layer {best} is chosen; on the other half {right} % are right, "
+        notes.append(f"{method}: {choice}; on the other half {right} % are right, "
                      f"and averaging all layers costs {cost} points")  # fmt: skip
     without = in_words(estimate([record["score"] for record in judging], images_of(judging)))
     notes.append(f"without crop {without} % are right there")
@@ -382,7 +390,7 @@ def parse(argv=None):
     if args.image:
         parser.error("--image: findings are about the questions of a task")
     if args.layer is not None and own.finding in ("attention", "layers"):
-        parser.error(f"--layer {args.layer}: this finding is about all layers")
+        parser.error(f"--layer {args.layer}: this finding is about all layers, leave it out")
     args.finding, args.out = own.finding, own.out
     return args
 

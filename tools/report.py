@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -259,6 +260,23 @@ def refuse_different_questions(results):
                 raise ValueError(f"{record['id']!r} is {about} in {result.path}, and {seen[record['id']]} elsewhere")
 
 
+def note_on(results):
+    """What has to be said of results that are not all about the same questions; nothing of others."""
+    ids = [{record["id"] for record in result.records} for result in results]
+    if all(each == ids[0] for each in ids):
+        return ""
+    counts = ", ".join(f"{result.path.stem} {len(each)}" for result, each in zip(results, ids, strict=True))
+    common = len(set.intersection(*ids))
+    return f"The results are not about the same questions ({counts}; {common} in common): their scores do not compare."
+
+
+def names_of(results):
+    """[{"model", "method"}], with the folder where two are alike."""
+    alike = Counter((result.model, result.method) for result in results)
+    folders = [f" ({r.path.parent})" if alike[r.model, r.method] > 1 else "" for r in results]
+    return [{"model": r.model, "method": r.method + folder} for r, folder in zip(results, folders, strict=True)]
+
+
 def scores(results):
     """{"columns", "rows"} of the score table; no rows, and "why", where records have no labels to score by."""
     options, rows = get_score.parse([]), []
@@ -298,9 +316,11 @@ def write_page(path, results, metric=None, place=None, side=None):
     metrics = TASKS[results[0].task]["metrics"]
     metric = known(metric or next(iter(metrics)), metrics, f"metric of {results[0].task}")
     about = {
-        "title": title_of(results), "results": [{"model": r.model, "method": r.method} for r in results],
+        "title": title_of(results), "results": names_of(results), "note": note_on(results),
         "scores": scores(results), "metric": metric, "right": RIGHT, "colors": heat_colors(),
     }  # fmt: skip
+    if about["note"]:
+        print(about["note"], file=sys.stderr)
     maps = [maps_of(result, place) for result in results]
     head, tail = TEMPLATE.read_text(encoding="utf-8").split("<!-- images and data -->")
     with renamed_to(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -330,7 +350,10 @@ def main(argv=None):
     paths = [Path(path) for path in args.results if not path.endswith(".meta.json")]  # the shell's * takes them, too
     if not paths:
         parser.error("no result file is named, only what belongs to one")
+    paths.sort(key=lambda path: get_score.place_in_table(path.stem.rpartition("-")[2]))
     out = Path(args.out or (paths[0].with_suffix(".html") if len(paths) == 1 else paths[0].parent / "report.html"))
+    if not out.parent.is_dir():
+        parser.error(f"--out {out}: there is no folder {out.parent}")
     place = {"device": args.device, "device_map": args.device_map} if args.maps == "all" else None
     try:
         write_page(out, list(map(Result.read, paths)), args.metric, place, args.image_side)
