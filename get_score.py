@@ -60,8 +60,12 @@ def result_files(folder):
 
 def place_in_table(name):
     """What sorts tasks, models and methods as info.py lists them, others behind by name."""
-    order = [*TASKS, *MODELS, *KNOWN_METHODS]
-    return order.index(name) if name in order else len(order), name
+    return place_among([*TASKS, *MODELS, *KNOWN_METHODS], name), name
+
+
+def place_among(names, name):
+    """The number of a name in a list, that after the last for one that is not in it."""
+    return names.index(name) if name in names else len(names)
 
 
 def read_results(path):
@@ -133,8 +137,7 @@ def size_of(record, image_folder):
 
 def place_of(size):
     """Where a size stands among others: from small to large, then those that are not ours."""
-    names = [name for name, _ in SIZES]
-    return names.index(size) if size in names else len(names)
+    return place_among([name for name, _ in SIZES], size)
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics
@@ -189,10 +192,13 @@ def rows_of(model, task, method, path, records, options):
     metrics = {name: grader for name, grader in TASKS[task]["metrics"].items() if wanted(name, options.metric)}
     parts = {("all", "all"): list(range(len(records)))}  # numbers of records
     for group in options.by:
-        values = [size_of(record, images) if group == "size" else record.get(group) for record in records]
-        names = [str(value) for value in values if value is not None]
-        for name in sorted(dict.fromkeys(names), key=place_of) if group == "size" else dict.fromkeys(names):
-            parts[group, name] = [number for number, value in enumerate(values) if str(value) == name]
+        members = {}
+        for number, record in enumerate(records):
+            value = size_of(record, images) if group == "size" else record.get(group)
+            if value is not None:
+                members.setdefault(str(value), []).append(number)
+        for name in sorted(members, key=place_of) if group == "size" else members:
+            parts[group, name] = members[name]
     rows = []
     for metric, grader in metrics.items():
         scored = [(record, score(record, grader)) for record in records]

@@ -1,4 +1,4 @@
-"""Pictures of what a method found (matplotlib; the only file that draws)."""
+"""Pictures of what a method found, and plots of what was measured (matplotlib)."""
 
 from itertools import cycle
 

@@ -133,7 +133,7 @@ def run_task(args):
     answered = [conclude(result, wanted, records, state) for result in results.values()]
     if args.save_maps and state.is_main_process:
         for method in (method for method in results if "map" in METHODS[method]):
-            count_without_map(results[method], wanted)
+            say_what_has_no_map(results[method], wanted)
     if stopped:
         name = signal.Signals(stopped[0]).name
         without = ", without --overwrite," if args.overwrite else ""
@@ -181,7 +181,7 @@ def conclude(result, wanted, records, state):
     return len(errors) < len(wanted)
 
 
-def count_without_map(result, wanted):
+def say_what_has_no_map(result, wanted):
     """Say how many wanted records of a finished result were answered by a run that did not keep the maps."""
     if not result.path.exists():
         return

@@ -67,7 +67,7 @@ def _as_seen(image):
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     image = image.convert("RGB")
-    image.info.clear()  # it says still how the image was turned, and it would be turned again when it comes here again
+    image.info.clear()  # its orientation tag would turn it once more, were it loaded again
     return image
 
 

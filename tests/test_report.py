@@ -380,7 +380,9 @@ def test_results_of_other_questions_do_not_stand_side_by_side(tmp_path):
         report.main([str(one), str(other), "--maps", "saved"])
 
 
-def test_maps_that_were_made_again_are_kept(results, tmp_path, capsys):
+@pytest.mark.parametrize("size", [1, 3])
+def test_maps_that_were_made_again_are_kept(results, tmp_path, capsys, monkeypatch, size):
+    monkeypatch.setitem(run.BATCH_SIZES, "cpu", size)
     for path in results.glob("llava_tiny-demo-rel_att.*json"):
         shutil.copy(path, tmp_path)
     path = tmp_path / "llava_tiny-demo-rel_att.json"
@@ -389,7 +391,11 @@ def test_maps_that_were_made_again_are_kept(results, tmp_path, capsys):
     path.write_text(json.dumps(records))
     report.main([str(path)])
     assert f"no map of {records[1]['id']}: no image file" in capsys.readouterr().err
-    assert list(read_maps(path.with_suffix(".maps.npz"))) == [records[0]["id"], records[2]["id"]]
+    maps, saved = (read_maps(folder / "llava_tiny-demo-rel_att.maps.npz") for folder in (tmp_path, results))
+    assert sorted(maps) == sorted([records[0]["id"], records[2]["id"]])
+    for key, (att_map, region) in maps.items():
+        assert saved[key][1] == region
+        assert np.abs(saved[key][0] - att_map).max() <= 1e-3 * att_map.max()
 
 
 def test_the_template_is_whole():

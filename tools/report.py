@@ -93,26 +93,36 @@ def made_again(result, records, place):
     Raises:
         ValueError: nothing tells how the result was made, or that is no longer what this model does.
     """
-    from batches import what_failed  # torch and the models: only if it must be
-    from vicrop import Case, look_class, model_module
+    from batches import case_of, in_batches, what_failed  # torch and the models: only if it must be
+    from run import BATCH_SIZES
+    from vicrop import look_class, model_module
 
     function, model, processor, options = maker_of(result, place)
     kind = look_class(model_module(result.about["settings"]["model"]))
 
     @lru_cache(maxsize=1)
-    def look_at(path):
-        return kind([path], model, processor, **options)
+    def look_at(paths):
+        return kind(paths, model, processor, **options)
 
-    records = sorted(records, key=lambda record: record["image_path"])
-    for record in tqdm(records, desc=f"maps of {result.path.stem}", unit="map"):
+    def found_in(batch):
         try:
-            look = look_at(check_record(record, result.images))
-            case = Case(look, [record["question"]], short_questions=[record.get("short_question")], records=[record])
-            ((_, att_map, region),) = case.find(result.method, function)
+            paths = [check_record(record, result.images) for record in batch]
+            unique = tuple(dict.fromkeys(paths))
+            case = case_of(batch, look_at(unique), [unique.index(path) for path in paths])
+            maps = case.find(result.method, function)
+            return [(record["id"], *found) for record, (_, *found) in zip(batch, maps, strict=True)]
         except Exception as error:
-            print(f"no map of {record['id']}: {what_failed(error)}", file=sys.stderr)
-        else:
-            yield record["id"], att_map, region
+            said = what_failed(error)
+        if len(batch) > 1:  # one by one, so that one bad image costs the others nothing
+            return [found for record in batch for found in found_in([record])]
+        print(f"no map of {batch[0]['id']}: {said}", file=sys.stderr)
+        return []
+
+    records = sorted(records, key=lambda record: record["image_path"])  # questions about an image share a look
+    with tqdm(total=len(records), desc=f"maps of {result.path.stem}", unit="map") as bar:
+        for batch in in_batches(records, lambda _: None, BATCH_SIZES.get(model.device.type, 1)):
+            yield from found_in(batch)
+            bar.update(len(batch))
 
 
 def maker_of(result, place):
