@@ -176,6 +176,26 @@ def test_the_keyboard_goes_through_the_page(opened, page_file):
     expect(page.locator("#viewer")).to_be_hidden()
 
 
+def test_one_may_go_on_at_once_where_the_viewer_was_left(opened, page_file):
+    page = opened(page_file)
+    page.locator(".card").nth(1).click()
+    for leave in ("document.getElementById('close').click()", "press('Escape')"):
+        page.evaluate(
+            """() => {
+                const press = (key) => document.activeElement.dispatchEvent(
+                    new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
+                LEAVE;
+                press("/");
+            }""".replace("LEAVE", leave)
+        )
+        page.wait_for_timeout(200)  # whatever the browser does later takes the focus from nobody
+        expect(page.locator("#viewer")).to_be_hidden()
+        expect(page.locator("#text")).to_be_focused()
+        page.locator(".card").nth(2).click()
+    page.evaluate("document.getElementById('viewer').close()")  # as a phone's way back does
+    expect(page.locator(".card").nth(2)).to_be_focused()
+
+
 def test_what_one_does_with_the_mouse_leaves_the_keyboard_alone(opened, page_file):
     page = opened(page_file)
     cards = page.locator(".card")
