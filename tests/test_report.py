@@ -129,10 +129,12 @@ def test_the_page_counts_filters_and_searches(opened, results, page_file):
     assert page.locator(".card").count() == 24
     page.locator("#outcome button", has_text="fixed").click()
     assert page.locator(".card").count() == page.locator(".card.fixed").count() == counts["fixed"]
-    page.locator("#size button", has_text="small").click()
-    shown = page.locator("#count").inner_text()
     records = json.loads((results / "llava_tiny-demo-rel_att.json").read_text())
     small = [r for r in records if score(r, "exact") == (0, 100) and r["size"] == "small"]
+    button = page.locator("#size button", has_text="small")
+    assert button.inner_text() == f"small {len(small)}"  # a button tells what it would show
+    button.click()
+    shown = page.locator("#count").inner_text()
     assert shown.startswith(f"{len(small)} of 24")
     page.fill("#text", small[0]["id"])
     card = page.locator(".card")
@@ -142,6 +144,7 @@ def test_the_page_counts_filters_and_searches(opened, results, page_file):
     assert f"✘ {small[0]['original_answer']}" in said
     assert f"✔ {small[0]['crop_answer']}" in said
     page.fill("#text", "nothing like it")
+    assert button.inner_text() == "small 0"
     assert page.locator("#end").inner_text() == "No question passes these filters."
 
 
@@ -255,6 +258,7 @@ def test_methods_side_by_side(opened, results, tmp_path):
         "llava_tiny, center_crop",
     ]
     assert card.locator("canvas").count() == 1
+    assert "cropped where it looked (the heat is" in page.locator("header").inner_text()
     for number, method in enumerate(("rel_att", "center_crop")):
         page.select_option("#result", str(number))
         fixed = outcomes_of(results / f"llava_tiny-demo-{method}.json")["fixed"]
@@ -391,6 +395,7 @@ def test_results_of_more_and_fewer_questions_are_told_apart(opened, tmp_path, ca
     names = page.locator(".panel h3 span:first-child").all_inner_texts()
     assert {name.rpartition("/")[2] for name in names} == {f"{tmp_path.name})", "other)"}
     assert page.locator("#gt-switch").is_hidden()
+    assert "cropped (the red box is the crop)" in page.locator("header").inner_text()  # there are no maps
 
 
 def test_results_of_other_questions_do_not_stand_side_by_side(tmp_path):
