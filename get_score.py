@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import binomtest
 
-from graders import DETAILS, score
+from graders import DETAILS, outcome, score
 from info import METHODS, MODELS, TASKS
 from records import ROOT, in_repository, load_task, read_json
 from utils import box_of
@@ -128,10 +128,10 @@ def size_of(record, image_folder):
         except (OSError, Image.DecompressionBombError):  # such a record has an error, which its run has named
             return None
     try:
-        x1, y1, x2, y2 = box_of(record)
-    except ValueError:  # no box at all: gt_crop, which needs one, has said so
+        (x1, y1, x2, y2), (width, height) = box_of(record), image_size
+        part = (x2 - x1) * (y2 - y1) / (width * height)
+    except (ValueError, TypeError, ZeroDivisionError):  # no box at all: gt_crop, which needs one, has said so; no size
         return None
-    part = (x2 - x1) * (y2 - y1) / (image_size[0] * image_size[1])
     return next(name for name, limit in SIZES if part < limit)
 
 
@@ -173,11 +173,11 @@ def row_of(scored, grader, rounds, seed):
     before, after = np.array([pair for _, pair in graded]).T
     difference = after - before
     low, high = bootstrap_interval(difference, [r.get("image_path", r["id"]) for r, _ in graded], rounds, seed)
-    fixed, broken = int((difference > 0).sum()), int((difference < 0).sum())
+    outcomes = Counter(outcome(pair) for _, pair in graded)
     row |= {"without_crop": before.mean(), "with_crop": after.mean(), "difference": difference.mean(), "low": low,
-            "high": high, "fixed": fixed, "broken": broken}  # fmt: skip
+            "high": high, "fixed": outcomes["fixed"], "broken": outcomes["broken"]}  # fmt: skip
     if np.isin([before, after], [0, 100]).all():
-        row["mcnemar_p"] = mcnemar(fixed, broken)
+        row["mcnemar_p"] = mcnemar(row["fixed"], row["broken"])
     for when, field in (("without crop", "original_answer"), ("with crop", "crop_answer")):
         if grader in DETAILS:
             details = DETAILS[grader]([record[field] for record, _ in graded], [record for record, _ in graded])

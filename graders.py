@@ -236,6 +236,12 @@ def score(record, grader):
     return None if None in scores else tuple(scores)
 
 
+def outcome(pair):
+    """What the crop did to an answer, given both scores: it fixed or broke it, or both are right, or both wrong."""
+    before, after = (value >= RIGHT for value in pair)
+    return ("right" if after else "broken") if before else ("fixed" if after else "wrong")
+
+
 # ---------------------------------------------------------------------------------------------- more than a mean score
 def pope_details(answers, records):
     """Precision, recall and F1 of "yes", and how often it is said, in %."""

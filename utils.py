@@ -212,15 +212,15 @@ def clip_box(box, image_size):
 
 # Boxes that no map chooses: baselines for a data record (see info.METHODS). They take windows of the sizes that the
 # methods choose from, so that the comparison is one of place; only gt_crop goes beyond where its box does not fit.
-def box_of(record):
-    """The `gt_bbox` of a record, or a ValueError that names the record."""
+def box_of(record, field="gt_bbox"):
+    """A record's field as a box of four floats, or a ValueError that names the record."""
     try:
-        x1, y1, x2, y2 = (float(side) for side in record["gt_bbox"])
+        x1, y1, x2, y2 = (float(side) for side in record[field])
         if np.isfinite([x1, y1, x2, y2]).all() and x1 < x2 and y1 < y2:
             return x1, y1, x2, y2
     except (TypeError, ValueError):
         pass
-    raise ValueError(f"record {record.get('id')!r}: gt_bbox is [x1, y1, x2, y2] in pixels, not {record['gt_bbox']!r}")
+    raise ValueError(f"record {record.get('id')!r}: {field} is [x1, y1, x2, y2] in pixels, not {record[field]!r}")
 
 
 def gt_crop(record, image_size, bbox_size):

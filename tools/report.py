@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 import get_score
-from graders import RIGHT, score
+from graders import RIGHT, outcome, score
 from info import GENERAL_PROMPT, METHODS, OPTIONS, TASKS, known
 from map_files import read_maps, write_maps
 from pictures import HEAT, from_0_to_1
@@ -183,19 +183,13 @@ def sides_of(results, side=None):
 def judged(record, grader):
     """{"outcome", "scores"}: what the crop did to an answer, and the scores (0 to 100) without and with it.
 
-    The outcome is fixed (better), broken (worse), right or wrong (both); ungraded where the benchmark does not count a
-    record, or it has no labels.
+    Ungraded where the benchmark does not count a record, or it has no labels.
     """
     try:
         pair = score(record, grader)
     except ValueError:
         pair = None
-    if pair is None:
-        return {"outcome": "ungraded"}
-    before, after = pair
-    if before == after:
-        return {"outcome": "right" if after >= RIGHT else "wrong", "scores": pair}
-    return {"outcome": "fixed" if after > before else "broken", "scores": pair}
+    return {"outcome": "ungraded"} if pair is None else {"outcome": outcome(pair), "scores": pair}
 
 
 def shown_map(att_map, region):
@@ -207,32 +201,34 @@ def shown_map(att_map, region):
 
 def shown_answer(record, grader, saved_map, image, images):
     """What a result says about a question."""
-    fields = {name: record.get(name) for name in ("original_answer", "crop_answer", "bbox", "error")}
-    fields |= judged(record, grader)
+    fields = {name: record.get(name) for name in ("original_answer", "crop_answer", "error")}
+    fields |= judged(record, grader) | {"bbox": shown_box(record, "bbox")}
     if saved_map:
         fields["map"] = shown_map(*saved_map)
-    if image and record.get("bbox"):
-        box = tuple(map(int, record["bbox"]))
+    if image and fields["bbox"]:
+        x1, y1, x2, y2 = map(int, fields["bbox"])
+        box = max(0, x1), max(0, y1), min(image.width, x2), min(image.height, y2)
         if box[0] < box[2] and box[1] < box[3]:
             fields["crop"] = images.add((record["image_path"], box), lambda: image.crop(box), images.crop_side)
     return fields
 
 
-def true_box(record):
-    """The gt_bbox of a record, if it has one that is a box."""
+def shown_box(record, field):
+    """A record's field, if it has it and it is a box."""
     try:
-        return box_of(record) if record.get("gt_bbox") else None
-    except ValueError:  # its methods have said so
+        return box_of(record, field) if record.get(field) else None
+    except ValueError:  # who has needed it has said so
         return None
 
 
 def shown_question(record, result):
     """A question, without what results say about it."""
-    labels, category = record.get("labels") or [], record.get("category")
+    labels, category = record.get("labels"), record.get("category")
+    labels = labels if isinstance(labels, list) else [] if labels is None else [labels]
     size = get_score.size_of(record, result.images)
     return {
-        "id": str(record["id"]), "question": record.get("question"), "gt": true_box(record),
-        "labels": list(dict.fromkeys([labels] if isinstance(labels, str) else map(str, labels))),
+        "id": str(record["id"]), "question": record.get("question"), "gt": shown_box(record, "gt_bbox"),
+        "labels": list(dict.fromkeys(map(str, labels))),
         "size": size and str(size), "category": None if category is None else str(category),
     }  # fmt: skip
 
