@@ -387,12 +387,24 @@ def parse(argv=None):
     args = run.parse(["--method", FINDINGS[own.finding][1], *rest])  # a later --method counts
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         parser.error("a finding is made by one process; `sizes` takes the results that run.py has made with several")
-    if args.image:
-        parser.error("--image: findings are about the questions of a task")
-    if args.layer is not None and own.finding in ("attention", "layers"):
-        parser.error(f"--layer {args.layer}: this finding is about all layers, leave it out")
     args.finding, args.out = own.finding, own.out
+    for option, given, why in refused(args):
+        if given:
+            parser.error(f"--{option}: {why}, leave it out")
     return args
+
+
+def refused(args):
+    """[(option of run.py, whether it was given, why a finding has no use for it)]"""
+    by_layer, singly = args.finding in ("attention", "layers"), args.finding != "sizes"
+    one_by_one = f"{args.finding} asks one question at a time and keeps no maps"
+    return [
+        ("image", args.image, "findings are about the questions of a task"),
+        ("total_chunks", args.total_chunks > 1, "a finding is made of all its questions, by one process"),
+        ("layer", by_layer and args.layer is not None, "this finding is about all layers"),
+        ("batch_size", singly and args.batch_size, one_by_one),
+        ("save_maps", singly and args.save_maps, one_by_one),
+    ]
 
 
 def main(argv=None):
