@@ -14,6 +14,12 @@ MODELS = {
     "qwen2_5_tiny": {"id": "data/tiny/qwen2_5", "module": "qwen2_5_methods", "loc_heads": "L2H4,L2H2,L2H7"},
 }
 
+# What others call a checkpoint that the hub has, converted, under another name.
+ALIASES = {
+    "liuhaotian/llava-v1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "liuhaotian/llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
+}
+
 # name -> the questions (see data/README.md), the folder of their images, and metrics: name -> a grader of graders.py.
 TASKS = {
     "demo": {
@@ -92,6 +98,11 @@ OPTIONS = {
         "help": "InstructBLIP: Q-Former layer to read, counting from 0 those with cross-attention (default 2)",
     },
 }
+
+
+def checkpoint_of(name):
+    """Hub id or folder of a checkpoint that is named as in MODELS, as in ALIASES, or so already."""
+    return MODELS[name]["id"] if name in MODELS else ALIASES.get(name, name)
 
 
 def known(name, table, what):

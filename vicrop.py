@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig
 
 import utils
-from info import GENERAL_PROMPT, METHODS, MODELS, known
+from info import GENERAL_PROMPT, METHODS, MODELS, checkpoint_of, known
 from localization.analyze import parse_heads
 from maps import MapFunction
 from records import ROOT, read_json
@@ -174,18 +174,18 @@ def heads_of(name, model_id=None, given=None):
     if given == PER_SAMPLE:
         return None
     if Path(given).suffix == ".json" or Path(given).is_file():
-        given = heads_of_file(given, {name, row["id"], str(model_id)})
+        given = heads_of_file(given, {row["id"], checkpoint_of(str(model_id))})
     return parse_heads(given)
 
 
 def heads_of_file(path, names):
-    """ "L14H24,L14H13" of a file of `batch_analyze`; warns if it is about a model that has none of these names."""
+    """ "L14H24,L14H13" of a file of `batch_analyze`; warns if it is about a checkpoint that is none of these."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path} with localization heads")
     found = read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("heads"), str):
         raise ValueError(f"{path} is no localization_heads.json of localization.pipeline stage=batch_analyze")
-    if found.get("model") not in names:
+    if checkpoint_of(str(found.get("model"))) not in names:
         warnings.warn(f"{path} has the heads of {found.get('model')}: another model has other heads", stacklevel=3)
     return found["heads"]
 

@@ -187,16 +187,24 @@ def frequent(samples, criteria):
     return by_count(counts(samples, criteria), mean_entropy(samples))[: criteria.top_k]
 
 
-def halves_overlap(samples, criteria, seed=0):
-    """Share of the `top_k` heads on which two disjoint halves of the samples agree; mean of TRIALS random halvings."""
-    if len(samples) < 2:
-        raise ValueError(f"{len(samples)} sample cannot be halved: at least 2")
+def halves_overlap(samples, criteria, images, seed=0):
+    """Share of the localization heads on which two disjoint halves agree; mean of TRIALS random halvings.
+
+    Args:
+        samples: [Measures]; images: what each is about. All samples of an image are in the same half: they are alike.
+    Raises:
+        ValueError: fewer than two images.
+    """
+    _, image = np.unique(np.asarray(images, dtype=str), return_inverse=True)
+    count = image.max(initial=-1) + 1
+    if count < 2:
+        raise ValueError(f"samples of {count} images cannot be halved: at least 2")
     rng, shares = np.random.default_rng(seed), []
     for _ in range(TRIALS):
-        order = rng.permutation(len(samples))
-        halves = np.array_split(order, 2)
-        one, other = (set(frequent([samples[number] for number in half], criteria)) for half in halves)
-        shares.append(len(one & other) / criteria.top_k)
+        first = np.isin(image, rng.permutation(count)[: count // 2])
+        halves = ([samples[number] for number in np.flatnonzero(half)] for half in (first, ~first))
+        one, other = (set(frequent(half, criteria)) for half in halves)
+        shares.append(len(one & other) / max(len(one), len(other), 1))
     return float(np.mean(shares))
 
 

@@ -1,5 +1,6 @@
 """Many samples: attention, masks and boxes of all lines of a file; and from their attention the heads of the model."""
 
+import codecs
 import json
 import logging
 import sys
@@ -30,8 +31,8 @@ def batch(config):
     collector, folder = Collector(config.model), folder_of(config)
     samples, failed = read_lines(config.data)
     count = len(samples) + len(failed)
-    todo = [sample for sample in samples if not is_done(config, collector, folder, sample)]
-    new = {sample["id"] for sample in todo if not has_attention(collector, folder, sample)}
+    todo = [sample for sample in samples if not is_done(config, collector, stem_in(folder, sample), sample)]
+    new = {sample["id"] for sample in todo if not has_attention(collector, stem_in(folder, sample), sample)}
     log.info("%d lines: %d are done, %d need attention", count, len(samples) - len(todo), len(new))
     if new:
         collector.loaded  # noqa: B018 (here, not in the thread that makes looks ready)
@@ -69,17 +70,20 @@ def read_lines(data):
     wanted = slice(data.start_index, data.end_index)
     if not data.process_all and wanted == slice(None):
         raise ValueError("say data.process_all=true, or which lines: data.start_index, data.end_index (from 0)")
-    lines = [each for each in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1) if each[1].strip()]
-    if not data.process_all and not lines[wanted]:
+    if data.process_all and wanted != slice(None):
+        raise ValueError("data.process_all=true is about all lines: leave it out, or data.start_index and end_index")
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    lines = [each for each in enumerate(lines, 1) if each[1].strip()]
+    if lines and not lines[wanted]:
         span = f"{data.start_index or 0} up to {data.end_index or 'the end'}"
         raise ValueError(f"{data.data_file} has {len(lines)} lines, counted from 0, and none from {span}")
     samples, failed, seen = [], [], set()
-    for at, line in lines if data.process_all else lines[wanted]:
+    for at, line in lines[wanted]:
         try:
-            sample = checked(json.loads(line), path.parent)
+            sample = checked(json.loads(line.decode("utf-8")), path.parent)
             if sample["id"] in seen:
                 raise ValueError(f"id {sample['id']!r} comes twice")
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # OSError: no name that a file can have
             failed.append((f"{path}, line {at}", error))
         else:
             seen.add(sample["id"])
@@ -105,25 +109,32 @@ def stem_in(folder, sample):
     return folder / storage.safe_id(sample["id"])
 
 
-def same_sample(meta, collector, sample):
-    """Is this what a stored file is about, read in the same way?"""
-    about = (sample["image_path"], sample["prompt"])
-    return (meta.get("image_file"), meta.get("query")) == about and meta.get("made_with") == collector.made_with
+def stored(stem, ending):
+    """The object in a sample's JSON file; an empty one where there is none that is whole, which is then made again."""
+    try:
+        found = read_json(storage.beside(stem, ending))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def has_attention(collector, folder, sample):
-    """Is this sample's attention stored?"""
-    path = storage.beside(stem_in(folder, sample), "_meta.json")
-    stored = storage.attention_file(stem_in(folder, sample)) is not None and path.is_file()
-    return stored and same_sample(read_json(path), collector, sample)
-
-
-def is_done(config, collector, folder, sample):
-    """Has this sample its box, made from the same by the same settings?"""
-    path = storage.beside(stem_in(folder, sample), "_bbox.json")
-    if not path.is_file() or not has_attention(collector, folder, sample):
+def has_attention(collector, stem, sample):
+    """Is this sample's attention stored, read in the same way?"""
+    meta = stored(stem, "_meta.json")
+    image, made = meta.get("image_file"), (meta.get("query"), meta.get("made_with"))
+    if storage.attention_file(stem) is None or made != (sample["prompt"], collector.made_with):
         return False
-    return read_json(path).get("made_with") == made_with(config, {"made_with": collector.made_with})
+    return in_repository(image).resolve() == Path(sample["image_path"]).resolve()  # however they were typed
+
+
+def is_done(config, collector, stem, sample):
+    """Has this sample all that is asked for, made from the same by the same settings?"""
+    wanted = [*storage.FOUND, *(["_topK.png"] if config.data.visualize_batch else [])]
+    if not has_attention(collector, stem, sample):
+        return False
+    if not all(storage.beside(stem, ending).is_file() for ending in wanted):
+        return False
+    return stored(stem, "_bbox.json").get("made_with") == made_with(config, {"made_with": collector.made_with})
 
 
 def batch_of_image(config, collector, folder, group, look):
@@ -140,17 +151,26 @@ def batch_of_image(config, collector, folder, group, look):
     for sample in group:
         stem = stem_in(folder, sample)
         try:
-            if not has_attention(collector, folder, sample):
-                attn, meta = collector.collect(seen, sample["image_path"], sample["prompt"])
-                meta["id"] = sample["id"]  # what single pictures have not, which may lie in the same folder
-                storage.write_attention(stem, attn, meta, config.storage.attention)
-            attn, meta = storage.read_attention(storage.attention_file(stem))
+            attn, meta = attention_of(config, collector, stem, sample, seen)
             found = finish(config, stem, attn, meta)
             if config.data.visualize_batch:
                 draw_top(stem, attn, meta, found)
         except Exception as error:
             failed.append((sample["id"], what_failed(error)))
     return failed
+
+
+def attention_of(config, collector, stem, sample, look):
+    """(attn, meta) of a sample: what is stored; else read by the look (by one of its own without), and stored."""
+    if has_attention(collector, stem, sample):
+        try:
+            return storage.read_attention(storage.attention_file(stem))
+        except ValueError as error:
+            log.warning("%s; it is made again", error)
+    look = look or collector.look_at(sample["image_path"])
+    attn, meta = collector.collect(look, sample["image_path"], sample["prompt"])
+    meta["id"] = sample["id"]  # what single pictures have not, which may lie in the same folder
+    return storage.read_attention(storage.write_attention(stem, attn, meta, config.storage.attention))
 
 
 # ------------------------------------------------------------------------------------------------------ batch_analyze
@@ -162,7 +182,8 @@ def batch_analyze(config):
     folder = config.data.batch_attention_dir
     if not folder:
         raise ValueError("data.batch_attention_dir is needed: the folder with the attention files of stage=batch")
-    criteria, samples, models, failed, single = bbox.criteria_of(config.logic), [], set(), [], 0
+    criteria, samples, images, models = bbox.criteria_of(config.logic), [], [], set()
+    failed, single = [], 0
     for path in tqdm(storage.attention_files(folder), unit="file"):
         try:
             attn, meta = storage.read_attention(path)
@@ -170,6 +191,7 @@ def batch_analyze(config):
                 single += 1
                 continue
             samples.append(criteria.measure(storage.as_maps(attn, meta)))
+            images.append(meta["image_file"])
             models.add((meta["model_name"], attn.shape[:2], json.dumps(meta.get("made_with"), sort_keys=True)))
         except FAILURES as error:
             failed.append((path, error))
@@ -181,15 +203,15 @@ def batch_analyze(config):
         found = "; ".join(sorted(f"{name}, {made_with}" for name, _, made_with in models)) or "nothing that can be read"
         raise ValueError(f"{folder} must hold attention of one model, read in one way, not of: {found}")
     ((model, *_),) = models
-    report(Path(folder), samples, criteria, model)
+    report(Path(folder), samples, images, criteria, model)
 
 
-def report(folder, samples, criteria, model):
-    """Print and write what `batch_analyze` found in samples, [analyze.Measures]."""
+def report(folder, samples, images, criteria, model):
+    """Print and write what `batch_analyze` found in samples, [analyze.Measures], each about one of the images."""
     counts, entropy = analyze.counts(samples, criteria), analyze.mean_entropy(samples)
     sums = np.mean([each.sums for each in samples], 0)
     heads = analyze.frequent(samples, criteria)
-    overlap = analyze.halves_overlap(samples, criteria) if len(samples) > 1 else None
+    overlap = analyze.halves_overlap(samples, criteria, images) if len(set(images)) > 1 else None
     order = analyze.by_count(counts, entropy)
     rows = [
         {"head": analyze.head_name(head), "frequency": int(counts[head]), "share": number(counts[head] / len(samples)),
@@ -203,7 +225,7 @@ def report(folder, samples, criteria, model):
         frequency = f"{row['frequency']:7}  {100 * row['share']:5.1f} %"
         print(f"{row['head']:7} {frequency}  {row['mean_attention_sum']:11.3f}  {entropy[head]:7.3f}{mark}")
     if overlap is not None:
-        print(f"two halves of the samples agree on {100 * overlap:.0f} % of the {criteria.top_k} heads")
+        print(f"halves with different images agree on {100 * overlap:.0f} % of the heads")
     manual = ",".join(f"{{layer:{layer},head:{head}}}" for layer, head in heads)
     names = ",".join(map(analyze.head_name, heads))
     print(f"use them:  'logic.manual_heads=[{manual}]'   or, with run.py:  --method loc_att --loc_heads {names}")

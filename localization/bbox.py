@@ -12,6 +12,7 @@ from scipy.spatial import ConvexHull
 from localization.analyze import NEIGHBOURS, Criteria, Measures, selected
 
 SIGMA, TRUNCATE = 1.0, 3  # of the Gaussian, in cells: a kernel of 7 x 7
+SLIVER = 0.01  # pixels: boxes are rounded to that, so less of a cell is nothing
 
 
 def smoothed(maps, sigma=SIGMA):
@@ -82,11 +83,23 @@ def mask_in_image(mask, region, image_size):
     return full & inside[0][:, None] & inside[1]
 
 
-def peak_in_image(att_map, region):
-    """[x, y] pixels of the image: the middle of the map's largest cell (the first one on ties)."""
-    row, column = np.unravel_index(np.argmax(att_map), att_map.shape)
-    (point,) = to_pixels([(column + 0.5, row + 0.5)], att_map.shape, region)
-    return [round(float(each), 2) for each in point]
+def cells_in_image(shape, region, image_size):
+    """(h, w) bool: the cells of a map over `region` that see a part of the image; others see what pads it."""
+
+    def seen(cells, start, end, side):
+        edges = np.linspace(start, end, cells + 1)
+        return (edges[1:] >= SLIVER) & (edges[:-1] <= side - SLIVER)
+
+    (h, w), (left, top, right, bottom) = shape, region
+    return seen(h, top, bottom, image_size[1])[:, None] & seen(w, left, right, image_size[0])
+
+
+def peak_in_image(att_map, region, image_size):
+    """[x, y] pixels of the image: the middle, as far as it is in the image, of the map's largest cell there."""
+    shown = np.where(cells_in_image(att_map.shape, region, image_size), att_map, -np.inf)
+    row, column = np.unravel_index(np.argmax(shown), shown.shape)  # the first one on ties
+    corners = to_pixels([(column, row), (column + 1, row + 1)], att_map.shape, region).clip((0, 0), image_size)
+    return [round(float(each), 2) for each in corners.mean(0)]
 
 
 # ------------------------------------------------------------------------------------------------- all of it, for one
@@ -96,11 +109,11 @@ class Grounding:
 
     measures: Measures
     heads: list  # [(layer, head)] that made the map
-    note: str | None  # what has to be said about their choice
+    note: str | None  # what has to be said about their choice, and the box
     att_map: np.ndarray  # (h, w)
-    mask: np.ndarray  # (h, w) bool
+    mask: np.ndarray  # (h, w) bool; only where cells see the image
     box: list | None  # xyxy
-    peak: list  # [x, y], the map's maximum
+    peak: list  # [x, y], the map's maximum in the image
     shown: np.ndarray  # (height, width) bool, the mask at the image's resolution
 
 
@@ -116,8 +129,10 @@ def ground(attention, region, image_size, logic, manual=None):
     measures = criteria.measure(attention)
     heads, note = selected(measures, criteria, logic.selection.name, manual)
     att_map = heads_map(np.stack([attention[head] for head in heads]), logic.smoothing.sigma)
-    mask = MASKS[logic.mask.method.name](att_map)
-    box, peak = box_in_image(mask, region, image_size), peak_in_image(att_map, region)
+    mask = MASKS[logic.mask.method.name](att_map) & cells_in_image(att_map.shape, region, image_size)
+    box, peak = box_in_image(mask, region, image_size), peak_in_image(att_map, region, image_size)
+    if box is None:
+        note = "; ".join(filter(None, [note, "nothing in the image exceeds the map's mean: there is no box"]))
     return Grounding(measures, heads, note, att_map, mask, box, peak, mask_in_image(mask, region, image_size))
 
 

@@ -5,21 +5,10 @@ from functools import cached_property
 
 import torch
 
-from info import MODELS, known
+from info import MODELS, checkpoint_of, known
 from vicrop import default_device, load_model, look_class, model_module, weights_of
 
-# What others call a checkpoint that the hub has, converted, under another name.
-ALIASES = {
-    "liuhaotian/llava-v1.5-7b": "llava-hf/llava-1.5-7b-hf",
-    "liuhaotian/llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
-}
-
 log = logging.getLogger(__name__)
-
-
-def model_id_of(name):
-    """Hub id or folder of a checkpoint that is named as in info.MODELS, as on the hub, or as in ALIASES."""
-    return MODELS[name]["id"] if name in MODELS else ALIASES.get(name, name)
 
 
 class Collector:
@@ -33,7 +22,7 @@ class Collector:
         self.module = model_module(settings.family)
         self.kind = look_class(self.module)
         row = MODELS.get(settings.name)
-        self.model_id = model_id_of(settings.name)
+        self.model_id = checkpoint_of(settings.name)
         if row and row["module"] != MODELS[known(settings.family, MODELS, "model.family")]["module"]:
             raise ValueError(f"model.name {settings.name} is none of model.family {settings.family}")
 
@@ -105,7 +94,7 @@ class Collector:
         meta = {
             "image_file": str(image_file), "query": query, "model_name": self.settings.name,
             "image_size": list(look.images[0].size), "vis_len": h * w, "patch_size": h if h == w else [h, w],
-            "num_layers": layers, "num_heads": heads, "attn_dtype": str(look.model.dtype).removeprefix("torch."),
+            "num_layers": layers, "num_heads": heads, "model_dtype": str(look.model.dtype).removeprefix("torch."),
             "region": list(look.regions[0]), "prompt": prompt, "made_with": self.made_with, **about,
         }  # fmt: skip
         return attn, meta

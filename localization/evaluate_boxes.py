@@ -42,13 +42,13 @@ def inside(point, box):
 
 
 # -------------------------------------------------------------------------------------------------------------- input
-def four_numbers(box):
-    """A box as four finite floats, or None."""
+def numbers(values, count):
+    """A box or a point as so many finite floats, or None."""
     try:
-        sides = [float(side) for side in box]
+        found = [float(value) for value in values]
     except (TypeError, ValueError):
         return None
-    return sides if len(sides) == 4 and np.isfinite(sides).all() else None
+    return found if len(found) == count and np.isfinite(found).all() else None
 
 
 def ground_truth(path, id_field):
@@ -57,7 +57,9 @@ def ground_truth(path, id_field):
         raise FileNotFoundError(f"no ground truth at {path}: --dataset-jsonl names it")
     rows, seen = [], set()
     for number, record in enumerate(read_rows(Path(path)), 1):
-        key, box = record.get(id_field), four_numbers(record.get("bbox"))
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, record {number} is no object but {str(record)[:60]}")
+        key, box = record.get(id_field), numbers(record.get("bbox"), 4)
         if key is None:
             fields = ", ".join(record)
             raise ValueError(f"{path}, record {number}: no {id_field!r} among {fields}; --id-field names it")
@@ -66,7 +68,7 @@ def ground_truth(path, id_field):
         if str(key) in seen:
             raise ValueError(f"{path}: the id {key!r} comes twice")
         seen.add(str(key))
-        size = (record["width"], record["height"]) if {"width", "height"} <= record.keys() else None
+        size = numbers([record.get("width"), record.get("height")], 2)
         image = str(record.get("image_path", key))
         rows.append({"id": str(key), "box": box_xywh_to_xyxy(box), "image": image, "size": size})
     if not rows:
@@ -85,9 +87,9 @@ def prediction(root, key):
         found = None
     if not isinstance(found, dict):
         return None, None, None, "broken"
-    box = four_numbers(found.get("bbox"))
+    box, peak, size = (numbers(found.get(name), count) for name, count in (("bbox", 4), ("peak", 2), ("image_size", 2)))
     wrong = None if box and box[0] < box[2] and box[1] < box[3] else "degenerate"
-    return None if wrong else box, found.get("peak"), found.get("image_size"), wrong
+    return None if wrong else box, peak, size, wrong
 
 
 def center_of(truth):

@@ -6,26 +6,34 @@ python -m localization.pipeline stage=batch_analyze data.batch_attention_dir=out
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see run.py
 
 import hydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
 from localization import config as _schema  # noqa: F401 (registers what the files under conf/ may hold)
 
 TEXTS = ("data.image_file", "data.query", "data.attention_file", "data.data_file", "data.output_dir",
          "data.batch_attention_dir", "model.name", "model.cache_dir")  # fmt: skip
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
 def as_typed(argument):
-    """An argument whose value is a text, quoted for Hydra, to which a comma or an apostrophe means something."""
+    """An argument whose value is a text, as it is: to Hydra a comma, an apostrophe or ${ mean something.
+
+    A text that is already quoted as a whole, and null, are Hydra's own; so is ${...}, except in a query.
+    """
     key, is_, value = argument.partition("=")
-    if key.lstrip("+") not in TEXTS or value == "null" or value[:1] in ("'", '"'):
+    if key.lstrip("+") not in TEXTS or value == "null" or QUOTED.fullmatch(value):
         return argument
-    return key + is_ + '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if key == "data.query":
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return key + is_ + QuotedString(value, Quote.double).with_quotes()
 
 
 def run(config):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from info import checkpoint_of
 from localization import analyze, bbox, storage, viz
-from localization.collector import Collector, model_id_of
+from localization.collector import Collector
 from pictures import save_figure
 from records import in_repository, read_json, write_atomically
 from utils import load_image
@@ -50,10 +51,9 @@ def stem_for(folder, image_file, query):
 
 
 def analyze_file(config):
-    """Rank the heads of data.attention_file by both criteria: print the best, write <id>_analysis.json."""
+    """Rank the heads of data.attention_file by both criteria: print the best, and write what they make."""
     stem, attn, meta = stored_sample(config)
-    found = ground(config, attn, meta)
-    write_analysis(config, stem, found)
+    found = finish(config, stem, attn, meta)
     passed, _ = analyze.ranked(found.measures, bbox.criteria_of(config.logic))
     print("head    attention  entropy")
     for head in passed[: config.logic.count_k]:
@@ -65,9 +65,7 @@ def analyze_file(config):
 def visualize(config):
     """Draw data.attention_file: the maps of its heads, mask and box, and all heads at a glance."""
     stem, attn, meta = stored_sample(config)
-    found = ground(config, attn, meta)
-    viz.draw_mask(found.shown, storage.beside(stem, "_mask.png"))
-    draw(stem, attn, meta, found)
+    draw(stem, attn, meta, finish(config, stem, attn, meta))
 
 
 def stored_sample(config):
@@ -90,7 +88,7 @@ def fixed_heads(logic, made_with):
         if logic.selection.name != "fixed":
             raise ValueError(f"logic.manual_heads are fixed heads: logic.selection={logic.selection.name} has none")
         return [(each.layer, each.head) for each in logic.manual_heads]
-    return heads_of(made_with["family"], model_id_of(made_with["name"]))
+    return heads_of(made_with["family"], checkpoint_of(made_with["name"]))
 
 
 def ground(config, attn, meta):
@@ -112,8 +110,12 @@ def made_with(config, meta):
 
 
 def finish(config, stem, attn, meta):
-    """Analysis, mask and box of a sample, to files; the box comes last and says that the sample is done."""
+    """Analysis, mask and box of a sample, to files; the box comes last and says that the sample is done.
+
+    They are of the same heads: what others have made goes first, pictures among it.
+    """
     found = ground(config, attn, meta)
+    storage.forget(stem, storage.FOUND + storage.PICTURES)
     write_analysis(config, stem, found)
     viz.draw_mask(found.shown, storage.beside(stem, "_mask.png"))
     content = {

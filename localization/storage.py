@@ -1,10 +1,11 @@
 """The files of localization heads: their names, and attention in both directions. No model in here.
 
-Of a sample there are `<id>.npz` (or `.pkl.gz`), `<id>_analysis.json`, `<id>_mask.png`, `<id>_bbox.json`,
-`<id>_meta.json` and, if wanted, `<id>_topK.png`; each is written under another name first and then renamed.
+Of a sample there are `<id>.npz` (or `.pkl.gz`) and `<id>_meta.json`, and what its attention has given: FOUND, PICTURES.
+Each is written under another name first and then renamed.
 """
 
 import gzip
+import hashlib
 import json
 import logging
 import pickle
@@ -17,14 +18,22 @@ import numpy as np
 from records import renamed_to, write_atomically
 
 ENDINGS = {"npz": ".npz", "pkl": ".pkl.gz"}  # format -> of its attention files
+FOUND, PICTURES = ("_bbox.json", "_analysis.json", "_mask.png"), ("_topK.png", "_heads.png")
+NAME_BYTES = 180  # of an id in a file's name: file systems allow 255, of which an ending and `renamed_to` take some
 
 log = logging.getLogger(__name__)
 
 
 # -------------------------------------------------------------------------------------------------------------- names
 def safe_id(key):
-    """An id as part of a file's name; different ids stay different."""
-    return quote(str(key), safe=" ")
+    """An id as part of a file's name; different ids stay different, long ones by a hash."""
+    name = quote(str(key), safe=" ", errors="surrogatepass")
+    if name.startswith("."):  # hidden files are others' business
+        name = "%2E" + name[1:]
+    if len(name) > NAME_BYTES:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        name = f"{name[: NAME_BYTES - 1 - len(digest)]}-{digest}"
+    return name
 
 
 def safe_model(name):
@@ -43,6 +52,12 @@ def stem_of(attention_file):
 def beside(stem, ending):
     """The path of a sample's file: `stem` is its folder and id (OUT/model/7), `ending` as in _bbox.json."""
     return Path(f"{stem}{ending}")
+
+
+def forget(stem, endings):
+    """Delete those of a sample's files that are there."""
+    for ending in endings:
+        beside(stem, ending).unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- attention
@@ -74,10 +89,13 @@ WRITERS = {"npz": write_npz, "pkl": write_pkl}
 
 
 def write_attention(stem, attn, meta, how):
-    """Store attention [L, H, 1, V] and its meta; returns the file. `how` is a config.AttentionStorage."""
-    others = [beside(stem, ending) for name, ending in ENDINGS.items() if name != how.format.name]
-    for stale in (beside(stem, "_meta.json"), *others):
-        stale.unlink(missing_ok=True)  # first: what is left after a kill must not pass for this sample's
+    """Store attention [L, H, 1, V] and its meta; returns the file. `how` is a config.AttentionStorage.
+
+    What was made of other attention under this name is deleted.
+    """
+    others = [ending for name, ending in ENDINGS.items() if name != how.format.name]
+    forget(stem, ["_meta.json", *others, *FOUND, *PICTURES])  # first: a kill must leave nothing that passes for new
+    meta = meta | {"attn_dtype": how.dtype.name}
     WRITERS[how.format.name](stem, attn.astype(how.dtype.name), meta, how.compress)
     if how.keep_meta_pickle:
         with renamed_to(beside(stem, "_meta.pkl")) as temporary:

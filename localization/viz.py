@@ -87,5 +87,6 @@ def heads_figure(sums, entropy, heads, counts=None, title=None):
     named = [head for head in heads[:SHOWN_HEADS] if head[0] >= FIRST_LAYER]
     chosen = [sums[head] for head in named]
     curve.plot(np.searchsorted(values, chosen), chosen, "o", color="crimson", label=", ".join(map(head_name, named)))
-    curve.legend(loc="lower right", fontsize=8)
+    if named:
+        curve.legend(loc="lower right", fontsize=8)
     return figure

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import KINDS, photo
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from plain import PLAIN_KINDS
 
@@ -140,7 +141,16 @@ def test_the_fixed_heads_are_those_that_count_most_often():
     assert analyze.counts(samples, criteria)[2, 1] == 2
     assert analyze.counts(samples, criteria)[3, 0] == 1
     assert analyze.frequent(samples, criteria) == [(2, 1)]
-    assert analyze.halves_overlap(samples[:1] * 6, criteria) == 1
+
+
+def test_halves_agree_where_other_images_have_the_same_heads():
+    few = analyze.Criteria(top_k=3, count_k=3)
+    one, other = (few.measure(heads(lit={head: ONE})) for head in ((2, 1), (3, 0)))
+    assert analyze.frequent([one], few) == [(2, 1)]  # fewer than top_k
+    assert analyze.halves_overlap([one] * 6, few, range(6)) == 1
+    assert analyze.halves_overlap([one, one, other], few, list("aab")) == 0  # samples of an image stay in one half
+    with pytest.raises(ValueError, match="samples of 1 images cannot be halved"):
+        analyze.halves_overlap([one, one], few, list("aa"))
 
 
 def test_manual_heads_must_pass_and_else_it_is_said():
@@ -210,9 +220,23 @@ def test_a_planted_blob_is_found_where_it_is(region):
     middle = left + (right - left) * 3 / 8, min(top + (bottom - top) * 6 / 8, 60)
     assert found.heads == [(2, 1)]
     assert evaluate_boxes.inside(middle, found.box)
-    assert evaluate_boxes.inside((found.peak[0], min(found.peak[1], 60)), found.box)
+    assert evaluate_boxes.inside(found.peak, found.box)
     assert found.shown.shape == (60, 100)
     assert found.shown[min(int(middle[1]), 59), int(middle[0])]
+
+
+def test_what_pads_an_image_is_no_part_of_the_box():
+    padding, region, image_size = [(0, column) for column in range(8)], (0, -30, 80, 50), (80, 50)  # cells of 10 x 10
+    attention = heads(lit={(2, 1): [*padding, (5, 3), (5, 4), (6, 3), (6, 4)]})
+    found = bbox.ground(attention, region, image_size, Logic(top_k=1))
+    assert evaluate_boxes.inside((40, 30), found.box)
+    assert 30 < found.peak[0] < 50
+    assert 20 < found.peak[1] < 40
+    assert "there is no box" not in found.note
+    only_padding = bbox.ground(heads(lit={(2, 1): padding}), region, image_size, Logic(top_k=1))
+    assert only_padding.box is None
+    assert "there is no box" in only_padding.note
+    assert 0 <= only_padding.peak[1] <= 50
 
 
 # -------------------------------------------------------------------------------------------------------- attention
@@ -303,7 +327,7 @@ def test_attention_is_read_as_it_was_written(tmp_path, caplog, kind, ending):
         path = storage.write_attention(tmp_path / "7", attn, META, how)
         assert path.name == f"7{ending}"
         found, meta = storage.read_attention(path)
-        assert meta == META
+        assert meta == META | {"attn_dtype": dtype.name}
         assert found.dtype == dtype.name
         assert np.array_equal(found, attn.astype(dtype.name))
     assert ("can run code" in caplog.text) == (kind == "pkl")
@@ -328,9 +352,11 @@ def test_a_broken_attention_file_is_named(tmp_path):
 
 
 def test_different_ids_have_different_files():
-    ids = ["a/b", "a_b", "a%2Fb", "../x", "é", "a b"]
-    assert len({storage.safe_id(key) for key in ids}) == len(ids)
-    assert not any("/" in storage.safe_id(key) for key in ids)
+    ids = ["a/b", "a_b", "a%2Fb", "../x", "é", "a b", ".g", "%2Eg", "\udc80", "x" * 300, "x" * 299, "\u8a9e" * 90]
+    names = [storage.safe_id(key) for key in ids]
+    assert len(set(names)) == len(ids)
+    assert not any("/" in name or name.startswith(".") for name in names)
+    assert max(map(len, names)) <= storage.NAME_BYTES
 
 
 # --------------------------------------------------------------------------------------------------------- the stages
@@ -349,6 +375,21 @@ def command(tmp_path, monkeypatch):
         return tmp_path / "out" / "llava_tiny"
 
     return run
+
+
+QUERIES = ['the "red" sign', '"7" on the sign', "'tis a bird", "it's", "a, b", "[x]", "{a: 1}", "k=v", "100 %", "null ",
+           r"a\b", "end\\", r"a\"b", "costs ${x}", r"a\${x}", "${oc.env:HOME}", "жёлтый"]  # fmt: skip
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_query_arrives_as_it_was_typed(query):
+    with initialize_config_dir(str(ROOT / "localization" / "conf"), version_base="1.3"):
+        assert compose("config", [pipeline.as_typed(f"data.query={query}")]).data.query == query
+
+
+def test_what_is_quoted_for_hydra_is_its_own():
+    for argument in ("data.query='a, b'", 'data.query="a, b"', "data.query=null", "logic.top_k=3"):
+        assert pipeline.as_typed(argument) == argument
 
 
 def test_one_picture_through_all_stages(command, capsys):
@@ -376,10 +417,22 @@ def test_one_picture_through_all_stages(command, capsys):
     assert json.loads((folder / f"{stem}_analysis.json").read_text())["ranked"] == ranked
     command("stage=visualize", f"data.attention_file={attention}")
     assert (folder / f"{stem}_topK.png").is_file()
-    collected = command(
-        "stage=collect", f"data.image_file={image}", f"data.query={query}", "storage.attention.format=pkl"
-    )
-    assert list(collected.glob("*.pkl.gz"))
+    assert json.loads((folder / f"{stem}_bbox.json").read_text()) == box
+    # What is there is always about the same heads, and about the attention that is there.
+    command("stage=analyze", f"data.attention_file={attention}", "logic.selection=all")
+    kept = {path.name.removeprefix(stem): path for path in folder.iterdir()}
+    assert set(kept) == {".npz", "_meta.json", "_analysis.json", "_bbox.json", "_mask.png"}
+    chosen = [json.loads(kept[ending].read_text())["heads"] for ending in ("_analysis.json", "_bbox.json")]
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 48
+    command("stage=collect", f"data.image_file={image}", f"data.query={query}", "storage.attention.format=pkl")
+    assert {path.name.removeprefix(stem) for path in folder.iterdir()} == {".pkl.gz", "_meta.json"}
+
+
+def test_a_long_query_in_any_script_has_its_files(command):
+    folder = command("stage=collect", "data.image_file=localization/examples/tall.jpg", f"data.query={'жёлтый ' * 12}")
+    (path,) = folder.glob("*_meta.json")
+    assert json.loads(path.read_text())["query"] == "жёлтый " * 12
 
 
 def some_lines(path, *more):
@@ -393,13 +446,18 @@ def some_lines(path, *more):
 
 def test_a_batch_goes_on_and_one_bad_line_does_not_stop_it(command, tmp_path, monkeypatch, capsys):
     bad = ['{"id": "x"}', "{nothing", '{"id": "y", "prompt": "the sign", "image_path": "gone.jpg"}']
+    bad += ['{"id": "z", "prompt": "the sign", "image_path": "data:%s"}' % ("x" * 5000)]
+    bad += ['{"id": "\\udc80", "prompt": "the sign", "image_path": "gone.jpg"}']
     lines = tmp_path / "lines.jsonl"
     ids = some_lines(lines, *bad)
+    with lines.open("ab") as file:
+        file.write(b'{"id": "caf\xe9"}\n')
     batch = ("stage=batch", f"data.data_file={lines}", "data.process_all=true")
     folder = command(*batch)
     assert {path.name for path in folder.glob("*_bbox.json")} == {f"{key}_bbox.json" for key in ids}
     said = capsys.readouterr().err
-    assert all(part in said for part in ("line 13: prompt is a text", "line 14", "y: no image file at"))
+    assert all(part in said for part in ("line 13: prompt is a text", "line 14", "y: no image file at", "line 18: "))
+    assert "line 16: [Errno" in said
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*_bbox.json")}
     (folder / f"{ids[3]}_bbox.json").unlink()
     (folder / f"{ids[5]}.npz").unlink()
@@ -408,11 +466,29 @@ def test_a_batch_goes_on_and_one_bad_line_does_not_stop_it(command, tmp_path, mo
     changed = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
     assert sorted(changed) == sorted(f"{ids[number]}_bbox.json" for number in (3, 5))
     assert all(path.read_text() == text for path, text in content.items())
+    # What is damaged is made again, too, and pictures that were not asked for before.
+    (folder / f"{ids[1]}_meta.json").write_text("")
+    (folder / f"{ids[2]}_bbox.json").write_text("{")
+    (folder / f"{ids[4]}_mask.png").unlink()
+    for ending in (".npz", "_bbox.json"):
+        (folder / f"{ids[6]}{ending}").write_bytes(b"PK")
+    command(*batch, "data.visualize_batch=true")
+    assert f"{ids[6]}.npz is no attention file" in capsys.readouterr().err
+    for key in ids:
+        assert json.loads((folder / f"{key}_bbox.json").read_text())["bbox"]
+        assert all((folder / f"{key}{ending}").is_file() for ending in ("_mask.png", "_topK.png"))
+        storage.read_attention(folder / f"{key}.npz")
+    # However the file is named, it is the same: nothing is left to do.
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    command("stage=batch", "data.data_file=lines.jsonl", "data.process_all=true")
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     # With other heads, stored attention is only analyzed: no model is loaded.
     some_lines(lines)
     monkeypatch.setattr("localization.collector.load_model", None)
     command(*batch, "logic.manual_heads=[{layer:2,head:6}]")
     assert json.loads((folder / f"{ids[0]}_bbox.json").read_text())["heads"] == ["L2H6"]
+    assert not list(folder.glob("*_topK.png"))  # they showed others
 
 
 def test_a_batch_that_is_interrupted_goes_on(command, tmp_path, monkeypatch):
@@ -520,6 +596,7 @@ def test_samples_of_equal_names_do_not_overwrite_each_other(command, tmp_path):
         (["stage=analyze"], "data.attention_file is needed"),
         (["stage=batch", "data.data_file=gone.jsonl"], "no file gone.jsonl"),
         (["stage=batch"], "data.process_all=true"),
+        (["stage=batch", "data.process_all=true", "data.end_index=2"], "is about all lines: leave it out, or"),
         (["stage=batch_analyze"], "data.batch_attention_dir is needed"),
         (["model.use_flash_attn=true"], "use_flash_attn must be false"),
         (["model.device=tpu"], "'tpu' cannot be used"),
@@ -550,6 +627,16 @@ def test_other_names_of_a_checkpoint():
     assert Collector(Model(family="llava", name="liuhaotian/llava-v1.5-7b")).model_id == "llava-hf/llava-1.5-7b-hf"
     assert vicrop.heads_of("llava", "llava-hf/llava-1.5-7b-hf") == [(14, 24), (14, 13)]
     assert vicrop.heads_of("llava", "llava-hf/llava-1.5-13b-hf") is None  # another checkpoint has other heads
+
+
+def test_a_file_of_heads_belongs_to_a_checkpoint_however_it_is_named(tmp_path, recwarn):
+    path = tmp_path / "localization_heads.json"
+    for name in ("liuhaotian/llava-v1.5-7b", "llava-hf/llava-1.5-7b-hf", "llava"):
+        path.write_text(json.dumps({"heads": "L14H24", "model": name}))
+        assert vicrop.heads_of("llava", given=path) == [(14, 24)]
+    assert not recwarn
+    with pytest.warns(UserWarning, match="another model has other heads"):
+        vicrop.heads_of("llava_tiny", given=path)
 
 
 # ------------------------------------------------------------------------------------------------------------- scores
@@ -590,6 +677,7 @@ def test_boxes_are_judged_by_hand(predictions, capsys):
 
 def test_a_broken_prediction_is_listed_and_counts_as_none(predictions, capsys):
     truth, root = predictions
+    (root / "half_bbox.json").write_text('{"bbox": [10, 10, 30, 20], "peak": {"x": 1}}')  # no point, but a box
     for text in ('{"bbox": [10, 1', "[10, 10, 30, 30]"):
         (root / "exact_bbox.json").write_text(text)
         report = evaluated(capsys, "--dataset-jsonl", truth, "--pred-root", root)
@@ -616,6 +704,7 @@ def test_only_large_boxes(predictions, capsys):
     ("line", "message"),
     [
         ('{"id": 1, "bbox": [1, 2, 3, 4]}', "no 'question_id' among id, bbox"),
+        ("[1, 2]", "record 1 is no object but 1"),
         ('{"question_id": 1, "bbox": [1, 2, 0, 4]}', r"bbox is \[x, y, width, height\]"),
         ('{"question_id": 1, "bbox": [1, 2, 3, 4]}\n{"question_id": 1, "bbox": [1, 2, 3, 4]}', "comes twice"),
     ],
