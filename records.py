@@ -41,19 +41,24 @@ def load_task(question_path):
         raise FileNotFoundError(f"no questions at {question_path}: see data/README.md for how to get or make them")
     else:
         records = _from_hub(str(question_path))
+    refuse_bad_ids(records, question_path)
+    return records
+
+
+def refuse_bad_ids(records, where):
+    """ValueError, naming `where` they are, unless all records are objects with an id, and no id comes twice."""
     seen, twice = {}, []
     for number, record in enumerate(records):
         key = record.get("id") if isinstance(record, dict) else None
         if not isinstance(key, (str, int)) or isinstance(key, bool) or key == "":
             said = f"record {number} is no object with an id (a text or a whole number): {str(record)[:80]}"
-            raise ValueError(f"{question_path}: {said}")
+            raise ValueError(f"{where}: {said}")
         if key in seen:
             twice.append(f"{key!r} (records {seen[key]} and {number})")
         seen[key] = number
     if twice:
         more = f" and {len(twice) - 10} more" if len(twice) > 10 else ""
-        raise ValueError(f"{question_path}: ids must differ, but these come twice: {', '.join(twice[:10])}{more}")
-    return records
+        raise ValueError(f"{where}: ids must differ, but these come twice: {', '.join(twice[:10])}{more}")
 
 
 def pick(records, ids_path=None, limit=None):

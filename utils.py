@@ -223,6 +223,15 @@ def box_of(record, field="gt_bbox"):
     raise ValueError(f"record {record.get('id')!r}: {field} is [x1, y1, x2, y2] in pixels, not {record[field]!r}")
 
 
+def box_xywh_to_xyxy(box):
+    """[x, y, width, height] -> [x1, y1, x2, y2], pixels; a ValueError that names what is no box."""
+    try:
+        x, y, width, height = box
+        return [x, y, x + width, y + height]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a box is [x, y, width, height] in pixels, not {box!r}") from error
+
+
 def gt_crop(record, image_size, bbox_size):
     """The smallest of the methods' windows around `gt_bbox` that holds it (or the square that does)."""
     if not record.get("gt_bbox"):

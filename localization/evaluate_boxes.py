@@ -16,14 +16,10 @@ import numpy as np
 from get_score import bootstrap_interval
 from localization.storage import beside, safe_id
 from records import read_json, read_rows
+from utils import box_xywh_to_xyxy
 
 CENTER = "center"  # --baseline: a box of half the image's sides in its middle
 SHOWN_IDS = 10
-
-
-def box_xywh_to_xyxy(box):
-    x, y, width, height = box
-    return [x, y, x + width, y + height]
 
 
 def iou(one, other):

@@ -1,10 +1,14 @@
 """Official files, in small, become records; downloads survive what networks do."""
 
+import io
 import json
+import os
+import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from builders import photo
 
@@ -176,6 +180,8 @@ def broken(change):
         (lambda f: write_json(f / "copy" / "testdev_balanced_questions.json", {}), "must hold one .*found: copy/"),
         (lambda f: write_json(f / "questions1.2" / "testdev_balanced_questions.json", {"1": {}}), "no 'question'"),
         (lambda f: (f / "questions1.2" / "testdev_balanced_questions.json").write_text("{"), "Expecting"),
+        (lambda f: write_json(f / "questions1.2" / "testdev_balanced_questions.json", {}), "no questions of gqa"),
+        (lambda f: write_json(f / "questions1.2" / "testdev_balanced_questions.json", [1]), "not as in its official"),
     ],
 )
 def test_a_broken_release_is_one_clear_sentence_and_writes_nothing(tmp_path, change, says):
@@ -213,6 +219,26 @@ def test_two_different_images_of_one_name_are_refused(tmp_path):
         prepare_data.prepare("gqa", tmp_path, tmp_path / "target")
 
 
+def test_a_question_that_comes_twice_writes_nothing(tmp_path):
+    pope(tmp_path / "release")
+    path = next((tmp_path / "release").rglob("coco_pope_random.json"))
+    path.write_text(2 * path.read_text())
+    with pytest.raises(SystemExit, match="ids must differ"):
+        prepare_data.main(["pope", "--source", str(tmp_path / "release"), "--target", str(tmp_path / "target")])
+    assert not (tmp_path / "target").exists()
+
+
+def test_an_image_that_has_changed_is_replaced(tmp_path):
+    gqa(tmp_path / "release")
+    (image,) = (tmp_path / "release").rglob("n161313.jpg")
+    for change in (False, True):
+        if change:  # one byte, in a file of the same size
+            image.write_bytes(image.read_bytes()[:-1] + b"x")
+            os.utime(image, (1, 1))
+        prepare_data.prepare("gqa", tmp_path / "release", tmp_path / "target", copy=True)
+        assert (tmp_path / "target" / "images" / "n161313.jpg").read_bytes() == image.read_bytes()
+
+
 def test_a_licensed_dataset_names_the_page(tmp_path):
     with pytest.raises(SystemExit, match="https://rrc.cvc.uab.es"):
         prepare_data.main(["docvqa", "--download", "--target", str(tmp_path)])
@@ -222,7 +248,7 @@ def test_a_licensed_dataset_names_the_page(tmp_path):
 class Server(BaseHTTPRequestHandler):
     """Serves `content`, in the manner of `faults`: one for each request, and then without any."""
 
-    content, faults, asked, tag = b"", [], [], '"1"'
+    content, faults, asked, tag, time = b"", [], [], '"1"', None
 
     def do_GET(self):  # noqa: N802 (the name is the library's)
         self.asked.append(self.headers.get("Range"))
@@ -231,14 +257,18 @@ class Server(BaseHTTPRequestHandler):
             self.send_error(fault)
             return
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if fault != "no ranges" else 0
-        if self.headers.get("If-Range", self.tag) != self.tag:
+        if "If-Range" in self.headers and self.headers["If-Range"] not in (self.tag, self.time):
             start = 0
         if start >= len(self.content):
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(self.content)}")
+            self.end_headers()
             return
         body = self.content[start:]
         self.send_response(206 if start else 200)
         self.send_header("ETag", self.tag)
+        if self.time:
+            self.send_header("Last-Modified", self.time)
         self.send_header("Content-Length", str(len(body) + (7 if fault == "wrong size" else 0)))
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if fault == "breaks" else body)
@@ -251,12 +281,29 @@ class Server(BaseHTTPRequestHandler):
 def server(monkeypatch):
     """(url of a file, its handler)."""
     monkeypatch.setattr(downloads, "PAUSE", 0.01)
-    Server.content, Server.faults, Server.asked, Server.tag = bytes(range(256)) * 3000, [], [], '"1"'
+    Server.content, Server.faults, Server.asked = bytes(range(256)) * 3000, [], []
+    Server.tag, Server.time = '"1"', None
     http = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{http.server_port}/file.bin", Server
     http.shutdown()
     http.server_close()
+
+
+def test_a_file_that_only_its_time_marks_is_not_mixed_with_an_older_one(server, tmp_path):
+    url, handler = server
+    handler.tag, handler.time, handler.faults = 'W/"1"', "Mon, 02 Nov 2026 10:00:00 GMT", ["breaks", 404]
+    with pytest.raises(Unavailable):
+        download(url, tmp_path / "file.bin")
+    handler.content, handler.time = handler.content[::-1], "Tue, 03 Nov 2026 10:00:00 GMT"
+    assert download(url, tmp_path / "file.bin").read_bytes() == handler.content
+
+
+def test_a_download_that_was_killed_before_its_last_step_is_done(server, tmp_path):
+    url, handler = server
+    (tmp_path / "file.bin.part").write_bytes(handler.content)
+    assert download(url, tmp_path / "file.bin").read_bytes() == handler.content
+    assert handler.asked == [f"bytes={len(handler.content)}-"]
 
 
 @pytest.mark.parametrize("faults", [[], ["breaks"], ["breaks", "breaks", 503], ["wrong size"], ["breaks", "no ranges"]])
@@ -295,6 +342,24 @@ def test_a_broken_archive_is_removed_and_said(tmp_path):
     with pytest.raises(Unavailable, match="was broken .* and is removed"):
         prepare_data.unpack(tmp_path / "images.zip")
     assert not (tmp_path / "images.zip").exists()
+
+
+def test_an_archive_with_a_changed_bit_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "all.tar.gz", "w:gz") as archive:
+        content = np.random.default_rng(0).bytes(20000).hex().encode()
+        entry = tarfile.TarInfo("data.json")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    whole = (tmp_path / "all.tar.gz").read_bytes()
+    for place in np.random.default_rng(1).integers(20, len(whole), 20):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        (tmp_path / "changed.tar.gz").write_bytes(changed)
+        with pytest.raises(Unavailable, match="was broken"):
+            prepare_data.unpack(tmp_path / "changed.tar.gz")
+        assert not (tmp_path / "data.json").exists()
+    prepare_data.unpack(tmp_path / "all.tar.gz")
+    assert (tmp_path / "data.json").read_bytes() == content
 
 
 def test_a_part_that_is_too_long_is_fetched_anew(server, tmp_path):

@@ -37,7 +37,7 @@ def download(url, path):
         try:
             size = _fetch_rest(url, part, path.name)
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # nothing is left to ask for: begin anew, for there may be too much
+            if error.code == 416:  # there is more than there should be
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):  # too slow, too many: later perhaps
                 raise Unavailable(f"{url} cannot be had: {error.code} {error.reason}") from error
@@ -62,16 +62,24 @@ def _fetch_rest(url, part, name):
     headers = {"Range": f"bytes={have}-"} if have else {}
     if have and version.exists():
         headers["If-Range"] = version.read_text()  # all of it again if the file has changed since
-    request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
+            return have  # nothing is missing: a kill came before the last step
+        raise
+    with answer:
         resumed = answer.status == 206
         if not resumed:
             have = 0  # the server sends all of it again
         length = answer.headers.get("Content-Length")
         size = None if length is None else have + int(length)
-        mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        if mark and not mark.startswith("W/"):
-            version.write_text(mark)
+        marks = [answer.headers.get(name, "W/") for name in ("ETag", "Last-Modified")]
+        strong = [mark for mark in marks if not mark.startswith("W/")]  # weak ones say nothing of bytes
+        if strong:
+            version.write_text(strong[0])
+        else:
+            version.unlink(missing_ok=True)
         bar = tqdm(total=size, initial=have, desc=name, unit="B", unit_scale=True)
         with bar, part.open("ab" if resumed else "wb") as file:
             while chunk := answer.read(CHUNK):

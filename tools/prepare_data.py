@@ -8,6 +8,8 @@ Every image is checked to be there before anything is written.
 """
 
 import argparse
+import filecmp
+import gzip
 import os
 import random
 import shutil
@@ -21,8 +23,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from info import TASKS
-from records import in_repository, load_task, read_json, read_rows, write_atomically
-from tools.download import Unavailable, download
+from records import in_repository, load_task, read_json, read_rows, refuse_bad_ids, write_atomically
+from tools.download import CHUNK, Unavailable, download
+from utils import box_xywh_to_xyxy
 
 
 # ------------------------------------------------------------------------------------------------------ official files
@@ -64,7 +67,7 @@ class Source:
             ValueError: there are several, and they differ.
         """
         found = [path for path in self.by_name.get(Path(name).name, ()) if path.as_posix().endswith("/" + name)]
-        if len({path.stat().st_size for path in found}) > 1:
+        if not all(filecmp.cmp(found[0], other) for other in found[1:]):
             raise ValueError(f"which one is {name}? {', '.join(map(str, found[:5]))} differ: give a narrower --source")
         return min(found, default=None)
 
@@ -131,6 +134,8 @@ def vstar(source):
         annotation = source.image(str(Path(entry["image"]).with_suffix(".json")))
         if annotation:
             boxes = [box_xywh_to_xyxy(box) for box in read_json(annotation)["bbox"]]
+            if not boxes:
+                raise ValueError(f"{annotation} has no box")
             left, top, right, bottom = zip(*boxes, strict=True)
             record["gt_bbox"] = [min(left), min(top), max(right), max(bottom)]
         yield record
@@ -148,12 +153,6 @@ def vqav2(source):
 
 
 CONVERTERS = {each.__name__: each for each in (textvqa, docvqa, gqa, aokvqa, pope, vstar, vqav2)}
-
-
-def box_xywh_to_xyxy(box):
-    """[x, y, width, height] -> [x1, y1, x2, y2], pixels."""
-    x, y, width, height = box
-    return [x, y, x + width, y + height]
 
 
 # ----------------------------------------------------------------------------------------------------------- downloads
@@ -207,9 +206,12 @@ def unpack(path):
             with zipfile.ZipFile(path) as archive:  # checks each member's CRC, and keeps all within the folder
                 archive.extractall(path.parent)
         else:
+            with gzip.open(path) as stream:  # to its end, where its CRC is: tarfile does not read so far
+                while stream.read(CHUNK):
+                    pass
             with tarfile.open(path) as archive:
                 archive.extractall(path.parent, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         path.unlink()
         raise Unavailable(f"{path} was broken ({error}) and is removed: the same command fetches it again") from error
     done.touch()
@@ -224,7 +226,15 @@ def prepare(dataset, source, target, sample=None, seed=0, copy=False):
         copy: copy images; else they are hard-linked where the file system can.
     """
     source = Source(source)
-    records = list(CONVERTERS[dataset](source))
+    try:
+        records = list(CONVERTERS[dataset](source))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"an entry of {dataset} is not as in its official files, or has no {error} ({type(error).__name__})"
+        ) from error
+    if not records:
+        raise ValueError(f"{source.folder} has no questions of {dataset}")
+    refuse_bad_ids(records, source.folder)
     if sample is not None:
         if not 0 < sample <= len(records):
             raise ValueError(f"--sample {sample} is not between 1 and the {len(records)} records of {dataset}")
@@ -247,8 +257,8 @@ def prepare(dataset, source, target, sample=None, seed=0, copy=False):
 
 
 def place(path, target, copy):
-    """A file at another path as well: linked or copied; one that is there already with the same size stays."""
-    if target.exists() and target.stat().st_size == path.stat().st_size:
+    """A file at another path as well: linked or copied; the same one that is there already stays."""
+    if target.exists() and filecmp.cmp(path, target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
@@ -258,7 +268,7 @@ def place(path, target, copy):
             return
         except OSError:
             pass  # another file system, or one without hard links
-    shutil.copyfile(path, target)
+    shutil.copy2(path, target)  # with its time, by which it is known again
 
 
 def describe(records):
@@ -290,8 +300,6 @@ def main(argv=None):
             args.source.mkdir(parents=True, exist_ok=True)
             fetch(args.dataset, args.source)
         records = prepare(args.dataset, args.source, target, args.sample, args.seed, args.copy)
-    except KeyError as error:
-        sys.exit(f"prepare_data: an entry of {args.dataset} has no {error}: is this the official file?")
     except (ValueError, OSError, Unavailable) as error:
         sys.exit(f"prepare_data: {error}")
     print(f"{target / 'data.json'}: {describe(records)}")
