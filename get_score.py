@@ -17,12 +17,11 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from graders import DETAILS, outcome, score
-from info import METHODS, MODELS, TASKS
+from info import METHODS, MODELS, SIZES, TASKS
 from records import ROOT, in_repository, load_task, read_json
 from utils import box_of
 
 GROUPS = ("size", "category")  # fields by which scores are broken down, where records have them
-SIZES = (("small", 0.005), ("medium", 0.05), ("large", float("inf")))  # name -> gt_bbox below this part of the image
 REFERENCE_METHODS = ("grad", "grad_high")  # further names that the published code gives its methods
 KNOWN_METHODS = (*METHODS, *REFERENCE_METHODS)
 
@@ -83,6 +82,8 @@ def read_results(path):
             raise ValueError(f"{path}: record {number} has no {', '.join(sorted(missing))}")
         if not all(isinstance(record[name], str) for name in ("original_answer", "crop_answer")):
             raise ValueError(f"{path}: the answers of record {number} are no texts")
+        if not isinstance(record["id"], str | int):
+            raise ValueError(f"{path}: the id of record {number} is a text or a whole number, not {record['id']!r}")
     twice = [key for key, count in Counter(str(record["id"]) for record in records).items() if count > 1]
     if twice:
         raise ValueError(f"{path}: {len(twice)} ids come more than once: {', '.join(twice[:10])}")
@@ -92,7 +93,10 @@ def read_results(path):
 def about_of(path):
     """What a result's .meta.json says of how it was made; empty without one."""
     meta = path.with_suffix(".meta.json")
-    return read_json(meta) if meta.exists() else {}
+    about = read_json(meta) if meta.exists() else {}
+    if not isinstance(about, dict) or not all(isinstance(about.get(part, {}), dict) for part in ("settings", "counts")):
+        raise ValueError(f"{meta} is none that run.py has written: its settings or counts are no objects")
+    return about
 
 
 def images_of(about, task):
@@ -106,7 +110,7 @@ def missing_from(records, task, about):
     Args:
         about: what the result's meta file holds, which knows the dataset that was asked about; may be empty.
     """
-    if "counts" in about:
+    if "dataset" in about.get("counts", {}):
         return about["counts"]["dataset"] - len(records)
     path, ids = in_repository(TASKS[task]["question_path"]), {record["id"] for record in records}
     known = {record["id"] for record in load_task(path)} if path.is_file() else set()
@@ -132,12 +136,12 @@ def size_of(record, image_folder):
         part = (x2 - x1) * (y2 - y1) / (width * height)
     except (ValueError, TypeError, ZeroDivisionError):  # no box at all: gt_crop, which needs one, has said so; no size
         return None
-    return next(name for name, limit in SIZES if part < limit)
+    return next(name for name, limit in SIZES.items() if part < limit)
 
 
 def place_of(size):
     """Where a size stands among others: from small to large, then those that are not ours."""
-    return place_among([name for name, _ in SIZES], size)
+    return place_among(list(SIZES), size)
 
 
 # ---------------------------------------------------------------------------------------------------------- statistics
@@ -251,13 +255,18 @@ def print_aligned(lines, left):
         print("  ".join(words).rstrip())
 
 
-def show(rows):
-    print_aligned([COLUMNS, *map(cells, rows)], left=5)
+def details_of(rows):
+    """A line of each row that has more figures than the table's."""
     for row in rows:
         details = [f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
                    for name, value in row.items() if "," in name]  # fmt: skip
         if details:
-            print(f"{row['task']} {row['model']} {row['method']} {row['metric']} {row['part']}: {'; '.join(details)}")
+            yield f"{row['task']} {row['model']} {row['method']} {row['metric']} {row['part']}: {'; '.join(details)}"
+
+
+def show(rows):
+    print_aligned([COLUMNS, *map(cells, rows)], left=5)
+    print("".join(f"{line}\n" for line in details_of(rows)), end="")
     print("Scores in %; intervals by bootstrap over images; p: McNemar's exact test. A record with an error is wrong.")
 
 
@@ -273,7 +282,8 @@ def report(data_dir, save_path, options):
         writer.writeheader()
         writer.writerows(rows)
     lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
-    (folder / "evaluation_report.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    text = [f"| {' | '.join(line)} |\n" for line in lines] + [f"\n{line}\n" for line in details_of(rows)]
+    (folder / "evaluation_report.md").write_text("".join(text))
     if options.per_sample:
         with Path(options.per_sample).open("w") as file:
             for found in files:

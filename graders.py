@@ -126,7 +126,12 @@ def is_difficult(record):
 
 def aokvqa_choice(answer, record):
     """A-OKVQA's multiple choice (eval_predictions.py): exact; only records that have choices are counted."""
-    return None if has_no_choices(record) else 100.0 * (answer == record["choices"][record["correct_choice_idx"]])
+    if has_no_choices(record):
+        return None
+    choices, right = record["choices"], record.get("correct_choice_idx")
+    if not isinstance(choices, list) or not isinstance(right, int) or not 0 <= right < len(choices):
+        raise ValueError(f"record {record.get('id')!r}: correct_choice_idx {right!r} is the number of no choice")
+    return 100.0 * (answer == choices[right])
 
 
 def has_no_choices(record):
@@ -178,7 +183,7 @@ def anls(answer, record):
 
 def vstar_paper(answer, record):
     """The letter of the nearest option line (difflib's ratio): V* in the ViCrop paper."""
-    lines = record["question"].split("\n")[1:-1]
+    lines = question_of(record).split("\n")[1:-1]
     if not lines:
         raise ValueError(f"record {record.get('id')!r}: its question has no lines of options")
     return 100.0 * (chr(ord("A") + lines.index(nearest(answer, lines))) == labels_of(record)[0])
@@ -191,25 +196,37 @@ def nearest(answer, candidates):
 
 def vstar(answer, record):
     """V* as a multiple choice: the letter that the answer says (see `chosen_letter`); unparsed answers are wrong."""
-    return 100.0 * (chosen_letter(answer, record["question"]) == labels_of(record)[0])
+    return 100.0 * (chosen_letter(answer, question_of(record)) == labels_of(record)[0])
+
+
+def question_of(record):
+    """The question of a record; raises ValueError, naming the record, if it has none."""
+    if not isinstance(record.get("question"), str):
+        raise ValueError(f"record {record.get('id')!r}: the question is a text, not {record.get('question')!r}")
+    return record["question"]
 
 
 OPTION = re.compile(r"^\s*\(?([A-Z])[).:]\s*(.*?)\s*$", re.MULTILINE)
-LETTER = re.compile(r"^(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?:? ?)?\(?([A-Z])(?:[).:,]|$)", re.IGNORECASE)
+SAID_BEFORE = r"(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?:? ?){0,2}"  # "The answer is option"
+LETTER = re.compile(rf"^{SAID_BEFORE}\(?([A-Z])(?:[).:,\n]|$)", re.IGNORECASE)
 
 
 def chosen_letter(answer, question):
     """The letter of the option that an answer to a question with lines "(A) text" chooses, or None.
 
     A letter at its beginning counts if nothing or a mark follows ("A", "(A) red", "A: red", not "A red one"); else the
-    only option whose text is in the answer.
+    only option whose text is in the answer ("dark red" does not name an option "red").
     """
     options = dict(OPTION.findall(question))
     found = LETTER.match(answer.strip())
     if found and found[1].upper() in options:
         return found[1].upper()
-    said = f" {vqa_normal(answer)} "
-    named = [letter for letter, text in options.items() if text and f" {vqa_normal(text)} " in said]
+    said, named = f" {vqa_normal(answer)} ", []
+    for letter, text in sorted(options.items(), key=lambda option: -len(option[1])):  # the longest first
+        plain = f" {vqa_normal(text)} "
+        if text and plain in said:
+            named.append(letter)
+            said = said.replace(plain, " | ")  # what others are a part of is named by it
     return named[0] if len(named) == 1 else None
 
 

@@ -213,6 +213,7 @@ VSTAR = "What is the glove made of?\n(A) rubber\n(B) cotton\n(C) kevlar\n(D) a r
         ("A", "A"), ("b", "B"), ("(C)", "C"), ("D.", "D"), ("(A) rubber", "A"), ("B: cotton", "B"),
         ("The answer is C.", "C"), ("Option D", "D"), ("cotton", "B"), ("It is Cotton.", "B"), ("red leather", "D"),
         ("A red leather", "D"), ("cotton or rubber", None), ("cottons", None), ("", None), ("E", None), ("wood", None),
+        ("The answer is option B.", "B"), ("A\nrubber, I think", "A"), ("Correct answer: (C)", "C"),
     ],
 )  # fmt: skip
 def test_the_letter_of_a_vstar_answer(answer, letter):
@@ -221,6 +222,26 @@ def test_the_letter_of_a_vstar_answer(answer, letter):
     assert GRADERS["vstar"](answer, record) == 100 * (letter == "B")
     assert GRADERS["vstar_paper"]("cotton", record) == GRADERS["vstar_paper"]("(B)", record) == 100
     assert vstar_details([answer], [record]) == {"unparsed": int(letter is None)}
+
+
+def test_an_option_that_is_a_part_of_another_is_not_named_by_it():
+    question = "Which red?\n(A) red\n(B) dark red\nAnswer with a letter."
+    said = {"dark red": "B", "The sign is dark red.": "B", "red": "A", "red, not dark red": None}
+    assert {answer: chosen_letter(answer, question) for answer in said} == said
+
+
+@pytest.mark.parametrize(
+    ("grader", "record"),
+    [
+        ("aokvqa_choice", {"choices": ["a", "b"]}),
+        ("aokvqa_choice", {"choices": ["a", "b"], "correct_choice_idx": 2}),
+        ("vstar", {"question": None}),
+        ("vstar_paper", {}),
+    ],
+)
+def test_a_record_that_cannot_be_graded_is_named(grader, record):
+    with pytest.raises(ValueError, match="record '7': "):
+        GRADERS[grader]("a", {"id": "7", "labels": "A"} | record)
 
 
 def test_pope_details():
@@ -337,6 +358,7 @@ def test_pope_by_split_has_its_own_figures(tmp_path, capsys):
     assert all(row["f1, with crop"] == 100 and row["precision, without crop"] == 50 for row in rows)
     get_score.show(rows)
     assert "yes_ratio, without crop 100.00" in capsys.readouterr().out
+    assert "yes_ratio, without crop 100.00" in (tmp_path / "evaluation_report.md").read_text()
 
 
 def test_sizes_come_from_the_boxes(tmp_path):
@@ -361,6 +383,7 @@ def test_sizes_come_from_the_boxes(tmp_path):
         ("llava-textvqa-rel_att.json", '[{"id": "1"}]', "record 0 has no crop_answer, original_answer"),
         ("llava-textvqa-rel_att.json", json.dumps([result(1, "a", "b"), result(1, "a", "b")]), "more than once: 1"),
         ("llava-textvqa-rel_att.json", json.dumps([result(1, "a", "b", labels=None)]), "record '1': labels"),
+        ("llava-textvqa-rel_att.json", json.dumps([result(1, "a", "b") | {"id": [1]}]), "a text or a whole number"),
     ],
 )
 def test_what_cannot_be_scored_is_one_clear_sentence(tmp_path, capsys, name, text, says):
