@@ -1,5 +1,6 @@
 # make demo: install into .venv, run ViCrop on the demo dataset, print the scores, write the page to look at.
 # make test: run the tests.
+# make clean: remove the environment and the score tables; results stay.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -26,4 +27,4 @@ test: .venv/ready-tests
 	touch $@
 
 clean:
-	rm -rf .venv data/results evaluation_report.json evaluation_report.csv evaluation_report.md
+	rm -rf .venv evaluation_report.json evaluation_report.csv evaluation_report.md

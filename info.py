@@ -64,6 +64,9 @@ TASKS = {
     },
 }
 
+# How large an object is: name -> below this part of the image (the ViCrop paper's analysis of TextVQA, section 3).
+SIZES = {"small": 0.005, "medium": 0.05, "large": float("inf")}
+
 # name -> the function of the model's module that makes the map ("tiles": of each tile of the image), or the function
 # of utils.py that chooses the box without a map.
 METHODS = {

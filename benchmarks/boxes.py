@@ -51,6 +51,8 @@ def main():
     parser.add_argument("--sides", type=int, nargs="+", default=[16, 24, 48, 96], help="sides of square maps, cells")
     parser.add_argument("--repeats", type=int, default=15, help="pairs per map size")
     args = parser.parse_args()
+    if args.repeats < 2:
+        parser.error(f"--repeats {args.repeats} is not at least 2: there are quartiles to tell")
     rng = np.random.default_rng(0)
     print("map      integral image (ms)   nested loops (ms)        ratio")
     for side in args.sides:

@@ -306,6 +306,8 @@ def main():
     add("--no_memory", action="store_true", help="do not measure peak memory (a process for each way)")
     add("--peak_of", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error(f"--rounds {args.rounds} is not at least 2: there are quartiles to tell")
     transformers_logging.disable_progress_bar()
     if args.peak_of:
         print_peak(Trial(args.shape, args.method, args.device, args.tokens[0], args.batch_size), WAYS[args.peak_of])

@@ -743,3 +743,19 @@ def test_another_file_than_refcoco_is_named(tmp_path):
     (tmp_path / "x.json").write_text("[{}]")
     with pytest.raises(SystemExit, match="x.json: it is neither MDETR's"):
         refcoco.main([str(tmp_path / "x.json"), "--images", str(tmp_path), "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"bbox": None}, r"a box is \[x, y, width, height\] in pixels, not None"),
+        ({"bbox": [1, 2, 0, 4]}, "bbox is"),
+        ({"sents": None}, "the phrase is a text|not as expected"),
+        ({"img_id": 9}, "not as expected"),
+    ],
+)
+def test_a_wrong_annotation_of_refcoco_is_named_and_nothing_is_written(tmp_path, change, says):
+    (tmp_path / "x.json").write_text(json.dumps([MINIGPT[0], MINIGPT[0] | change]))
+    with pytest.raises(SystemExit, match=says):
+        refcoco.main([str(tmp_path / "x.json"), "--images", str(tmp_path), "--out", str(tmp_path)])
+    assert not list(tmp_path.glob("*.jsonl"))

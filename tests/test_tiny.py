@@ -11,10 +11,10 @@ from transformers import LlavaForConditionalGeneration
 
 import tiny.train
 from graders import exact
-from info import MODELS
+from info import MODELS, SIZES
 from records import ROOT, load_task
 from tiny.models import FAMILIES, IGNORE
-from tiny.scenes import SIZE_CLASSES, make_scene, write_dataset
+from tiny.scenes import make_scene, write_dataset
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
 from tiny.train import STAGES, normalised, patch_labels, pixels, turns_about, window_around
 from vicrop import load_model, look_class, model_module, vicrop_qa
@@ -95,13 +95,14 @@ def test_a_dataset_has_all_sizes_and_is_reproducible(tmp_path):
     assert first == write_dataset(tmp_path / "b", seed=5, per_size=4)
     assert [r["question"] for r in first] != [r["question"] for r in write_dataset(tmp_path / "c", seed=6, per_size=4)]
     assert load_task(tmp_path / "a" / "data.json") == first
-    for name, (low, high) in SIZE_CLASSES.items():
+    lows = [0, *SIZES.values()]
+    for low, (name, high) in zip(lows, SIZES.items(), strict=False):
         members = [record for record in first if record["size"] == name]
         assert len(members) == 4
         for record in members:
             x1, y1, x2, y2 = record["gt_bbox"]
             assert (x2 - x1) * (y2 - y1) >= low * 450 * 450
-            assert high == 1.0 or (x2 - x1 - 2) * (y2 - y1 - 2) <= high * 1300 * 1300
+            assert high > 1 or (x2 - x1 - 2) * (y2 - y1 - 2) <= high * 1300 * 1300
 
 
 # ---------------------------------------------------------------------------------------------------------- training

@@ -18,6 +18,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from info import SIZES
+from records import write_atomically
+
 COLORS = {
     "red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 215), "yellow": (236, 206, 40),
     "purple": (140, 50, 170), "orange": (240, 130, 30), "white": (245, 245, 245), "black": (22, 22, 22),
@@ -25,10 +28,7 @@ COLORS = {
 DARK_INK = ("yellow", "orange", "white")  # signs of these colours carry a black digit, the others a white one
 ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16)  # width / height
 
-# Sign sizes are sides relative to sqrt(canvas area); the classes are shares of that area, as in the ViCrop paper's
-# analysis of TextVQA by relative size (its section 3).
-SIDES = (0.035, 0.45)
-SIZE_CLASSES = {"small": (0.0, 0.005), "medium": (0.005, 0.05), "large": (0.05, 1.0)}
+SIDES = (0.035, 0.45)  # of signs, relative to sqrt(canvas area)
 MIN_SIDE_PX = 22  # below this even a person who zooms in cannot read the digit
 
 NUMBER_QUESTIONS = (
@@ -94,7 +94,7 @@ def _font(size):
 
 def size_class(sign, size):
     share = (sign.box[2] - sign.box[0]) * (sign.box[3] - sign.box[1]) / (size[0] * size[1])
-    return next(name for name, (low, high) in SIZE_CLASSES.items() if low <= share < high)
+    return next(name for name, limit in SIZES.items() if share < limit)
 
 
 def _canvas(rng, side, aspect):
@@ -169,8 +169,9 @@ def write_dataset(out, seed, per_size):
     """
     out, rng = Path(out), random.Random(f"dataset {seed}")
     (out / "images").mkdir(parents=True, exist_ok=True)
-    open_slots, records, number = dict.fromkeys(SIZE_CLASSES, per_size), [], 0
-    with tqdm(total=per_size * len(SIZE_CLASSES), unit="question", desc=str(out)) as bar:
+    (out / "data.json").unlink(missing_ok=True)  # what is there of other scenes must not ask about these images
+    open_slots, records, number = dict.fromkeys(SIZES, per_size), [], 0
+    with tqdm(total=per_size * len(SIZES), unit="question", desc=str(out)) as bar:
         while any(open_slots.values()):
             side = rng.uniform(1080, 1300) if number % 4 == 3 else rng.uniform(450, 760)
             scene = make_scene(rng, side, min_side_px=MIN_SIDE_PX)
@@ -196,8 +197,8 @@ def write_dataset(out, seed, per_size):
                 })  # fmt: skip
             number += 1
             bar.update(len(asked))
-    (out / "data.json").write_text(json.dumps(records, indent=1) + "\n")
     write_grounding(out, records)
+    write_atomically(out / "data.json", records)
     return records
 
 
@@ -225,6 +226,8 @@ def main():
     parser.add_argument("--per_size", type=int, default=120, help="questions per size class (small, medium, large)")
     parser.add_argument("--out", default="data/demo", help="folder to write data.json and images/ into")
     args = parser.parse_args()
+    if args.per_size < 1:
+        parser.error(f"--per_size {args.per_size} is not at least 1")
     records = write_dataset(args.out, args.seed, args.per_size)
     print(f"{len(records)} questions about {len({r['image_path'] for r in records})} images in {args.out}")
 
