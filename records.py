@@ -5,6 +5,7 @@ own in `NAME.parts/`, one JSON object a line; what is in any of them is done. `N
 `NAME.maps.npz` has the importance maps if they are kept.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from filelock import FileLock
 from map_files import packed, read_maps, unpacked, write_maps
 
 ROOT = Path(__file__).resolve().parent
+FOUND = ("original_answer", "crop_answer", "bbox", "num_img_tokens", "error")  # fields of a record that a run fills in
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # what file systems without them say
 
 
 def in_repository(path):
@@ -68,20 +71,22 @@ def pick(records, ids_path=None, limit=None):
         FileNotFoundError, ValueError: no such file; it names ids that the dataset does not have.
     """
     if ids_path is not None:
-        text = Path(ids_path).read_text(encoding="utf-8-sig")
-        listed = json.loads(text) if text.lstrip().startswith("[") else text.split("\n")
-        listed = {str(key).strip() for key in listed} - {""}
+        text = read_text(ids_path)
+        listed = read_rows(Path(ids_path)) if text.lstrip().startswith("[") else map(str.strip, text.split("\n"))
+        listed = set(map(str, listed)) - {""}
         unknown = sorted(listed - {str(record["id"]) for record in records})
         if unknown:
             named = ", ".join(unknown[:10])
             raise ValueError(f"{ids_path} names {len(unknown)} ids that are not in the dataset: {named}")
         records = [record for record in records if str(record["id"]) in listed]
+    if not records:
+        raise ValueError(f"there are no records to ask about: {ids_path or 'the dataset'} is empty")
     return records[:limit]
 
 
 def read_rows(path):
     """The objects of a file that is a JSON list or JSON lines; raises ValueError, naming the file, if it is neither."""
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
@@ -102,7 +107,19 @@ def _from_hub(name):
         raise FileNotFoundError(
             f"no file {name}; to read it as a Hugging Face dataset, `pip install datasets`"
         ) from error
-    return [dict(record) for record in load_dataset(name, split="test")]
+    records = [dict(record) for record in load_dataset(name, split="test")]
+    left_out = sorted({field for record in records for field, value in record.items() if not is_json(value)})
+    if left_out:
+        print(f"{name}: {', '.join(left_out)} cannot be written as JSON and are left out", file=sys.stderr)
+    return [{field: value for field, value in record.items() if field not in left_out} for record in records]
+
+
+def is_json(value):
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def check_record(record, image_folder):
@@ -115,9 +132,13 @@ def check_record(record, image_folder):
         if record.get(field) is None or record[field] == "":
             raise ValueError(f"record {record['id']!r} has no {field}")
     for field in ("question", "image_path", "short_question"):
-        value = record.get(field, "-")
-        if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise ValueError(f"record {record['id']!r}: {field} is a text, not {value!r}")
+        value = record.get(field) or "-"
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"record {record['id']!r}: {field} is a text that is not empty, not {value!r}")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"record {record['id']!r}: {field} {value!r} has half of a character") from error
     folder = Path(image_folder).resolve()
     path = (folder / record["image_path"]).resolve()
     if not path.is_relative_to(folder):
@@ -151,26 +172,47 @@ class Results:
 
     # -- reading
     def done(self, retry_errors=False):
-        """{id: finished record} from the result file and all part files.
+        """{id: finished record} from the result file and all part files; an error never takes an answer's place.
 
         A line torn by a kill does not count, nor do records that ended in an error if those are to be tried again.
         Raises:
             ValueError: there are finished records, made with other settings (names them).
         """
-        newer = {}
+        parts = []
         for lines in self._lines().values():
             records = {line["id"]: line for line in lines if "id" in line}
             if records:
-                self._refuse_other_settings(next((line["settings"] for line in lines if "settings" in line), None))
-            newer |= records
-        older = read_json(self.path) if self.path.exists() else []
+                others = (line for line in lines if "id" not in line)
+                self._refuse_other_settings(next((line["settings"] for line in others if "settings" in line), None))
+            parts.append(records)
+        older = self._result_file()  # read last: what another process merges meanwhile is in one of both
         if older:
             self._refuse_other_settings(self.provenance().get("settings"))
-        finished = {record["id"]: record for record in older} | newer
+        finished = joined(older, *parts)
         return {key: record for key, record in finished.items() if not (retry_errors and "error" in record)}
 
+    def of_unknown_settings(self):
+        """Does the result file have records of which nothing tells how they were made?"""
+        return bool(self._result_file()) and "settings" not in self.provenance()
+
+    def begun_by(self, job):
+        """Has a process that calls itself so (`note(job=...)`) written any of this?"""
+        lines = [line for part in self._lines().values() for line in part if "id" not in line]
+        notes = [line.get("run", {}) for line in lines] + list(self.provenance().get("runs", {}).values())
+        return any(note.get("job") == job for note in notes if note)
+
+    def _result_file(self):
+        """{id: record} of the result file; empty without one."""
+        records = read_json(self.path) if self.path.exists() else []
+        if not isinstance(records, list) or not all(isinstance(record, dict) and "id" in record for record in records):
+            raise ValueError(f"{self.path} is no list of records with an id: move it, or use another folder")
+        return {record["id"]: record for record in records}
+
     def _lines(self):
-        """{part: its lines, parsed}: the settings of the process that wrote them, records, maps, notes on the run."""
+        """{part: its lines, parsed}: the settings of the process that wrote them, records, maps, notes on the run.
+
+        A record is what has an id; its other fields are the dataset's, whatever they are called.
+        """
         found = {}
         for part in sorted(self.parts.glob("*.jsonl")):  # names begin with the time: later ones count
             try:
@@ -255,7 +297,7 @@ class Results:
             os.fsync(self._part.fileno())  # so that other machines see it
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with alone_in(self.path.with_name(f".{self.path.stem}.lock")):
-            finished = self.done() | self._own
+            finished = joined(self._own, self.done())
             missing = sum(record["id"] not in finished for record in wanted)
             if finished and not missing:
                 self._write_result(finished, records)
@@ -266,7 +308,7 @@ class Results:
         runs = self.provenance().get("runs", {}) if self.path.exists() else {}
         maps = self.saved_maps() if self.path.exists() else {}  # without a result they are of another one
         for part, lines in self._lines().items():
-            for line in lines:
+            for line in (line for line in lines if "id" not in line):
                 runs[part.stem] = runs.get(part.stem, {}) | line.get("run", {})
                 if "map_of" in line:
                     maps[line["map_of"]] = unpacked(line)
@@ -289,13 +331,29 @@ class Results:
             shutil.rmtree(self.parts, ignore_errors=True)
 
 
+def answered(record, fields):
+    """A finished record: what the dataset says and what was found out, nothing that an earlier run has found out."""
+    return {name: value for name, value in record.items() if name not in FOUND} | fields
+
+
+def joined(*parts):
+    """All of {id: record}; later ones count, except that an error never takes an answer's place."""
+    found = {}
+    for part in parts:
+        kept = {key for key in part.keys() & found.keys() if "error" in part[key] and "error" not in found[key]}
+        found |= {key: record for key, record in part.items() if key not in kept}
+    return found
+
+
 @contextmanager
 def alone_in(path):
     """No other process is in here with the same path; a lock that a kill releases. Without one where there are none."""
     lock = FileLock(path)
     try:
         lock.acquire()
-    except NotImplementedError:  # some network file systems
+    except (NotImplementedError, OSError) as error:  # some network file systems
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
         yield
         return
     try:
@@ -304,10 +362,19 @@ def alone_in(path):
         lock.release()
 
 
+def read_text(path):
+    """The text of a file in UTF-8; a ValueError that names it if it is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+
+
 def read_json(path):
     """The content of a JSON file; a ValueError that names it if it is broken."""
+    text = read_text(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is no complete JSON file: {error}") from error
 

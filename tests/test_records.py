@@ -1,5 +1,6 @@
 """Every record exactly once, through kills, torn lines and concurrent processes."""
 
+import errno
 import json
 import sys
 import threading
@@ -8,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from records import Results, check_record, load_task, pick
+from records import Results, answered, check_record, load_task, pick
 
 RECORDS = [{"id": str(number), "question": "q", "labels": ["a"], "image_path": "a.png"} for number in range(20)]
 
@@ -59,6 +60,8 @@ def test_a_dataset_of_the_hub_is_loaded_by_its_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", hub)
     assert load_task("someone/signs") == RECORDS
     assert asked == [("someone/signs", "test")]
+    hub.load_dataset = lambda *_, **__: [record | {"image": object()} for record in RECORDS]
+    assert load_task("someone/signs") == RECORDS  # what JSON cannot hold is left out
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(FileNotFoundError, match="pip install datasets"):
         load_task("someone/signs")
@@ -67,9 +70,10 @@ def test_a_dataset_of_the_hub_is_loaded_by_its_name(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"question": " "}, "question is a text, not ' '"),
+        ({"question": " "}, "question is a text that is not empty, not ' '"),
+        ({"question": "\ud800"}, "question .* has half of a character"),
         ({"question": None}, "has no question"),
-        ({"question": 3}, "question is a text, not 3"),
+        ({"question": 3}, "question is a text that is not empty, not 3"),
         ({"short_question": ["q"]}, "short_question is a text"),
         ({"image_path": ""}, "has no image_path"),
         ({"image_path": {"bytes": "x"}}, "image_path is a text"),
@@ -94,6 +98,15 @@ def test_ids_and_a_limit_pick_records(tmp_path):
     assert pick(RECORDS, None, 2) == RECORDS[:2]
     listed.write_text("3\n33\n")
     with pytest.raises(ValueError, match="1 ids that are not in the dataset: 33"):
+        pick(RECORDS, listed)
+    listed.write_text('["3", ')
+    with pytest.raises(ValueError, match="ids.* is neither a JSON list"):
+        pick(RECORDS, listed)
+    listed.write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="ids.* is no text in UTF-8"):
+        pick(RECORDS, listed)
+    listed.write_text("")
+    with pytest.raises(ValueError, match="no records to ask about: .*ids"):
         pick(RECORDS, listed)
 
 
@@ -268,6 +281,53 @@ def test_a_broken_result_file_is_named(tmp_path):
     path.write_text('[{"id": "1"')
     with pytest.raises(ValueError, match="m-t-x.json is no complete JSON file"):
         Results(path, {}).done()
+
+
+@pytest.mark.parametrize("content", [{"id": "1"}, [{"question": "q"}], [7]])
+def test_a_result_file_of_another_kind_is_named(tmp_path, content):
+    path = tmp_path / "m-t-x.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="m-t-x.json is no list of records with an id"):
+        Results(path, {}).done()
+
+
+def test_an_error_never_takes_an_answers_place(tmp_path):
+    path = tmp_path / "m-t-x.json"
+    slow, retry = Results(path, {}), Results(path, {})
+    slow.append(RECORDS[0] | {"error": "no memory"})
+    assert RECORDS[0]["id"] not in retry.done(retry_errors=True)
+    retry.append(RECORDS[0])
+    slow.append(RECORDS[1])
+    assert slow.merge(RECORDS[:2], RECORDS[:2]) == (0, {})
+    assert json.loads(path.read_text()) == RECORDS[:2]
+    slow.append(RECORDS[2])  # into a new part, with all that it has written before
+    assert slow.merge(RECORDS[:3], RECORDS[:3]) == (0, {})
+    assert json.loads(path.read_text()) == RECORDS[:3]
+
+
+def test_fields_of_a_dataset_may_have_any_name(tmp_path):
+    record = RECORDS[0] | {"run": 7, "map_of": "x", "settings": {"layer": 2}, "note": {}}
+    results = Results(tmp_path / "m-t-x.json", {"layer": 1})
+    results.note(device="cpu")
+    results.append(record)
+    assert Results(tmp_path / "m-t-x.json", {"layer": 1}).done() == {record["id"]: record}
+    assert results.merge([record], [record]) == (0, {})
+    assert json.loads((tmp_path / "m-t-x.json").read_text()) == [record]
+    assert answered(record | {"error": "label noise", "bbox": 3}, {"bbox": None}) == record | {"bbox": None}
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_results_are_written_all_the_same(tmp_path, monkeypatch, number):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refused(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    results = Results(tmp_path / "m-t-x.json", {})
+    results.append(RECORDS[0])
+    assert results.merge(RECORDS[:1], RECORDS[:1]) == (0, {})
+    assert json.loads((tmp_path / "m-t-x.json").read_text()) == RECORDS[:1]
 
 
 def test_fewer_wanted_records_do_not_shrink_the_file(tmp_path):
