@@ -13,6 +13,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 
+@contextmanager
+def counted(module):
+    """A list that grows by one with each forward pass of a module."""
+    passes = []
+    hook = module.register_forward_pre_hook(lambda *_: passes.append(None))
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
 class _SeenEnough(Exception):
     """Leaves a forward pass once the last watched module has been read."""
 

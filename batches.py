@@ -10,7 +10,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from vicrop import Case
 
-FAILURES = (ValueError, OSError, torch.OutOfMemoryError)  # of one record or command: a sentence, no traceback
+# Of one record or command: a sentence, no traceback.
+FAILURES = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
 UNANSWERED = {"original_answer": "", "crop_answer": "", "bbox": None}
 
 

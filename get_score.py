@@ -46,14 +46,12 @@ def result_files(folder):
     """[(model, task, method, path)] of a folder, in the order of the tables.
 
     Raises:
-        ValueError: a file that is not named as a result is, or no file at all.
+        ValueError: a file that is not named as a result is, or nothing at all, not even begun.
     """
     paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.name.endswith(".meta.json")]
     found = [(*name_of(path), path) for path in paths if not path.name.startswith((".", "evaluation_report"))]
-    if not found:
-        unfinished = [parts.stem for parts in sorted(Path(folder).glob("*.parts"))]
-        begun = f" (begun, not finished: {', '.join(unfinished)})" if unfinished else ""
-        raise ValueError(f"no result files in {folder}{begun}: run `bash run_all.sh` or run.py first")
+    if not found and not list(Path(folder).glob("*.parts")):
+        raise ValueError(f"no result files in {folder}: run `bash run_all.sh` or run.py first")
     return sorted(found, key=lambda file: [place_in_table(name) for name in (file[1], file[0], file[2])])
 
 
@@ -312,9 +310,11 @@ def main(argv=None):
     options = parse(argv)
     folder = in_repository(options.data_dir)
     try:
-        show(report(folder, options.save_path, options))
+        rows = report(folder, options.save_path, options)
     except (ValueError, OSError) as error:
         sys.exit(f"get_score.py: {error}")
+    if rows:
+        show(rows)
     for parts in sorted(folder.glob("*.parts")):
         scored = "scored above as far as it was merged" if parts.with_suffix(".json").exists() else "not scored"
         print(f"{parts.stem} is not finished, and {scored}: the same command again goes on with it")

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -30,12 +31,13 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import utils
-from batches import FAILURES, answer_batch, in_batches, prefetched
+from attention import counted
+from batches import FAILURES, answer_batch, in_batches, prefetched, what_failed
 from graders import first_grader, score
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS, known
 from localization.analyze import head_name
 from look import MAX_NEW_TOKENS
-from records import ROOT, Results, check_record, in_repository, load_task, pick
+from records import ROOT, Results, answered, check_record, in_repository, load_task, pick
 from vicrop import (
     PER_SAMPLE,
     Case,
@@ -44,6 +46,7 @@ from vicrop import (
     default_dtype,
     heads_of,
     load_model,
+    local_or_hub,
     look_class,
     map_function,
     model_module,
@@ -58,9 +61,9 @@ def settings(args, device):
     data = in_repository(args.question_path)
     dtype = default_dtype(device) if DTYPES[args.dtype] is None else DTYPES[args.dtype]
     return {
-        "model": args.model, "model_id": args.model_id or MODELS[args.model]["id"],
+        "model": args.model, "model_id": checkpoint(args.model, args.model_id),
         "weights": weights_of(args.model, args.model_id, args.revision),
-        "task": args.task, "layer": args.layer, "dtype": str(dtype).removeprefix("torch."),
+        "task": args.task, "dtype": str(dtype).removeprefix("torch."),
         **look_options(args), "prompt": model_module(args.model).PROMPT, "general_prompt": GENERAL_PROMPT,
         "decoding": f"greedy, {MAX_NEW_TOKENS} tokens",
         "image_path": os.path.relpath(in_repository(args.image_path).resolve(), ROOT),
@@ -68,18 +71,24 @@ def settings(args, device):
     }  # fmt: skip
 
 
-def reads_heads(args, method):
-    """Is a method's map made of chosen heads?"""
+def checkpoint(name, model_id):
+    """A hub id, or a folder as seen from the repository, however it was typed."""
+    source = local_or_hub(name, model_id)
+    return os.path.relpath(Path(source).resolve(), ROOT) if Path(source).is_dir() else source
+
+
+def reads(args, method):
+    """What can be chosen of a method's map: "layers", "heads", or nothing."""
     function = map_function(model_module(args.model), method)
-    return function is not None and "heads" in function.reads
+    return () if function is None else function.reads
 
 
 def own_settings(args, method):
     """`settings` of one method."""
-    if not reads_heads(args, method):
-        return {"method": method}
     heads = args.loc_heads and ",".join(head_name(head) for head in args.loc_heads)
-    return {"method": method, "loc_heads": heads or PER_SAMPLE}
+    chosen = {"layer": args.layer} if "layers" in reads(args, method) else {}
+    chosen |= {"loc_heads": heads or PER_SAMPLE} if "heads" in reads(args, method) else {}
+    return {"method": method} | chosen
 
 
 def look_options(args):
@@ -117,12 +126,14 @@ def run_task(args):
     paths = {method: Path(args.save_path) / f"{args.model}-{args.task}-{method}.json" for method in args.method}
     common = settings(args, torch.device(args.device or state.device))
     results = {method: Results(path, common | own_settings(args, method)) for method, path in paths.items()}
-    if args.overwrite and state.is_main_process and not restarted():
-        for result in results.values():
-            result.clear()
-    state.wait_for_everyone()
-    done = {method: result.done(args.retry_errors) for method, result in results.items()}
+    anew = {method for method, result in results.items() if args.overwrite and not went_on(result)}
+    done = {method: {} if method in anew else done_before(result, mine, args) for method, result in results.items()}
     share, loaded = share_and_model(args, mine, done, state)
+    # Old results go only when all is loaded and checked, so that others will come in their place.
+    if anew and state.is_main_process:
+        for method in anew:
+            results[method].clear()
+    state.wait_for_everyone()
     stopped = []
     if share:
         bar = Progress(results, done, mine, first_grader(args.task), f"{args.model} {args.task}", state)
@@ -143,13 +154,33 @@ def run_task(args):
         sys.exit("run.py: no record could be answered")
 
 
-def restarted():
-    """Has a launcher or a scheduler started this command again by itself? Then it goes on, also with --overwrite."""
-    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+def job():
+    """What this process calls the job that it is a part of, also after its restarts; None outside of such jobs."""
+    named = [os.environ.get("SLURM_JOB_ID")]
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher stays while it starts its processes again
+        named.append(f"{socket.gethostname()} {os.getppid()}")
+    return "-".join(filter(None, named)) or None
+
+
+def went_on(result):
+    """Has a launcher or a scheduler started this command again by itself, after it had begun with this result?
+
+    Then it goes on, also with --overwrite.
+    """
+    restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count != "0" for count in restarts) and result.begun_by(job())
+
+
+def done_before(result, mine, args):
+    """The finished records of a result; a ValueError if others would be added to some of which nothing is known."""
+    done = result.done(args.retry_errors)
+    if result.of_unknown_settings() and any(record["id"] not in done for record in mine):
+        raise ValueError(f"{result.path} has no .meta.json that tells how its records were made: no others are added")
+    return done
 
 
 def share_and_model(args, mine, done, state):
-    """(the open records that this process is to answer, (model, processor) or None if there are none).
+    """(the open records that this process is to answer, (model, processor, map functions) or None if there are none).
 
     The only time that processes wait for each other: the first one says what is open, for another one may look a moment
     later and find more done; and it loads the model first, for it may have to be downloaded.
@@ -161,7 +192,10 @@ def share_and_model(args, mine, done, state):
     with state.split_between_processes(todo) as share, state.local_main_process_first():
         if not share:
             return share, None
-        return share, load_model(args.model, args.model_id, *place(args, state), args.revision)
+        model, processor = load_model(args.model, args.model_id, *place(args, state), args.revision)
+        module, options = model_module(args.model), look_options(args)
+        functions = choose(module, args.method, model, args.layer, args.loc_heads, **options)
+        return share, (model, processor, functions)
 
 
 def conclude(result, wanted, records, state):
@@ -196,13 +230,12 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
     """Answer records, batch by batch, and append them to the results of each method as they are finished.
 
     Args:
-        loaded: model and processor.
+        loaded: model, processor and the methods' map functions.
         results: {method: Results}; done: {method: ids that need no answer}.
         bar: told after each batch; stopped: ends the work after the present batch once there is something in it.
     """
-    module, (model, processor) = model_module(args.model), loaded
-    folder, options = in_repository(args.image_path), look_options(args)
-    functions = choose(module, results, model, args.layer, args.loc_heads, **options)
+    model, processor, functions = loaded
+    module, folder, options = model_module(args.model), in_repository(args.image_path), look_options(args)
 
     @lru_cache(maxsize=2)  # records come in image order, and one batch is made ahead
     def look_at(paths):
@@ -226,7 +259,7 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
 
     size = args.batch_size or BATCH_SIZES.get(model.device.type, 1)
     for method, result in results.items():
-        result.note(**whereabouts(model, size), layers=layers_read(functions[method], model))
+        result.note(**whereabouts(model, size), layers=layers_read(functions[method], model), methods=list(results))
     began = time.perf_counter()
     with counted(model.get_decoder()) as passes:
         for batch, look in prefetched(look_of, in_batches(records, open_methods, size)):
@@ -234,7 +267,7 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
             for method, found in answer_batch(batch, look, alone, todo).items():
                 for record, fields in zip(batch, found, strict=True):
                     att_map = fields.pop("map", None)
-                    results[method].append(record | fields, att_map if args.save_maps else None)
+                    results[method].append(answered(record, fields), att_map if args.save_maps else None)
                 results[method].note(seconds=round(time.perf_counter() - began, 3), forwards=len(passes))
             bar.update()
             if stopped:
@@ -246,7 +279,7 @@ def whereabouts(model, batch_size):
     libraries = ("torch", "transformers", "accelerate", "numpy", "pillow")
     return {
         "began": time.strftime("%Y-%m-%d %H:%M:%S%z"), "device": str(model.device), "batch_size": batch_size,
-        "processes": PartialState().num_processes, "commit": getattr(model.config, "_commit_hash", None),
+        "processes": PartialState().num_processes, "job": job(), "commit": getattr(model.config, "_commit_hash", None),
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in libraries},
         "seed": "none: decoding is greedy, and random_crop draws from the id of a record",
     }  # fmt: skip
@@ -255,17 +288,6 @@ def whereabouts(model, batch_size):
 def layers_read(function, model):
     """The numbers of the language model's layers that a method reads; empty for those that read none."""
     return list(function.layers(model)) if hasattr(function, "layers") else []
-
-
-@contextmanager
-def counted(module):
-    """A list that grows by one with each forward pass of a module."""
-    passes = []
-    hook = module.register_forward_pre_hook(lambda *_: passes.append(None))
-    try:
-        yield passes
-    finally:
-        hook.remove()
 
 
 @contextmanager
@@ -387,6 +409,8 @@ def layer_option(text):
 
 
 def device_option(text):
+    if text == "meta":
+        raise argparse.ArgumentTypeError("'meta' is no device that computes anything")
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError) as error:
@@ -433,7 +457,7 @@ def parse(argv=None):
     try:
         args.method = method_list(args.method)
         look_options(args)
-        if args.loc_heads and not any(reads_heads(args, method) for method in args.method):
+        if args.loc_heads and not any("heads" in reads(args, method) for method in args.method):
             raise ValueError(f"--loc_heads {args.loc_heads}: {', '.join(args.method)} reads no heads, loc_att does")
         args.loc_heads = heads_of(args.model, args.model_id, args.loc_heads)
     except (ValueError, OSError) as error:
@@ -445,6 +469,10 @@ def parse(argv=None):
         parser.error(f"--chunk_id {args.chunk_id} is not between 0 and --total_chunks {args.total_chunks} - 1")
     if args.question is not None and not args.image:
         parser.error("--question asks about one picture: --image names it")
+    of_tasks = ("ids", "limit", "save_maps", "retry_errors", "overwrite")
+    given = [name for name in of_tasks if getattr(args, name)] + ["total_chunks"] * (args.total_chunks > 1)
+    if args.image and given:
+        parser.error(f"--{given[0]} is about the questions of a task, and --image asks about one picture")
     if args.overwrite and (args.total_chunks > 1 or args.limit or args.ids):
         parser.error("--overwrite forgets all records, also those that this run is not about: use another --save_path")
     if not args.image_path:  # other questions than the task's own have their images beside them
@@ -462,7 +490,7 @@ def main(argv=None):
     try:
         (run_picture if args.image else run_task)(args)
     except FAILURES as error:
-        sys.exit(f"run.py: {error}")
+        sys.exit(f"run.py: {what_failed(error)}")
 
 
 if __name__ == "__main__":

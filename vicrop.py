@@ -21,7 +21,8 @@ from maps import MapFunction
 from records import ROOT, read_json
 
 PER_SAMPLE = "per_sample"
-ENDS = 1 << 20  # bytes of a weight file's begin and end that tell it from another
+ENDS = 1 << 20  # bytes of a checkpoint file's begin and end that tell it from another
+CHECKPOINT = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # endings of a checkpoint's files
 
 
 @dataclass
@@ -173,7 +174,7 @@ def heads_of(name, model_id=None, given=None):
         given = row.get("loc_heads", PER_SAMPLE) if own else PER_SAMPLE
     if given == PER_SAMPLE:
         return None
-    if Path(given).suffix == ".json" or Path(given).is_file():
+    if Path(given).suffix == ".json" or os.path.isfile(given):  # os.path's takes texts that no file name could be
         given = heads_of_file(given, {row["id"], checkpoint_of(str(model_id))})
     return parse_heads(given)
 
@@ -206,12 +207,15 @@ def default_dtype(device):
 
 
 def weights_of(name, model_id=None, revision=None, cache_dir=None):
-    """What tells a checkpoint's weights from others: the commit on the hub, or a hash of a folder's files' ends."""
+    """What tells a checkpoint from others: the commit on the hub, or a hash of the ends of a folder's files.
+
+    Of all of them that say how to answer: weights, and the settings of model, processor and tokenizer.
+    """
     source = local_or_hub(name, model_id)
     if not Path(source).is_dir():
         return AutoConfig.from_pretrained(source, revision=revision, cache_dir=cache_dir)._commit_hash
     digest = hashlib.sha256()
-    for path in sorted(path for path in Path(source).iterdir() if path.suffix in (".safetensors", ".bin")):
+    for path in sorted(path for path in Path(source).iterdir() if path.suffix in CHECKPOINT):
         with path.open("rb") as file:
             digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(ENDS))
             file.seek(-min(ENDS, path.stat().st_size), os.SEEK_END)

@@ -200,7 +200,6 @@ def test_saved_maps_are_those_of_the_method_whatever_the_order_of_work(checkpoin
     assert not list((dataset / "out").glob("llava-demo-rel_att.maps.npz"))
     run.main([*without, "--method", "rel_att_high", "--overwrite"])
     assert not list((dataset / "out").glob("*.npz"))
-    assert not list((dataset / "out").glob("*.npz"))
 
 
 def test_a_bad_record_is_kept_with_its_error_and_stops_nothing(checkpoint, dataset, capsys):
@@ -245,9 +244,10 @@ def test_a_decompression_bomb_is_refused(checkpoint, dataset, monkeypatch):
 
 
 TOO_LITTLE = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+TOO_LITTLE += [MemoryError("Unable to allocate memory")]
 
 
-@pytest.mark.parametrize("error", TOO_LITTLE, ids=["gpu", "cpu"])
+@pytest.mark.parametrize("error", TOO_LITTLE, ids=["gpu", "cpu", "numpy"])
 def test_out_of_memory_costs_a_batch_nothing_and_a_single_record_itself(checkpoint, dataset, monkeypatch, error):
     run.main(options(checkpoint, dataset))
     fine, answer = results(dataset, "rel_att"), LlavaLook.answer
@@ -274,7 +274,7 @@ def test_an_error_in_the_code_is_not_taken_for_a_bad_record(checkpoint, dataset,
         run.main(options(checkpoint, dataset))
 
 
-@pytest.mark.parametrize("box", ["left", [1, 2, 3], [5, 5, 1, 9], [0, 0, float("nan"), 5]])
+@pytest.mark.parametrize("box", ["left", [1, 2, 3], [5, 5, 1, 9], [0, 0, float("nan"), 5], [1e308, 0, 1.7e308, 9]])
 def test_a_box_that_is_none_is_an_error_of_its_record(checkpoint, dataset, box):
     records = json.loads((dataset / "data.json").read_text())
     records[0]["gt_bbox"] = box
@@ -289,13 +289,15 @@ def test_the_meta_file_tells_how_a_result_was_made(checkpoint, dataset):
     run.main(options(checkpoint, dataset, "--method", "rel_att,center_crop", "--layer", "mean"))
     for method, layers in (("rel_att", [0, 1, 2, 3]), ("center_crop", [])):
         meta = json.loads((dataset / "out" / f"llava-demo-{method}.meta.json").read_text())
-        assert meta["settings"].items() >= {"method": method, "layer": "mean", "dtype": "float32"}.items()
+        assert meta["settings"].items() >= {"method": method, "dtype": "float32"}.items()
+        assert meta["settings"].get("layer") == ("mean" if layers else None)  # of what reads one
         assert "{question}" in meta["settings"]["prompt"]
         assert len(meta["settings"]["data_sha256"]) == 64
         assert meta["counts"] == {"records": 3, "errors": 0, "dataset": 3}
         (made,) = meta["runs"].values()
         assert made["layers"] == layers
         assert made["versions"].keys() >= {"python", "torch", "transformers"}
+        assert made["methods"] == ["rel_att", "center_crop"]
         assert meta["forwards"] == made["forwards"] >= 3 * 2
         assert meta["seconds"] == made["seconds"] > 0
 
@@ -363,12 +365,46 @@ def test_a_rerun_with_other_weights_refuses_to_mix(checkpoint, dataset, tmp_path
         run.main(options(copy, dataset))
 
 
+def test_a_rerun_with_another_layer_of_the_checkpoint_refuses_to_mix(checkpoint, dataset, tmp_path):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, copy)
+    run.main(options(copy, dataset, "--limit", "1"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"att_layer": 1}))
+    with pytest.raises(SystemExit, match="weights was"):
+        run.main(options(copy, dataset))
+
+
+def test_what_is_the_same_may_go_on(checkpoint, dataset, monkeypatch):
+    run.main(options(checkpoint, dataset, "--method", "rel_att,center_crop", "--layer", "1", "--limit", "1"))
+    monkeypatch.chdir(checkpoint.parent)
+    run.main(options(checkpoint.name, dataset, "--method", "center_crop"))  # reads no layer; the same folder
+    assert len(results(dataset, "center_crop")) == 3
+
+
+def test_nothing_is_added_to_a_result_of_which_nothing_is_known(checkpoint, dataset):
+    run.main(options(checkpoint, dataset, "--limit", "2"))
+    (dataset / "out" / "llava-demo-rel_att.meta.json").unlink()
+    shutil.rmtree(dataset / "out" / "llava-demo-rel_att.parts")
+    with pytest.raises(SystemExit, match="no .meta.json that tells how its records were made"):
+        run.main(options(checkpoint, dataset))
+    run.main(options(checkpoint, dataset, "--limit", "2"))  # nothing is open
+    run.main(options(checkpoint, dataset, "--overwrite"))
+    assert len(results(dataset, "rel_att")) == 3
+
+
 def test_a_restart_by_a_launcher_goes_on_also_with_overwrite(checkpoint, dataset, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    run.main(options(checkpoint, dataset, "--method", "center_crop"))
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
     run.main(options(checkpoint, dataset))
     asked = count_calls(monkeypatch, "answer")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     run.main(options(checkpoint, dataset, "--overwrite"))
     assert not asked
+    run.main(options(checkpoint, dataset, "--overwrite", "--method", "center_crop"))  # another job's: not begun in this
+    assert asked
+    asked.clear()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     run.main(options(checkpoint, dataset, "--overwrite"))
     assert asked
@@ -422,6 +458,10 @@ def test_a_wrong_layer_leaves_nothing_behind(checkpoint, dataset):
     assert len(results(dataset, "rel_att")) == 3
     with pytest.raises(SystemExit, match="layer was 1 and is now 2"):
         run.main(options(checkpoint, dataset, "--layer", "2"))
+    before = results(dataset, "rel_att")
+    with pytest.raises(SystemExit, match="layers 0 to 3"):  # old results go only when new ones can come
+        run.main(options(checkpoint, dataset, "--layer", "9", "--overwrite"))
+    assert results(dataset, "rel_att") == before
     run.main(options(checkpoint, dataset, "--layer", "2", "--overwrite"))
 
 
@@ -498,6 +538,9 @@ def test_a_photo_that_a_camera_has_turned_is_seen_upright(checkpoint, tmp_path, 
         (["--loc_heads", "14.24", "--method", "loc_att"], "'14.24' is no attention head"),
         (["--loc_heads", "data/demo/data.json", "--method", "loc_att"], "data.json is no localization_heads.json"),
         (["--loc_heads", "gone.json", "--method", "loc_att"], "no file gone.json"),
+        (["--loc_heads", ",".join(f"L9H{n}" for n in range(99)), "--method", "loc_att"], "L9H0 does not exist"),
+        (["--image", "missing.png", "--question", "what?", "--save_maps"], "--save_maps is about the questions"),
+        (["--device", "meta"], "'meta' is no device"),
         (["--loc_heads", "L2H1"], "rel_att reads no heads"),
         (["--layer", "1", "--method", "center_crop"], "reads no layer"),
         (["--device", "gpu"], "'gpu' cannot be used here"),

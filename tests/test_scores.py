@@ -371,6 +371,12 @@ def test_sizes_come_from_the_boxes(tmp_path):
     assert [row["part"] for row in report(tmp_path, "--metric", "paper")] == ["all"]
 
 
+def test_what_is_only_begun_is_no_failure(tmp_path, capsys):
+    (tmp_path / "llava-pope-rel_att.parts").mkdir()
+    get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path)])
+    assert capsys.readouterr().out.startswith("llava-pope-rel_att is not finished, and not scored")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [

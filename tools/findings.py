@@ -24,10 +24,11 @@ from transformers.utils import logging as transformers_logging
 
 import get_score
 import run
+from attention import counted
 from batches import FAILURES, what_failed
 from graders import GRADERS, RIGHT, first_grader, score
 from pictures import bars_figure, curves_figure, save_figure
-from records import Results, check_record, in_repository, load_task, pick, write_atomically
+from records import Results, answered, check_record, in_repository, load_task, pick, write_atomically
 from utils import box_of
 from vicrop import Case, choose, default_device, load_model, look_class, map_function, model_module
 
@@ -116,7 +117,7 @@ def measured(args, finding, measure, warm_up=False, **more):
                 fields = measure(subject, record)
             except Exception as error:
                 fields = {"error": what_failed(error)}
-            results.append(record | fields)
+            results.append(answered(record, fields))
     _, errors = results.merge(records, dataset)
     for key, error in errors.items():
         print(f"{key}: {error}", file=sys.stderr)
@@ -318,7 +319,7 @@ def times_of(subject, record):
     for way in (NO_CROP, *subject.functions):
         functions = {name: function for name, function in subject.functions.items() if name == way}
         began = time.perf_counter()
-        with run.counted(subject.model.get_decoder()) as passes:
+        with counted(subject.model.get_decoder()) as passes:
             case = subject.case(record)
             originals = case.original_answers(functions)
             for name, function in functions.items():

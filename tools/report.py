@@ -139,7 +139,7 @@ def maker_of(result, place):
     model, processor = load_model(*source, dtype=made["dtype"], revision=revision, **place)
     options = {name: made[name] for name in OPTIONS if name in made}
     heads = heads_of(*source, made.get("loc_heads"))
-    (function,) = choose(module, [result.method], model, made["layer"], heads, **options).values()
+    (function,) = choose(module, [result.method], model, made.get("layer"), heads, **options).values()
     now = [module.PROMPT, GENERAL_PROMPT, list(function.layers(model))]
     for run in result.about["runs"].values():
         then = [made["prompt"], made["general_prompt"], run["layers"]]
