@@ -115,6 +115,9 @@ class BlipLook(Look):
         features = torch.stack(list(seen))
         tokenizer = self.processor.qformer_tokenizer
         asked = [tokenizer(prompt, return_tensors="pt").input_ids[0].to(features.device) for prompt in prompts]
+        longest, places = max(map(len, asked)), self.model.config.qformer_config.max_position_embeddings
+        if longest > places:
+            raise ValueError(f"a prompt of {longest} tokens is too long for the Q-Former, which reads up to {places}")
         heard = pad_sequence([torch.ones_like(ids) for ids in asked], batch_first=True)
         return list(image_tokens(self.model, features, pad_sequence(asked, batch_first=True), heard))
 

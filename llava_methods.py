@@ -70,7 +70,8 @@ class LlavaLook(Look):
         edges = []
         for whole, small, crop, origin in zip((width, height), resized, seen, (left, top), strict=True):
             start = (small - crop) // 2  # negative where the processor pads
-            edges.append((origin + round(start * whole / small), origin + round((start + crop) * whole / small)))
+            first, last = round(start * whole / small), round((start + crop) * whole / small)
+            edges.append((origin + first, origin + max(first + 1, last)))
         (x1, x2), (y1, y2) = edges
         return x1, y1, x2, y2
 

@@ -216,7 +216,7 @@ def box_of(record, field="gt_bbox"):
     """A record's field as a box of four floats, or a ValueError that names the record."""
     try:
         x1, y1, x2, y2 = (float(side) for side in record[field])
-        if np.isfinite([x1, y1, x2, y2]).all() and x1 < x2 and y1 < y2:
+        if np.isfinite([x1, y1, x2, y2, x1 + x2, y1 + y2]).all() and x1 < x2 and y1 < y2:
             return x1, y1, x2, y2
     except (TypeError, ValueError):
         pass

@@ -60,7 +60,10 @@ def seen_part(image, processor):
     return (pixels * settings.image_std + np.array(settings.image_mean)).clip(0, 1) * 255
 
 
-@pytest.mark.parametrize("size", [(640, 480), (480, 640), (500, 500), (5000, 300), (300, 5000), (1, 1), (7, 3)])
+SIZES = [(640, 480), (480, 640), (500, 500), (5000, 300), (300, 5000), (1, 1), (1, 1000), (3000, 1), (7, 3)]
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_the_region_is_what_the_processor_shows(llava, size):
     model, processor = llava
     look = LlavaLook([photo(*size)], model, processor)
@@ -169,6 +172,12 @@ def test_a_flan_t5_checkpoint_is_refused(blip, monkeypatch):
     monkeypatch.setattr(model.config, "use_decoder_only_language_model", False)
     with pytest.raises(ValueError, match="encoder-decoder.*instructblip-vicuna-7b"):
         BlipLook([photo()], model, processor)
+
+
+def test_a_question_that_the_q_former_cannot_hold_is_a_sentence(blip):
+    places = blip[0].config.qformer_config.max_position_embeddings
+    with pytest.raises(ValueError, match=f"too long for the Q-Former, which reads up to {places}"):
+        rel_attention_blip(photo(), "what " * (places + 1), "Question: what?", *blip, layer=1)
 
 
 def test_an_empty_prompt_is_refused(blip):
