@@ -141,7 +141,7 @@ def run_task(args):
             answer_records(args, share, loaded, results, done, bar, stopped)
     elif not state.is_main_process:
         return  # there was nothing for it to do, so others say what has become of it
-    answered = [conclude(result, wanted, records, state) for result in results.values()]
+    fine = [conclude(result, wanted, records, state) for result in results.values()]
     if args.save_maps and state.is_main_process:
         for method in (method for method in results if "map" in METHODS[method]):
             say_what_has_no_map(results[method], wanted)
@@ -150,16 +150,17 @@ def run_task(args):
         without = ", without --overwrite," if args.overwrite else ""
         print(f"stopped by {name}: the same command{without} goes on from here", file=sys.stderr)
         sys.exit(128 + stopped[0])
-    if not any(answered) and state.num_processes == 1:  # one of several may only be the first to finish a retry
+    if not any(fine) and state.num_processes == 1:  # one of several may only be the first to finish a retry
         sys.exit("run.py: no record could be answered")
 
 
 def job():
     """What this process calls the job that it is a part of, also after its restarts; None outside of such jobs."""
-    named = [os.environ.get("SLURM_JOB_ID")]
+    if "SLURM_JOB_ID" in os.environ:
+        return f"slurm {os.environ['SLURM_JOB_ID']}"
     if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher stays while it starts its processes again
-        named.append(f"{socket.gethostname()} {os.getppid()}")
-    return "-".join(filter(None, named)) or None
+        return f"{socket.gethostname()} {os.getppid()}"
+    return None
 
 
 def went_on(result):
