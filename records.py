@@ -193,7 +193,7 @@ class Results:
 
     def of_unknown_settings(self):
         """Does the result file have records of which nothing tells how they were made?"""
-        return bool(self._result_file()) and "settings" not in self.provenance()
+        return "settings" not in self.provenance() and bool(self._result_file())
 
     def begun_by(self, job):
         """Has a process that calls itself so (`note(job=...)`) written any of this?"""
