@@ -271,6 +271,8 @@ def show(rows):
 def report(data_dir, save_path, options):
     """Rows of all files of a folder, also written to evaluation_report.json, .csv and .md in `save_path`."""
     files = [(*found, read_results(found[-1])) for found in result_files(data_dir)]
+    if not files:  # all is only begun: an earlier report stays
+        return []
     rows = [row for found in files for row in rows_of(*found, options)]
     folder = Path(save_path)
     folder.mkdir(parents=True, exist_ok=True)

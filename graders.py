@@ -221,13 +221,19 @@ def chosen_letter(answer, question):
     found = LETTER.match(answer.strip())
     if found and found[1].upper() in options:
         return found[1].upper()
-    said, named = f" {vqa_normal(answer)} ", []
-    for letter, text in sorted(options.items(), key=lambda option: -len(option[1])):  # the longest first
-        plain = f" {vqa_normal(text)} "
-        if text and plain in said:
-            named.append(letter)
-            said = said.replace(plain, " | ")  # what others are a part of is named by it
+    said = f" {vqa_normal(answer)} "
+    texts = {letter: f" {vqa_normal(text)} " for letter, text in options.items() if text}
+    texts = {letter: text for letter, text in texts.items() if text in said}
+    named = [letter for letter, text in texts.items() if text in without_longer(said, text, texts.values())]
     return named[0] if len(named) == 1 else None
+
+
+def without_longer(said, text, texts):
+    """What is said without those of the texts that have this one in them."""
+    for longer in texts:
+        if text in longer and text != longer:
+            said = said.replace(longer, " | ")
+    return said
 
 
 _ALL = (exact, vqa_paper, textvqa, vqav2, aokvqa_direct, aokvqa_choice, gqa_paper, gqa, pope_paper, pope)

@@ -126,14 +126,15 @@ def run_task(args):
     paths = {method: Path(args.save_path) / f"{args.model}-{args.task}-{method}.json" for method in args.method}
     common = settings(args, torch.device(args.device or state.device))
     results = {method: Results(path, common | own_settings(args, method)) for method, path in paths.items()}
-    anew = {method for method, result in results.items() if args.overwrite and not went_on(result)}
+    name, anew = share_beginning(args, results)
     done = {method: {} if method in anew else done_before(result, mine, args) for method, result in results.items()}
     share, loaded = share_and_model(args, mine, done, state)
     # Old results go only when all is loaded and checked, so that others will come in their place.
-    if anew and state.is_main_process:
-        for method in anew:
-            results[method].clear()
+    for method in anew if state.is_main_process else ():
+        results[method].clear()
     state.wait_for_everyone()
+    for result in results.values():
+        result.note(job=name)
     stopped = []
     if share:
         bar = Progress(results, done, mine, first_grader(args.task), f"{args.model} {args.task}", state)
@@ -154,22 +155,26 @@ def run_task(args):
         sys.exit("run.py: no record could be answered")
 
 
-def job():
-    """What this process calls the job that it is a part of, also after its restarts; None outside of such jobs."""
-    if "SLURM_JOB_ID" in os.environ:
-        return f"slurm {os.environ['SLURM_JOB_ID']}"
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # the launcher stays while it starts its processes again
-        return f"{socket.gethostname()} {os.getppid()}"
-    return None
+def share_beginning(args, results):
+    """(the name of this command, [methods whose old results are to go]); the first process says so to all.
 
-
-def went_on(result):
-    """Has a launcher or a scheduler started this command again by itself, after it had begun with this result?
-
-    Then it goes on, also with --overwrite.
+    With --overwrite old results go, but not those that this very command had begun before a launcher or a scheduler
+    started it again by itself.
     """
-    restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    return any(count != "0" for count in restarts) and result.begun_by(job())
+    name = job(vars(args))
+    restarts = (os.environ.get(each, "0") for each in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    again = any(count != "0" for count in restarts)
+    anew = [method for method, each in results.items() if args.overwrite and not (again and each.begun_by(name))]
+    return broadcast_object_list([name, anew])
+
+
+def job(arguments):
+    """What a command is called, also after its restarts: the job that it is a part of, a hash of what it is to do."""
+    if "SLURM_JOB_ID" in os.environ:
+        of = f"slurm {os.environ['SLURM_JOB_ID']}"
+    else:  # a launcher stays while it starts its processes again
+        of = f"{socket.gethostname()} {os.getppid()}"
+    return f"{of} {hashlib.sha256(repr(sorted(arguments.items())).encode()).hexdigest()[:12]}"
 
 
 def done_before(result, mine, args):
@@ -183,7 +188,7 @@ def done_before(result, mine, args):
 def share_and_model(args, mine, done, state):
     """(the open records that this process is to answer, (model, processor, map functions) or None if there are none).
 
-    The only time that processes wait for each other: the first one says what is open, for another one may look a moment
+    Processes wait for each other here, not once they answer: the first one says what is open, for another one may look
     later and find more done; and it loads the model first, for it may have to be downloaded.
     """
     ids = [[record["id"] for record in mine if any(record["id"] not in finished for finished in done.values())]]
@@ -280,7 +285,7 @@ def whereabouts(model, batch_size):
     libraries = ("torch", "transformers", "accelerate", "numpy", "pillow")
     return {
         "began": time.strftime("%Y-%m-%d %H:%M:%S%z"), "device": str(model.device), "batch_size": batch_size,
-        "processes": PartialState().num_processes, "job": job(), "commit": getattr(model.config, "_commit_hash", None),
+        "processes": PartialState().num_processes, "commit": getattr(model.config, "_commit_hash", None),
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in libraries},
         "seed": "none: decoding is greedy, and random_crop draws from the id of a record",
     }  # fmt: skip

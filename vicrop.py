@@ -22,7 +22,8 @@ from records import ROOT, read_json
 
 PER_SAMPLE = "per_sample"
 ENDS = 1 << 20  # bytes of a checkpoint file's begin and end that tell it from another
-CHECKPOINT = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # endings of a checkpoint's files
+# Files of a checkpoint's folder on which answers depend: weights, and the settings of model, processor and tokenizer.
+CHECKPOINT = ("*.safetensors", "*.bin", "*config.json", "*tokens*.json", "tokenizer*", "vocab*", "merges*", "chat_*")
 
 
 @dataclass
@@ -207,15 +208,12 @@ def default_dtype(device):
 
 
 def weights_of(name, model_id=None, revision=None, cache_dir=None):
-    """What tells a checkpoint from others: the commit on the hub, or a hash of the ends of a folder's files.
-
-    Of all of them that say how to answer: weights, and the settings of model, processor and tokenizer.
-    """
+    """What tells a checkpoint from others: the commit on the hub, or a hash of the ends of a folder's files."""
     source = local_or_hub(name, model_id)
     if not Path(source).is_dir():
         return AutoConfig.from_pretrained(source, revision=revision, cache_dir=cache_dir)._commit_hash
     digest = hashlib.sha256()
-    for path in sorted(path for path in Path(source).iterdir() if path.suffix in CHECKPOINT):
+    for path in sorted({path for name in CHECKPOINT for path in Path(source).glob(name) if path.is_file()}):
         with path.open("rb") as file:
             digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(ENDS))
             file.seek(-min(ENDS, path.stat().st_size), os.SEEK_END)

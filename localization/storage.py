@@ -94,7 +94,8 @@ def write_attention(stem, attn, meta, how):
     What was made of other attention under this name is deleted.
     """
     others = [ending for name, ending in ENDINGS.items() if name != how.format.name]
-    forget(stem, ["_meta.json", *others, *FOUND, *PICTURES])  # first: a kill must leave nothing that passes for new
+    # First: a kill must leave nothing that passes for this sample's.
+    forget(stem, ["_meta.json", "_meta.pkl", *others, *FOUND, *PICTURES])
     meta = meta | {"attn_dtype": how.dtype.name}
     WRITERS[how.format.name](stem, attn.astype(how.dtype.name), meta, how.compress)
     if how.keep_meta_pickle:

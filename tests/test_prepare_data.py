@@ -233,8 +233,9 @@ def test_an_image_that_has_changed_is_replaced(tmp_path):
     (image,) = (tmp_path / "release").rglob("n161313.jpg")
     for change in (False, True):
         if change:  # one byte, in a file of the same size
+            time = image.stat().st_mtime_ns
             image.write_bytes(image.read_bytes()[:-1] + b"x")
-            os.utime(image, (1, 1))
+            os.utime(image, ns=(time, time))
         prepare_data.prepare("gqa", tmp_path / "release", tmp_path / "target", copy=True)
         assert (tmp_path / "target" / "images" / "n161313.jpg").read_bytes() == image.read_bytes()
 
@@ -290,6 +291,15 @@ def server(monkeypatch):
     http.server_close()
 
 
+def test_a_file_that_nothing_marks_is_not_mixed_with_an_older_one(server, tmp_path):
+    url, handler = server
+    handler.tag, handler.faults = 'W/"1"', ["breaks", 404]
+    with pytest.raises(Unavailable):
+        download(url, tmp_path / "file.bin")
+    handler.content = handler.content[::-1]
+    assert download(url, tmp_path / "file.bin").read_bytes() == handler.content
+
+
 def test_a_file_that_only_its_time_marks_is_not_mixed_with_an_older_one(server, tmp_path):
     url, handler = server
     handler.tag, handler.time, handler.faults = 'W/"1"', "Mon, 02 Nov 2026 10:00:00 GMT", ["breaks", 404]
@@ -302,6 +312,7 @@ def test_a_file_that_only_its_time_marks_is_not_mixed_with_an_older_one(server, 
 def test_a_download_that_was_killed_before_its_last_step_is_done(server, tmp_path):
     url, handler = server
     (tmp_path / "file.bin.part").write_bytes(handler.content)
+    (tmp_path / "file.bin.part.version").write_text(handler.tag)
     assert download(url, tmp_path / "file.bin").read_bytes() == handler.content
     assert handler.asked == [f"bytes={len(handler.content)}-"]
 
@@ -322,6 +333,7 @@ def test_a_download_is_whole_whatever_happened_on_the_way(server, tmp_path, faul
 def test_a_download_goes_on_in_another_run(server, tmp_path):
     url, handler = server
     (tmp_path / "file.bin.part").write_bytes(handler.content[:1000])
+    (tmp_path / "file.bin.part.version").write_text(handler.tag)
     assert download(url, tmp_path / "file.bin").read_bytes() == handler.content
     assert handler.asked == ["bytes=1000-"]
 
@@ -365,6 +377,7 @@ def test_an_archive_with_a_changed_bit_is_refused(tmp_path):
 def test_a_part_that_is_too_long_is_fetched_anew(server, tmp_path):
     url, handler = server
     (tmp_path / "file.bin.part").write_bytes(handler.content + b"more")
+    (tmp_path / "file.bin.part.version").write_text(handler.tag)
     assert download(url, tmp_path / "file.bin").read_bytes() == handler.content
 
 

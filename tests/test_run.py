@@ -389,6 +389,8 @@ def test_nothing_is_added_to_a_result_of_which_nothing_is_known(checkpoint, data
     with pytest.raises(SystemExit, match="no .meta.json that tells how its records were made"):
         run.main(options(checkpoint, dataset))
     run.main(options(checkpoint, dataset, "--limit", "2"))  # nothing is open
+    with pytest.raises(SystemExit, match="no .meta.json that tells how its records were made"):
+        run.main(options(checkpoint, dataset))
     run.main(options(checkpoint, dataset, "--overwrite"))
     assert len(results(dataset, "rel_att")) == 3
 
@@ -397,14 +399,15 @@ def test_a_restart_by_a_launcher_goes_on_also_with_overwrite(checkpoint, dataset
     monkeypatch.setenv("SLURM_JOB_ID", "41")
     run.main(options(checkpoint, dataset, "--method", "center_crop"))
     monkeypatch.setenv("SLURM_JOB_ID", "42")
-    run.main(options(checkpoint, dataset))
+    run.main(options(checkpoint, dataset, "--overwrite"))
     asked = count_calls(monkeypatch, "answer")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     run.main(options(checkpoint, dataset, "--overwrite"))
     assert not asked
-    run.main(options(checkpoint, dataset, "--overwrite", "--method", "center_crop"))  # another job's: not begun in this
-    assert asked
-    asked.clear()
+    for more in (["--method", "center_crop"], ["--layer", "1"]):  # another job's, another command's
+        run.main(options(checkpoint, dataset, "--overwrite", *more))
+        assert asked
+        asked.clear()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     run.main(options(checkpoint, dataset, "--overwrite"))
     assert asked

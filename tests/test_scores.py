@@ -228,6 +228,8 @@ def test_an_option_that_is_a_part_of_another_is_not_named_by_it():
     question = "Which red?\n(A) red\n(B) dark red\nAnswer with a letter."
     said = {"dark red": "B", "The sign is dark red.": "B", "red": "A", "red, not dark red": None}
     assert {answer: chosen_letter(answer, question) for answer in said} == said
+    assert chosen_letter("It is red.", "Which?\n(A) red\n(B) Red.\nAnswer.") is None
+    assert chosen_letter("red car park", "Which?\n(A) red car\n(B) car park\nAnswer.") is None
 
 
 @pytest.mark.parametrize(
@@ -375,6 +377,7 @@ def test_what_is_only_begun_is_no_failure(tmp_path, capsys):
     (tmp_path / "llava-pope-rel_att.parts").mkdir()
     get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path)])
     assert capsys.readouterr().out.startswith("llava-pope-rel_att is not finished, and not scored")
+    assert not list(tmp_path.glob("evaluation_report.*"))
 
 
 @pytest.mark.parametrize(

@@ -58,10 +58,10 @@ def download(url, path):
 
 def _fetch_rest(url, part, name):
     """Append to `part` what is missing of it; the size of the whole, or None if the server does not say."""
-    have, version = part.stat().st_size if part.exists() else 0, part.with_name(part.name + ".version")
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    if have and version.exists():
-        headers["If-Range"] = version.read_text()  # all of it again if the file has changed since
+    version = part.with_name(part.name + ".version")
+    have = part.stat().st_size if part.exists() and version.exists() else 0  # of what version is it else?
+    # All of it comes again if the file has changed since.
+    headers = {"Range": f"bytes={have}-", "If-Range": version.read_text()} if have else {}
     try:
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
     except urllib.error.HTTPError as error:

@@ -67,7 +67,7 @@ class Source:
             ValueError: there are several, and they differ.
         """
         found = [path for path in self.by_name.get(Path(name).name, ()) if path.as_posix().endswith("/" + name)]
-        if not all(filecmp.cmp(found[0], other) for other in found[1:]):
+        if not all(filecmp.cmp(found[0], other, shallow=False) for other in found[1:]):
             raise ValueError(f"which one is {name}? {', '.join(map(str, found[:5]))} differ: give a narrower --source")
         return min(found, default=None)
 
@@ -258,7 +258,7 @@ def prepare(dataset, source, target, sample=None, seed=0, copy=False):
 
 def place(path, target, copy):
     """A file at another path as well: linked or copied; the same one that is there already stays."""
-    if target.exists() and filecmp.cmp(path, target):
+    if target.exists() and (os.path.samefile(path, target) or filecmp.cmp(path, target, shallow=False)):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
@@ -268,7 +268,7 @@ def place(path, target, copy):
             return
         except OSError:
             pass  # another file system, or one without hard links
-    shutil.copy2(path, target)  # with its time, by which it is known again
+    shutil.copyfile(path, target)
 
 
 def describe(records):
