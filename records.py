@@ -299,7 +299,7 @@ class Results:
         with alone_in(self.path.with_name(f".{self.path.stem}.lock")):
             finished = joined(self._own, self.done())
             missing = sum(record["id"] not in finished for record in wanted)
-            if finished and not missing and (self._lines() or not self.of_unknown_settings()):
+            if finished and not missing and (not self.of_unknown_settings() or self._lines()):
                 self._write_result(finished, records)  # but never this run's settings beside what others have made
         errors = {record["id"]: finished[record["id"]].get("error") for record in wanted if record["id"] in finished}
         return missing, {key: error for key, error in errors.items() if error is not None}

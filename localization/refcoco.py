@@ -71,13 +71,13 @@ def convert(annotations, images, out):
     content = read_json(annotations)
     try:
         rows = list(map(checked, rows_of(content)))
-        refuse_bad_ids([{"id": str(key)} for key, *_ in rows], annotations)
     except KeyError as error:
         raise ValueError(f"{annotations}: a record has no {error}") from error
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{annotations}: a record is not as expected: {error}") from error
     except ValueError as error:
         raise ValueError(f"{annotations}: {error}") from error
+    refuse_bad_ids([{"id": str(key)} for key, *_ in rows], annotations)
     queries, truths = [], []
     for key, phrase, file_name, box, width, height in rows:
         image_path = str(images / Path(file_name).name)

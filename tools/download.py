@@ -74,7 +74,7 @@ def _fetch_rest(url, part, name):
             have = 0  # the server sends all of it again
         length = answer.headers.get("Content-Length")
         size = None if length is None else have + int(length)
-        marks = [answer.headers.get(name, "W/") for name in ("ETag", "Last-Modified")]
+        marks = [answer.headers.get(field, "W/") for field in ("ETag", "Last-Modified")]
         strong = [mark for mark in marks if not mark.startswith("W/")]  # weak ones say nothing of bytes
         if strong:
             version.write_text(strong[0])

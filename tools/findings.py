@@ -130,10 +130,10 @@ def measured(args, finding, measure, warm_up=False, **more):
 
 def graded(records):
     """Those that the benchmark counts."""
-    counted = [record for record in records if record["score"] is not None]
-    if not counted:
+    found = [record for record in records if record["score"] is not None]
+    if not found:
         raise ValueError(f"none of the {len(records)} records is one that the benchmark counts")
-    return counted
+    return found
 
 
 def settings_of(args):
