@@ -1,20 +1,34 @@
 """Attention out of any transformers model, while it runs as it was loaded, and it is left as it was found.
 
-`watch` reads single softmax rows beside SDPA: nothing needs `output_attentions` or an eager model, and no matrix ever
-holds more than the rows asked for. Nothing else here touches a model's attention.
+`capture_attention` reads single softmax rows beside SDPA: nothing needs `output_attentions` or an eager model, and no
+matrix ever holds more than the rows asked for. Nothing else here touches a model's attention.
 """
 
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import wraps
+from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+# Arguments of an attention function that change nothing beside mask and scaling: how to run it, or what masks say.
+KNOWN_ARGUMENTS = {
+    "is_causal", "sliding_window", "position_ids", "cache_position", "use_cache", "output_attentions", "return_dict",
+    "output_hidden_states", "layer_idx", "num_items_in_batch", "seq_idx", "padding_mask", "deterministic",
+}  # fmt: skip
 
+
+class StopForward(Exception):
+    """Leaves a forward pass once the last captured module has been read."""
+
+
+# ----------------------------------------------------------------------------------------------------- small contexts
 @contextmanager
-def counted(module):
+def counted(module: nn.Module) -> Iterator[list]:
     """A list that grows by one with each forward pass of a module."""
     passes = []
     hook = module.register_forward_pre_hook(lambda *_: passes.append(None))
@@ -24,21 +38,46 @@ def counted(module):
         hook.remove()
 
 
-class _SeenEnough(Exception):
-    """Leaves a forward pass once the last watched module has been read."""
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is another value for the moment."""
+    own, found = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, found)
+        else:
+            delattr(owner, name)
 
 
-class Watch:
-    """What `watch` found: `watch[module]` is (batch, heads, rows, keys) float32, softmax over the keys."""
+@contextmanager
+def with_implementation(name: str, models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """These models run a registered attention function for the moment. Their configs say which one."""
+    configs = {id(model.config): model.config for model in models}.values()
+    found = [config._attn_implementation_internal for config in configs]
+    for config in configs:
+        config._attn_implementation_internal = name
+    try:
+        yield
+    finally:
+        for config, implementation in zip(configs, found, strict=True):
+            config._attn_implementation_internal = implementation
 
-    def __init__(self, modules, graph, stop):
-        self.modules, self.graph, self.stop = list(modules), graph, stop
-        self.probs = {}
 
-    def __getitem__(self, module):
+# ------------------------------------------------------------------------------------------------------------ capture
+class AttentionCapture:
+    """What `capture_attention` found: `captured[module]` is (batch, heads, rows, keys) float32, softmax over keys."""
+
+    def __init__(self, modules: Sequence[nn.Module], graph: bool, stop: bool, leaf: bool):
+        self.modules, self.graph, self.stop, self.leaf = list(modules), graph, stop, leaf
+        self.probs: dict[nn.Module, Tensor] = {}
+
+    def __getitem__(self, module: nn.Module) -> Tensor:
         return self.probs[module]
 
-    def read(self, module, query, key, value, mask, scaling):
+    def read(self, module, query, key, value, mask, scaling) -> Tensor | None:
         """Store a module's rows; with a graph, also return the attention output (batch, rows, heads, dim) of them."""
         groups = query.shape[1] // key.shape[1]
         keys = key.repeat_interleave(groups, dim=1).float()
@@ -48,32 +87,42 @@ class Watch:
             allowed = mask[:, :, first:, : keys.shape[2]]
             scores = scores.masked_fill(~allowed, float("-inf")) if allowed.dtype == torch.bool else scores + allowed
         probs = scores.softmax(-1)
-        if not self.graph or not self.probs:
+        if not self.graph or (self.leaf and not self.probs):
             # With a graph, only the first (lowest) module's softmax is a leaf. Later ones depend on it, so they stay in
             # the graph: were they leaves as well, the gradient of the lower ones would lose every path through them.
             probs = probs.detach()
-        self.probs[module] = probs.requires_grad_() if self.graph else probs
+        self.probs[module] = probs.requires_grad_() if self.graph and probs.is_leaf else probs
         if self.stop and len(self.probs) == len(self.modules):
-            raise _SeenEnough
+            raise StopForward
         if not self.graph:
             return None
         return (probs.to(value.dtype) @ value.repeat_interleave(groups, dim=1)).transpose(1, 2)
 
 
-def first_row(module, query):
+def first_row(module: nn.Module, query: Tensor) -> int:
     """The first query row to read: of causal attention the last only, of any other (a Q-Former's) all."""
     return query.shape[2] - 1 if getattr(module, "is_causal", True) else 0
 
 
-_WATCHES = {}  # module -> Watch, filled only inside `watch`
+_CAPTURES: dict[nn.Module, AttentionCapture] = {}  # filled only inside `capture_attention`
 
 
-def _watched_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """The attention function that `watch` puts into a model: SDPA, and some rows of watched modules on the side."""
-    watch, read = _WATCHES.get(module), None
-    if watch is not None and module not in watch.probs:  # a generation's later steps are not what was asked for
+def _refuse_unknown(module: nn.Module, arguments: dict[str, Any]) -> None:
+    unknown = [name for name, value in arguments.items() if name not in KNOWN_ARGUMENTS and value is not None]
+    if unknown:
+        raise ValueError(
+            f"{type(module).__name__} computes its attention with {', '.join(unknown)}, which is not captured: "
+            "its rows would be wrong"
+        )
+
+
+def _captured_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """The attention function of "captured": SDPA, and some rows of captured modules on the side."""
+    capture, read = _CAPTURES.get(module), None
+    if capture is not None and module not in capture.probs:  # later steps of a generation are not what was asked for
+        _refuse_unknown(module, kwargs)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        read = watch.read(module, query, key, value, attention_mask, scale)
+        read = capture.read(module, query, key, value, attention_mask, scale)
         if read is not None and read.shape[1] == query.shape[2]:
             return read, None
     options = {"scaling": scaling, "dropout": dropout, **kwargs}
@@ -81,19 +130,25 @@ def _watched_attention(module, query, key, value, attention_mask, scaling=None, 
     return (output if read is None else torch.cat([output[:, : -read.shape[1]], read], 1)), None
 
 
-AttentionInterface.register("watched", _watched_attention)
+AttentionInterface.register("captured", _captured_attention)
 # Without a mask function of the same name, a continuation of several tokens from a cache would run without its causal
 # mask, and silently.
-AttentionMaskInterface.register("watched", sdpa_mask)
+AttentionMaskInterface.register("captured", sdpa_mask)
 
 
 @contextmanager
-def watch(models, modules, graph=False, stop=False):
+def capture_attention(
+    models: Sequence[PreTrainedModel],
+    modules: Sequence[nn.Module],
+    graph: bool = False,
+    stop: bool = False,
+    leaf: bool = True,
+) -> Iterator[AttentionCapture]:
     """Read the softmax of some attention modules during the next forward pass: the last query's, where it is causal.
 
-        with watch([language_model], [layer.self_attn]) as seen:
+        with capture_attention([language_model], [layer.self_attn]) as captured:
             model(...)
-        seen[layer.self_attn]                  # (batch, heads, 1, keys) float32
+        captured[layer.self_attn]              # (batch, heads, 1, keys) float32
 
     Args:
         models: the PreTrainedModels that hold the modules; their attention implementation is swapped, and put back on
@@ -101,58 +156,111 @@ def watch(models, modules, graph=False, stop=False):
         modules: attention modules in the order in which they run. Each is read once, at its first call.
         graph: keep autograd's graph from the first module's softmax (a leaf) upwards.
         stop: end the forward pass after the last module was read (the pass has no result then).
+        leaf: with a graph, is the first module's softmax where it begins? Not if it has begun further below already.
+    Raises:
+        ValueError: a module's scores come from more than queries, keys, mask and scaling (a soft cap, sinks, ...).
+        RuntimeError: a module never ran the attention function.
     """
-    seen, found = Watch(modules, graph, stop), [model.config._attn_implementation for model in models]
-    for model in models:
-        model.set_attn_implementation("watched")
-    _WATCHES.update(dict.fromkeys(seen.modules, seen))
+    capture = AttentionCapture(modules, graph, stop, leaf)
+    _CAPTURES.update(dict.fromkeys(capture.modules, capture))
     try:
-        yield seen
-    except _SeenEnough:
+        with with_implementation("captured", models):
+            yield capture
+    except StopForward:
         pass
     finally:
-        for module in seen.modules:
-            _WATCHES.pop(module, None)
-        for model, implementation in zip(models, found, strict=True):
-            model.set_attn_implementation(implementation)
-    missed = len(seen.modules) - len(seen.probs)
+        for module in capture.modules:
+            _CAPTURES.pop(module, None)
+    missed = len(capture.modules) - len(capture.probs)
     if missed:
-        raise RuntimeError(f"{missed} of {len(seen.modules)} watched modules never ran their attention function")
+        raise RuntimeError(f"{missed} of {len(capture.modules)} captured modules never ran their attention function")
+
+
+# ------------------------------------------------------------------------------------------------- left as it was found
+class FrozenModel:
+    """A model whose parts are listed once: finding them takes as long as a small model's layer."""
+
+    def __init__(self, model: nn.Module):
+        self.modules = list(model.modules())
+        self.offloaded = any(hasattr(module, "_hf_hook") for module in self.modules)
+        self.quantised = model if getattr(model, "is_quantized", False) else None
+        self.compiled = [module for module in self.modules if getattr(module, "_compiled_call_impl", None) is not None]
+        self.with_deltas = [module for module in self.modules if hasattr(module, "rope_deltas")]
+
+    @contextmanager
+    def frozen_eval(self) -> Iterator[None]:
+        """All modules in evaluation, weights frozen, nothing compiled, whatever grad mode the caller is in.
+
+        Then all is put back, also what the model remembers of a prompt (Qwen's `rope_deltas`).
+        """
+        training = [module for module in self.modules if module.training]
+        weights = [weight for module in self.modules for weight in module._parameters.values() if weight is not None]
+        learning = [weight for weight in weights if weight.requires_grad]
+        compiled = [module._compiled_call_impl for module in self.compiled]
+        deltas = [module.rope_deltas for module in self.with_deltas]
+        for module in training:
+            module.training = False
+        for weight in learning:
+            weight.requires_grad_(False)
+        for module in self.compiled:
+            module._compiled_call_impl = None
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+            for weight in learning:
+                weight.requires_grad_(True)
+            for module, call in zip(self.compiled, compiled, strict=True):
+                module._compiled_call_impl = call
+            for module, found in zip(self.with_deltas, deltas, strict=True):
+                module.rope_deltas = found
+
+    def checked_gradients(self):
+        """A context in which a quantised model's layers must hand gradients on: some backends' kernels drop them.
+
+        Raises:
+            ValueError: naming the layer's class and the model's quantisation, within the context.
+        """
+        return nullcontext() if self.quantised is None else _checked_gradients(self.quantised, self.modules)
 
 
 @contextmanager
-def undisturbed(modules):
-    """All modules of a model (a list) in evaluation, with frozen weights, whatever grad or inference mode the caller is
-    in; then put back."""
-    training = [module for module in modules if module.training]
-    weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
-    learning = [weight for weight in weights if weight.requires_grad]
-    for module in training:
-        module.training = False
-    for weight in learning:
-        weight.requires_grad_(False)
+def _checked_gradients(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
+    settings = getattr(model.config, "quantization_config", None)
+    backend = getattr(settings, "quant_method", None) or (settings or {}).get("quant_method", "its backend")
+
+    def check(module, inputs, output):
+        floating = [each for each in inputs if isinstance(each, Tensor) and each.is_floating_point()]
+        if any(each.requires_grad for each in floating) and isinstance(output, Tensor) and not output.requires_grad:
+            name = getattr(backend, "value", backend)
+            raise ValueError(
+                f"{type(module).__name__} of a model quantised by {name} hands no gradient on: use rel_att or loc_att, "
+                "or weights that are not quantised"
+            )
+
+    hooks = [module.register_forward_hook(check) for module in modules if not any(module.children())]
     try:
-        with torch.inference_mode(False), torch.no_grad():
-            yield
+        yield
     finally:
-        for module in training:
-            module.training = True
-        for weight in learning:
-            weight.requires_grad_(True)
+        for hook in hooks:
+            hook.remove()
 
 
-def quietly(method):
-    """Decorator for methods of a Look: the model is undisturbed while they run."""
+def frozen_eval(function: Callable) -> Callable:
+    """Decorator: the model of a session, the first argument, is frozen and in evaluation while the function runs."""
 
-    @wraps(method)
-    def wrapped(self, *args, **kwargs):
-        with undisturbed(self.modules):
-            return method(self, *args, **kwargs)
+    @wraps(function)
+    def wrapped(session, *args, **kwargs):
+        with session.frozen.frozen_eval():
+            return function(session, *args, **kwargs)
 
     return wrapped
 
 
-def device_of(module):
+# -------------------------------------------------------------------------------------------------------------- devices
+def device_of(module: nn.Module) -> torch.device:
     """Where a module wants its inputs: where its weights are, or where accelerate brings them if they are offloaded."""
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)
@@ -162,7 +270,7 @@ def device_of(module):
 
 
 @contextmanager
-def brought_in(module):
+def brought_in(module: nn.Module) -> Iterator[None]:
     """A module's own parameters are there to be used, as in its forward pass, also if accelerate has offloaded them."""
     hook = getattr(module, "_hf_hook", None)
     if hook is None:

@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from vicrop import Case
+from vicrop import QuestionBatch
 
 # Of one record or command: a sentence, no traceback.
 FAILURES = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
@@ -40,7 +40,7 @@ def once(future):
     return lambda: held.pop().result()
 
 
-def answer_batch(batch, look, alone, functions):
+def answer_batch(batch, session, alone, methods):
     """{method: [what it adds to each record: answers and box, or the error that took their place]}.
 
     Where there is a map, "map" is (map, its region), as records.Results.append takes it.
@@ -48,34 +48,36 @@ def answer_batch(batch, look, alone, functions):
     A batch that fails (one image cannot be read, the memory is not enough) is asked record by record.
 
     Args:
-        look: called for (look, numbers of the records' images) of this batch; `alone(record)` makes it for a record.
+        session: called for (session, numbers of the records' images) of this batch; `alone(record)` makes it for one.
+        methods: {name: Method}.
     """
     try:
-        case = case_of(batch, *look())
-        originals = case.original_answers(functions)
+        questions = question_batch(batch, *session())
+        originals = questions.original_answers(methods)
         if len(batch) > 1:
-            return {method: outcomes(case, method, functions[method], originals) for method in functions}
+            return {name: outcomes(questions, method, originals) for name, method in methods.items()}
     except Exception as caught:
         error = what_failed(caught)
     else:
-        return {method: [outcome_or_error(case, method, functions[method], originals)] for method in functions}
+        return {name: [outcome_or_error(questions, method, originals)] for name, method in methods.items()}
     # Not in the except clause, in which the traceback would hold the memory of what has failed.
     if len(batch) == 1:
-        return {method: [UNANSWERED | {"error": error}] for method in functions}
-    case = None
-    each = [answer_batch([record], partial(alone, record), alone, functions) for record in batch]
-    return {method: [fields for found in each for fields in found[method]] for method in functions}
+        return {name: [UNANSWERED | {"error": error}] for name in methods}
+    questions = None
+    each = [answer_batch([record], partial(alone, record), alone, methods) for record in batch]
+    return {name: [fields for found in each for fields in found[name]] for name in methods}
 
 
-def case_of(batch, look, of):
+def question_batch(batch, session, of):
+    """The QuestionBatch of some records about a session's images, for each the number of its own."""
     questions, short = ([record.get(name) for record in batch] for name in ("question", "short_question"))
-    return Case(look, questions, of, short, batch)
+    return QuestionBatch(session, questions, of, short, batch)
 
 
-def outcome_or_error(case, method, function, originals):
+def outcome_or_error(questions, method, originals):
     """`outcomes` of a single record: one method may fail and another not."""
     try:
-        return outcomes(case, method, function, originals)[0]
+        return outcomes(questions, method, originals)[0]
     except Exception as caught:
         return UNANSWERED | {"original_answer": originals[0], "error": what_failed(caught)}
 
@@ -87,8 +89,8 @@ def what_failed(error):
     raise error
 
 
-def outcomes(case, method, function, originals):
-    """What a method adds to each record of a case."""
+def outcomes(questions, method, originals):
+    """What a method adds to each record of a QuestionBatch."""
     return [
         {
             "original_answer": found.original_answer,
@@ -97,5 +99,5 @@ def outcomes(case, method, function, originals):
             **found.fields,
             "map": None if found.att_map is None else (found.att_map, found.region),
         }
-        for found in case.findings(method, function, originals)
+        for found in questions.results(method, originals)
     ]

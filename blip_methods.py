@@ -1,40 +1,23 @@
-"""InstructBLIP: what its look is, and the three ViCrop methods over it. For decoder-only checkpoints (Vicuna).
+"""InstructBLIP: what is peculiar to it, and the ViCrop methods over it. For decoder-only checkpoints (Vicuna).
 
 Its language model never sees patches: a Q-Former reads the question, attends to the patches with 32 queries, and hands
 on 32 tokens. So a map is the attention of the last token to the queries times that of the queries to the patches.
 """
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor, InstructBlipForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from attention import brought_in, watch
-from look import Look, valid_layer
-from maps import MapFunction, gradient_attention, localization_attention, pure_gradient, relative_attention
+from adapters import Adapter, ImageFeatures
+from attention import replaced
+from layouts import Layout, raster, whole
+from methods import MapMethod, gradient_attention, localization_attention, pure_gradient, relative_attention
+from session import valid_layer
 
 QFORMER_LAYER = 2  # counts the layers that have cross-attention: every second one, so layer 4 of the Q-Former
 LM_LAYER = 15
 PROMPT = "Question: {question} Short answer:"
 MODEL_CLASS, load_processor = InstructBlipForConditionalGeneration, AutoProcessor.from_pretrained
-
-
-def image_tokens(model, features, asked, heard):
-    """(batch, queries, dim): what the language model gets to see of images when the Q-Former reads a question.
-
-    Args:
-        features: (batch, 1 + patches, width) of the vision tower.
-        asked, heard: (batch, T) ids of the question in the Q-Former's vocabulary, and which of them are no padding.
-    """
-    with brought_in(model):
-        queries = model.query_tokens.expand(len(features), -1, -1)
-    outputs = model.qformer(
-        input_ids=asked,
-        attention_mask=torch.cat([heard.new_ones(queries.shape[:2]), heard], 1).long(),
-        query_embeds=queries,
-        encoder_hidden_states=features,
-        encoder_attention_mask=torch.ones(features.shape[:2], dtype=torch.long, device=features.device),
-    ).last_hidden_state
-    return model.language_projection(outputs[:, : queries.shape[1]])
 
 
 def crossing_attention(model, layer=None):
@@ -45,49 +28,40 @@ def crossing_attention(model, layer=None):
     """
     crossing = [each.crossattention.attention for each in model.qformer.encoder.layer if each.has_cross_attention]
     layer = getattr(model.config, "qformer_layer", QFORMER_LAYER) if layer is None else layer
-    return crossing[valid_layer(layer, len(crossing), "the Q-Former (cross-attention only)")]
+    return crossing[valid_layer(layer, range(len(crossing)), "the Q-Former (cross-attention only)")]
 
 
-class BlipLook(Look):
-    """What an InstructBLIP model has seen of some images (see `look.Look`).
+class BlipAdapter(Adapter):
+    """InstructBLIP (see adapters.Adapter). Images are squashed to the model's square: a map covers all of them.
 
-    Args:
-        images: PIL images or paths; they are squashed to the model's square, so a map covers the whole image.
-        model, processor: a loaded InstructBlipForConditionalGeneration and its InstructBlipProcessor.
-        geometry: "exact", or "upstream" for the published edge mask of pure_grad.
+    Options:
         qformer_layer: the Q-Former layer to read, counting those with cross-attention from 0; default: the
             checkpoint's `config.qformer_layer`, else QFORMER_LAYER.
     """
 
-    instruction_aware = True
+    options = {"geometry": "exact", "qformer_layer": None}
 
-    def __init__(self, images, model, processor, geometry="exact", qformer_layer=None):
-        super().__init__(images, model, processor, geometry, qformer_layer=qformer_layer)
-        self._cross = crossing_attention(model, qformer_layer)
-        self._through = {}  # ask -> A_ti, (heads, queries, 1 + patches)
-        self.bbox_size = model.config.vision_config.image_size
+    def __init__(self, model, processor, **options):
+        super().__init__(model, processor, **options)
+        self.connector = crossing_attention(model, self.given["qformer_layer"]), model.qformer
 
     @classmethod
-    def check(cls, model, qformer_layer=None, **options):
+    def check(cls, model, **options):
         super().check(model, **options)
         if not model.config.use_decoder_only_language_model:
             raise ValueError(
                 f"its language model ({model.config.text_config.model_type}) is an encoder-decoder, as in the Flan-T5 "
                 "checkpoints: maps are read from a decoder-only one, as in Salesforce/instructblip-vicuna-7b"
             )
-        crossing_attention(model, qformer_layer)
+        crossing_attention(model, options.get("qformer_layer"))
 
     @property
     def vision(self):
         return self.model.vision_model
 
     @property
-    def generator(self):
+    def speaker(self):
         return self.model.language_model
-
-    @staticmethod
-    def default_layer(model):
-        return getattr(model.config, "att_layer", LM_LAYER)
 
     def prompt(self, question):
         return PROMPT.format(question=question)
@@ -95,10 +69,17 @@ class BlipLook(Look):
     def phrase(self, text):
         return text  # the image comes before it by itself
 
-    def token_count(self, grid):
-        return self.model.config.num_query_tokens
+    @classmethod
+    def default_layer(cls, model):
+        return getattr(model.config, "att_layer", LM_LAYER)
 
-    def tokens(self, prompt, counts):
+    def layouts(self, inputs, sizes):
+        *_, height, width = inputs["pixel_values"].shape
+        patch = self.model.config.vision_config.patch_size
+        index = raster(height // patch, width // patch, first=1)  # of the patches; the CLS feature comes first
+        return [Layout(self.model.config.num_query_tokens, index, whole(size)) for size in sizes]
+
+    def tokenize(self, prompt, counts):
         """The queries' places come before everything, also before the text's first token."""
         if not prompt.strip():
             raise ValueError("the prompt is empty")
@@ -108,53 +89,35 @@ class BlipLook(Look):
             raise ValueError(f"the image comes before a prompt of InstructBLIP, not into it: {prompt!r}")
         return torch.cat([torch.full((sum(counts),), image), text])
 
-    def see(self, inputs):
-        return list(self.model.vision_model(**inputs).last_hidden_state)
+    def encode_images(self, inputs, count):
+        """Only as far as the question does not change it: the Q-Former reads that."""
+        return [ImageFeatures(each) for each in self.model.vision_model(**inputs).last_hidden_state.chunk(count)]
 
-    def embed(self, seen, prompts):
-        features = torch.stack(list(seen))
-        tokenizer = self.processor.qformer_tokenizer
-        asked = [tokenizer(prompt, return_tensors="pt").input_ids[0].to(features.device) for prompt in prompts]
-        longest, places = max(map(len, asked)), self.model.config.qformer_config.max_position_embeddings
+    def qformer_inputs(self, prompt, device):
+        """What the Q-Former reads of a prompt."""
+        read = self.processor.qformer_tokenizer(prompt, return_tensors="pt").to(device)
+        longest, places = read.input_ids.shape[1], self.model.config.qformer_config.max_position_embeddings
         if longest > places:
             raise ValueError(f"a prompt of {longest} tokens is too long for the Q-Former, which reads up to {places}")
-        heard = pad_sequence([torch.ones_like(ids) for ids in asked], batch_first=True)
-        return list(image_tokens(self.model, features, pad_sequence(asked, batch_first=True), heard))
+        return {f"qformer_{name}": read[name] for name in ("input_ids", "attention_mask")}
 
-    def stock_inputs(self, ids, prompt):
-        reader = self.processor.qformer_tokenizer(prompt, return_tensors="pt").to(ids.device)
-        heard = {f"qformer_{name}": reader[name] for name in ("input_ids", "attention_mask")}
-        return super().stock_inputs(ids, prompt) | heard
+    def forward_inputs(self, prompt, ids, images):
+        asked = self.qformer_inputs(prompt, ids.device)
+        asked = {name: value.expand(len(images), -1) for name, value in asked.items()}
+        return {"attention_mask": torch.ones_like(ids)[None], "pixel_values": images[0].features.pooled, **asked}
 
-    def features(self, asks, seen):
-        """With the Q-Former's attention on the way, which is the same whenever it reads these asks."""
-        with watch([self.model.qformer], [self._cross]) as rows:
-            features = super().features(asks, seen)
-        self._through.update(zip(asks, rows[self._cross], strict=True))
-        return features
+    def as_encoded(self, images):
+        """The vision tower gives what it has given before: the Q-Former goes on from there, in the model's forward."""
+        features = torch.cat([image.features.pooled for image in images])
+        output = BaseModelOutputWithPooling(last_hidden_state=features)
+        return replaced(self.model.vision_model, "forward", lambda *_, **__: output)
 
-    def _before_gradients(self, asks, scripts, layers):
-        """All after the Q-Former's softmax depends on it: its rows are the leaf, and the whole pass is watched."""
-        modules = [self._cross, *(self.attention_modules[layer] for layer in layers)]
-
-        def finish():
-            reading = self._unread(scripts, super(BlipLook, self).features(asks, self.seen))
-            return self._read_on(reading, scripts)
-
-        return max(script.stop for script in scripts), [self.model.qformer, self.model.get_decoder()], modules, finish
-
-    def cells(self, rows, grid):
-        return rows  # of queries: `_maps` takes them on to the patches
-
-    def _maps(self, found, layers, asks, end):
-        through = found[self._cross] if self._cross in found else [self._through[ask] for ask in asks]
-        through = [row.mean(0)[:, 1:].to(self.device) for row in through]  # (queries, patches): A_ti without CLS
-        maps = super()._maps(found, layers, asks, end)
-        grids = [self.grids[ask.image] for ask in asks]
-        return [(a @ b).unflatten(-1, grid) for a, b, grid in zip(maps, through, grids, strict=True)]
+    def stock_inputs(self, prompt, ids, inputs):
+        return super().stock_inputs(prompt, ids, inputs) | self.qformer_inputs(prompt, ids.device)
 
 
-rel_att = rel_attention_blip = MapFunction("rel_attention_blip", BlipLook, relative_attention)
-grad_att = gradient_attention_blip = MapFunction("gradient_attention_blip", BlipLook, gradient_attention)
-pure_grad = pure_gradient_blip = MapFunction("pure_gradient_blip", BlipLook, pure_gradient)
-loc_att = localization_attention_blip = MapFunction("localization_attention_blip", BlipLook, localization_attention)
+ADAPTER = BlipAdapter
+rel_att = rel_attention_blip = MapMethod("rel_attention_blip", BlipAdapter, relative_attention)
+grad_att = gradient_attention_blip = MapMethod("gradient_attention_blip", BlipAdapter, gradient_attention)
+pure_grad = pure_gradient_blip = MapMethod("pure_gradient_blip", BlipAdapter, pure_gradient)
+loc_att = localization_attention_blip = MapMethod("localization_attention_blip", BlipAdapter, localization_attention)

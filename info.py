@@ -83,7 +83,7 @@ METHODS = {
     "random_crop": {"box": "random_crop"},
 }
 
-# What can be told to a model's look, as arguments of argparse; a model whose look has no such option refuses it.
+# What can be told to a model's adapter, as arguments of argparse; an adapter that has no such option refuses it.
 OPTIONS = {
     "geometry": {
         "choices": ("exact", "upstream"),

@@ -1,12 +1,13 @@
-"""LLaVA-1.5: what its look is, and the three ViCrop methods over it. Works with any checkpoint of the family.
+"""LLaVA-1.5: what is peculiar to it, and the ViCrop methods over it. Works with any checkpoint of the family.
 
-To add a model of your own, write a module like this one and name it in info.MODELS.
+To add a family of your own, write a module like this one and name it in adapters.REGISTRY and info.MODELS.
 """
 
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from look import Look
-from maps import MapFunction, gradient_attention, localization_attention, pure_gradient, relative_attention
+from adapters import Adapter
+from layouts import Layout, center_crop_region, raster, square_region, whole
+from methods import MapMethod, gradient_attention, localization_attention, pure_gradient, relative_attention
 from utils import pad_to_square
 
 ATT_LAYER = 14
@@ -14,76 +15,55 @@ PROMPT = "<image>\nUSER: {question} Answer the question using a single word or p
 MODEL_CLASS, load_processor = LlavaForConditionalGeneration, AutoProcessor.from_pretrained
 
 
-class LlavaLook(Look):
-    """What a LLaVA model has seen of some images (see `look.Look`).
+class LlavaAdapter(Adapter):
+    """LLaVA-1.5 (see adapters.Adapter).
 
-    Args:
-        images: PIL images or paths; one KV prefix is kept per image.
-        model, processor: a loaded LlavaForConditionalGeneration and its LlavaProcessor.
-        geometry: "exact", the map covers what the processor shows the model; "upstream", as if it covered everything.
+    Options:
         image_fit: "processor", as the checkpoint's processor does; "pad", the image in a square of the mean colour.
     """
 
-    def __init__(self, images, model, processor, geometry="exact", image_fit="processor"):
-        super().__init__(images, model, processor, geometry, image_fit=image_fit)
-        self.regions = [self._region(image.size) for image in self.images]
-        self.bbox_size = model.config.vision_config.image_size
-        self.needs_square_tiles = geometry == "exact" and (
-            processor.image_processor.do_center_crop or image_fit == "pad"
-        )
+    options = {"geometry": "exact", "image_fit": "processor"}
+
+    def __init__(self, model, processor, **options):
+        super().__init__(model, processor, **options)
+        self.pads, settings = self.given["image_fit"] == "pad", processor.image_processor
+        self.square_tiles = self.given["geometry"] == "exact" and (settings.do_center_crop or self.pads)
         # Tokens before the patches: a CLS feature, unless the checkpoint drops it as LLaVA-1.5 does.
         has_class = any(name.endswith("class_embedding") for name, _ in self.vision.named_parameters())
-        self.before = int(has_class and model.config.vision_feature_select_strategy == "full")
-
-    @property
-    def vision(self):
-        return self.model.model.vision_tower
+        self.num_leading_tokens = int(has_class and model.config.vision_feature_select_strategy == "full")
 
     def preprocess(self, images):
-        if self.options["image_fit"] == "pad":
+        if self.pads:
             mean = tuple(int(255 * channel) for channel in self.processor.image_processor.image_mean)
             images = [pad_to_square(image, mean) for image in images]
         return super().preprocess(images)
 
-    def _region(self, size):
-        """The rectangle of a (width, height) image that the model's input shows, in xyxy pixels of the image."""
-        width, height = size
-        if self.options["geometry"] == "upstream":
-            return 0, 0, width, height
-        left = top = 0
-        if self.options["image_fit"] == "pad":
-            side = max(size)
-            left, top = -((side - width) // 2), -((side - height) // 2)
-            width = height = side
-        processor = self.processor.image_processor
-        if not processor.do_center_crop:
-            return left, top, left + width, top + height
-        short = processor.size.get("shortest_edge")
-        if processor.do_resize and short:
-            scale = short / min(width, height)
-            resized = (short, int(scale * height)) if width <= height else (int(scale * width), short)
-        elif processor.do_resize:
-            resized = processor.size["width"], processor.size["height"]
-        else:
-            resized = width, height
-        seen = processor.crop_size["width"], processor.crop_size["height"]
-        edges = []
-        for whole, small, crop, origin in zip((width, height), resized, seen, (left, top), strict=True):
-            start = (small - crop) // 2  # negative where the processor pads
-            first, last = round(start * whole / small), round((start + crop) * whole / small)
-            edges.append((origin + first, origin + max(first + 1, last)))
-        (x1, x2), (y1, y2) = edges
-        return x1, y1, x2, y2
+    def layouts(self, inputs, sizes):
+        *_, height, width = inputs["pixel_values"].shape
+        patch, first = self.model.config.vision_config.patch_size, self.num_leading_tokens
+        index = raster(height // patch, width // patch, first)
+        return [Layout(first + index.size, index, self.region(size)) for size in sizes]
 
-    @staticmethod
-    def default_layer(model):
-        return getattr(model.config, "att_layer", ATT_LAYER)
+    def region(self, size):
+        """The rectangle of a (width, height) image that the model's input shows, in xyxy pixels of the image."""
+        if self.given["geometry"] == "upstream":
+            return whole(size)
+        region, settings = square_region(size) if self.pads else whole(size), self.processor.image_processor
+        if not settings.do_center_crop:
+            return region
+        crop = settings.crop_size["width"], settings.crop_size["height"]
+        return center_crop_region(region, settings.size if settings.do_resize else None, crop)
 
     def prompt(self, question):
         return PROMPT.format(question=question)
 
+    @classmethod
+    def default_layer(cls, model):
+        return getattr(model.config, "att_layer", ATT_LAYER)
 
-rel_att = rel_attention_llava = MapFunction("rel_attention_llava", LlavaLook, relative_attention)
-grad_att = gradient_attention_llava = MapFunction("gradient_attention_llava", LlavaLook, gradient_attention)
-pure_grad = pure_gradient_llava = MapFunction("pure_gradient_llava", LlavaLook, pure_gradient)
-loc_att = localization_attention_llava = MapFunction("localization_attention_llava", LlavaLook, localization_attention)
+
+ADAPTER = LlavaAdapter
+rel_att = rel_attention_llava = MapMethod("rel_attention_llava", LlavaAdapter, relative_attention)
+grad_att = gradient_attention_llava = MapMethod("gradient_attention_llava", LlavaAdapter, gradient_attention)
+pure_grad = pure_gradient_llava = MapMethod("pure_gradient_llava", LlavaAdapter, pure_gradient)
+loc_att = localization_attention_llava = MapMethod("localization_attention_llava", LlavaAdapter, localization_attention)

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: what its look is, and the three ViCrop methods over it. For all sizes (3B, 7B, 72B).
+"""Qwen2.5-VL: what is peculiar to it, and the ViCrop methods over it. For all sizes (3B, 7B, 72B).
 
 An image keeps its aspect ratio, so grids vary; 2 x 2 patches become one token; positions have three axes (mrope).
 """
@@ -6,8 +6,9 @@ An image keeps its aspect ratio, so grids vary; 2 x 2 patches become one token; 
 import torch
 from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from look import Look
-from maps import MapFunction, gradient_attention, localization_attention, pure_gradient, relative_attention
+from adapters import Adapter
+from layouts import Layout, thw, unpatchify, whole
+from methods import MapMethod, gradient_attention, localization_attention, pure_gradient, relative_attention
 from utils import multiple_size, pixel_range, resize_to_multiple
 
 ATT_LAYER = 22
@@ -37,31 +38,29 @@ def chat_prompt(processor, text):
     )
 
 
-class QwenLook(Look):
-    """What a Qwen2.5-VL model has seen of some images (see `look.Look`).
-
-    Args:
-        images: PIL images or paths. A map covers the whole image.
-        model, processor: a loaded Qwen2_5_VLForConditionalGeneration and its processor, with or without its video half.
-        geometry: "exact", or "upstream" for the published edge mask of pure_grad.
-        min_pixels, max_pixels: every image and crop is scaled into this range; default: the processor's, but at most
-            256 * 28 * 28.
+class QwenAdapter(Adapter):
+    """Qwen2.5-VL (see adapters.Adapter). A map covers the whole image.
 
     A prompt is the filled in chat template (`prompt`); a text without it is taken as the user's message.
+
+    Options:
+        min_pixels, max_pixels: every image and crop is scaled into this range; default: the processor's, but at most
+            256 * 28 * 28.
     """
 
-    block = "<|vision_start|><|image_pad|><|vision_end|>"
+    options = {"geometry": "exact", "min_pixels": None, "max_pixels": None}
+    image_placeholder = "<|vision_start|><|image_pad|><|vision_end|>"
 
-    def __init__(self, images, model, processor, geometry="exact", min_pixels=None, max_pixels=None):
-        self._size = pixel_range(processor, min_pixels, max_pixels)
-        self._merge = model.config.vision_config.spatial_merge_size
-        super().__init__(images, model, processor, geometry, min_pixels=min_pixels, max_pixels=max_pixels)
-        self.bbox_size = BBOX_SIZE
+    def __init__(self, model, processor, **options):
+        super().__init__(model, processor, **options)
+        self.size = pixel_range(processor, self.given["min_pixels"], self.given["max_pixels"])
+        self.merge, self.bbox_size = model.config.vision_config.spatial_merge_size, BBOX_SIZE
 
     @classmethod
-    def check(cls, model, min_pixels=None, max_pixels=None, **options):
+    def check(cls, model, **options):
         super().check(model, **options)
-        low, high = 1 if min_pixels is None else min_pixels, max_pixels
+        low, high = options.get("min_pixels"), options.get("max_pixels")
+        low = 1 if low is None else low
         if low < 1 or (high is not None and high < low):
             raise ValueError(f"min_pixels is at least 1, not {low}, and max_pixels at least min_pixels, not {high}")
 
@@ -73,55 +72,59 @@ class QwenLook(Look):
         """As published: both sides to the nearest multiple of a token's side, then to a size within the limits."""
         settings = self.processor.image_processor
         images = [resize_to_multiple(image, settings.patch_size * settings.merge_size) for image in images]
-        return dict(settings(images=images, size=self._size, return_tensors="pt"))
+        return dict(settings(images=images, size=self.size, return_tensors="pt"))
 
-    @staticmethod
-    def default_layer(model):
-        return getattr(model.config, "att_layer", ATT_LAYER)
+    def layouts(self, inputs, sizes):
+        indices = [thw((rows, columns), self.merge) for _, rows, columns in inputs["image_grid_thw"].tolist()]
+        return [Layout(index.size, index, whole(size)) for index, size in zip(indices, sizes, strict=True)]
+
+    def one_image(self, inputs, number):
+        counts = inputs["image_grid_thw"].prod(1)
+        first = int(counts[:number].sum())
+        patches = inputs["pixel_values"][first : first + int(counts[number])]
+        return {"pixel_values": patches, "image_grid_thw": inputs["image_grid_thw"][number : number + 1]}
 
     def prompt(self, question):
         return chat_prompt(self.processor, PROMPT.format(question=question))
 
-    def grids_of(self, inputs):
-        return [(high // self._merge, wide // self._merge) for _, high, wide in inputs["image_grid_thw"].tolist()]
+    @classmethod
+    def default_layer(cls, model):
+        return getattr(model.config, "att_layer", ATT_LAYER)
 
-    def tokens(self, prompt, counts):
+    def tokenize(self, prompt, counts):
         if self.processor.image_token not in prompt:
             prompt = chat_prompt(self.processor, prompt)
-        return super().tokens(prompt, counts)
+        return super().tokenize(prompt, counts)
 
-    def positions(self, ids, grids):
-        """(3, T): time, height and width of an image's tokens; a text's three are equal."""
-        patches = torch.tensor([[1, h * self._merge, w * self._merge] for h, w in grids], device=ids.device)
-        image = (ids == self.model.config.image_token_id).int()[None]
-        return self.model.model.get_rope_index(ids[None], mm_token_type_ids=image, image_grid_thw=patches)[0][:, 0]
+    def rope_inputs(self, ids, grids):
+        """What positions of three axes are made of; without the types there would be none, silently."""
+        return {"image_grid_thw": grids, "mm_token_type_ids": (ids == self.model.config.image_token_id).int()[None]}
 
-    def stock_inputs(self, ids, prompt):
-        image = (ids == self.model.config.image_token_id).int()  # without it there would be no mrope, silently
-        return super().stock_inputs(ids, prompt) | {"mm_token_type_ids": image}
+    def forward_inputs(self, prompt, ids, images):
+        grids = torch.cat([image.inputs["image_grid_thw"] for image in images])
+        return super().forward_inputs(prompt, ids, images) | self.rope_inputs(ids, grids)
 
-    def canvas(self, values):
+    def stock_inputs(self, prompt, ids, inputs):
+        return super().stock_inputs(prompt, ids, inputs) | self.rope_inputs(ids, inputs["image_grid_thw"])
+
+    def canvas(self, values, inputs, layout):
         """A row of `values` is a patch: 3 colours x 2 copies in time; rows come by tokens, of 2 x 2 patches each."""
-        vision, (h, w) = self.model.config.vision_config, self.grids[0]
-        copies, side, merge = vision.temporal_patch_size, vision.patch_size, self._merge
-        values = values.reshape(h, w, merge, merge, 3, copies, side, side)
-        pictures = values.permute(5, 4, 0, 2, 6, 1, 3, 7)  # (copies, 3, h, merge, side, w, merge, side)
-        return pictures.reshape(copies, 3, h * merge * side, w * merge * side)
+        vision = self.model.config.vision_config
+        return unpatchify(values, layout.grid, self.merge, vision.temporal_patch_size, vision.patch_size)
 
-    def record_fields(self, of, crops):
+    def record_fields(self, layout, crop):
         """`num_img_tokens`: the image tokens of the prompt with image and crop."""
-        settings, fields = self.processor.image_processor, []
-        limits = {"min_pixels": self._size["shortest_edge"], "max_pixels": self._size["longest_edge"]}
-        for image, crop in zip(of, crops, strict=True):
-            width, height = multiple_size(crop.size, settings.patch_size * settings.merge_size)
-            patches = settings.get_number_of_image_patches(height, width, limits)
-            fields.append({"num_img_tokens": self.token_count(self.grids[image]) + patches // self._merge**2})
-        return fields
+        settings = self.processor.image_processor
+        limits = {"min_pixels": self.size["shortest_edge"], "max_pixels": self.size["longest_edge"]}
+        width, height = multiple_size(crop.size, settings.patch_size * settings.merge_size)
+        patches = settings.get_number_of_image_patches(height, width, limits)
+        return {"num_img_tokens": layout.num_tokens + patches // self.merge**2}
 
 
-rel_att = rel_attention_qwen2_5 = MapFunction("rel_attention_qwen2_5", QwenLook, relative_attention)
-grad_att = gradient_attention_qwen2_5 = MapFunction("gradient_attention_qwen2_5", QwenLook, gradient_attention)
-pure_grad = pure_gradient_qwen2_5 = MapFunction("pure_gradient_qwen2_5", QwenLook, pure_gradient)
-loc_att = localization_attention_qwen2_5 = MapFunction(
-    "localization_attention_qwen2_5", QwenLook, localization_attention
+ADAPTER = QwenAdapter
+rel_att = rel_attention_qwen2_5 = MapMethod("rel_attention_qwen2_5", QwenAdapter, relative_attention)
+grad_att = gradient_attention_qwen2_5 = MapMethod("gradient_attention_qwen2_5", QwenAdapter, gradient_attention)
+pure_grad = pure_gradient_qwen2_5 = MapMethod("pure_gradient_qwen2_5", QwenAdapter, pure_gradient)
+loc_att = localization_attention_qwen2_5 = MapMethod(
+    "localization_attention_qwen2_5", QwenAdapter, localization_attention
 )

@@ -6,7 +6,6 @@ python run.py --model llava_tiny --image photo.jpg --question "what number is on
 
 import argparse
 import hashlib
-import inspect
 import os
 import signal
 import socket
@@ -36,19 +35,19 @@ from batches import FAILURES, answer_batch, in_batches, prefetched, what_failed
 from graders import first_grader, score
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS, known
 from localization.analyze import head_name
-from look import MAX_NEW_TOKENS
 from records import ROOT, Results, answered, check_record, in_repository, load_task, pick
+from session import MAX_NEW_TOKENS, ImageSession
 from vicrop import (
     PER_SAMPLE,
-    Case,
-    choose,
+    QuestionBatch,
+    adapter_of,
+    build_methods,
     default_device,
     default_dtype,
     heads_of,
     load_model,
     local_or_hub,
-    look_class,
-    map_function,
+    method_of,
     model_module,
     weights_of,
 )  # fmt: skip
@@ -64,7 +63,7 @@ def settings(args, device):
         "model": args.model, "model_id": checkpoint(args.model, args.model_id),
         "weights": weights_of(args.model, args.model_id, args.revision),
         "task": args.task, "dtype": str(dtype).removeprefix("torch."),
-        **look_options(args), "prompt": model_module(args.model).PROMPT, "general_prompt": GENERAL_PROMPT,
+        **adapter_options(args), "prompt": model_module(args.model).PROMPT, "general_prompt": GENERAL_PROMPT,
         "decoding": f"greedy, {MAX_NEW_TOKENS} tokens",
         "image_path": os.path.relpath(in_repository(args.image_path).resolve(), ROOT),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else str(args.question_path),
@@ -79,8 +78,7 @@ def checkpoint(name, model_id):
 
 def reads(args, method):
     """What can be chosen of a method's map: "layers", "heads", or nothing."""
-    function = map_function(model_module(args.model), method)
-    return () if function is None else function.reads
+    return method_of(model_module(args.model), method).reads
 
 
 def own_settings(args, method):
@@ -91,19 +89,19 @@ def own_settings(args, method):
     return {"method": method} | chosen
 
 
-def look_options(args):
-    """Keywords of the model's look: what the command line says, else the look's own defaults.
+def adapter_options(args):
+    """Options of the model's adapter: what the command line says, else the adapter's own defaults.
 
     Raises:
-        ValueError: naming an option that the model's look does not have.
+        ValueError: naming an option that the adapter does not have.
     """
-    look = inspect.signature(look_class(model_module(args.model))).parameters
+    own = adapter_of(args.model).options
     for name in OPTIONS:
-        if getattr(args, name) is not None and name not in look:
-            own = ", ".join(f"--{option}" for option in OPTIONS if option in look)
-            raise ValueError(f"--{name} has no meaning for {args.model}, which has {own}")
-    given = {name: getattr(args, name) for name in OPTIONS if name in look}
-    return {name: look[name].default if value is None else value for name, value in given.items()}
+        if getattr(args, name) is not None and name not in own:
+            named = ", ".join(f"--{option}" for option in OPTIONS if option in own)
+            raise ValueError(f"--{name} has no meaning for {args.model}, which has {named}")
+    given = {name: getattr(args, name) for name in OPTIONS if name in own}
+    return {name: own[name] if value is None else value for name, value in given.items()}
 
 
 def run_task(args):
@@ -186,7 +184,7 @@ def done_before(result, mine, args):
 
 
 def share_and_model(args, mine, done, state):
-    """(the open records that this process is to answer, (model, processor, map functions) or None if there are none).
+    """(the open records that this process is to answer, (model, processor, methods) or None if there are none).
 
     Processes wait for each other here, not once they answer: the first one says what is open, for another one may look
     later and find more done; and it loads the model first, for it may have to be downloaded.
@@ -194,14 +192,14 @@ def share_and_model(args, mine, done, state):
     ids = [[record["id"] for record in mine if any(record["id"] not in finished for finished in done.values())]]
     open_ids = set(broadcast_object_list(ids)[0])
     todo = [record for record in mine if record["id"] in open_ids]
-    todo.sort(key=lambda record: str(record.get("image_path")))  # questions about an image share a look
+    todo.sort(key=lambda record: str(record.get("image_path")))  # questions about an image share a session
     with state.split_between_processes(todo) as share, state.local_main_process_first():
         if not share:
             return share, None
         model, processor = load_model(args.model, args.model_id, *place(args, state), args.revision)
-        module, options = model_module(args.model), look_options(args)
-        functions = choose(module, args.method, model, args.layer, args.loc_heads, **options)
-        return share, (model, processor, functions)
+        module, options = model_module(args.model), adapter_options(args)
+        methods = build_methods(module, args.method, model, args.layer, args.loc_heads, **options)
+        return share, (model, processor, methods)
 
 
 def conclude(result, wanted, records, state):
@@ -236,41 +234,41 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
     """Answer records, batch by batch, and append them to the results of each method as they are finished.
 
     Args:
-        loaded: model, processor and the methods' map functions.
+        loaded: model, processor and {name: Method}.
         results: {method: Results}; done: {method: ids that need no answer}.
         bar: told after each batch; stopped: ends the work after the present batch once there is something in it.
     """
-    model, processor, functions = loaded
-    module, folder, options = model_module(args.model), in_repository(args.image_path), look_options(args)
+    model, processor, methods = loaded
+    folder, options = in_repository(args.image_path), adapter_options(args)
 
     @lru_cache(maxsize=2)  # records come in image order, and one batch is made ahead
-    def look_at(paths):
-        look = look_class(module)(paths, model, processor, **options)
-        look.inputs  # noqa: B018 (made here, in the loading thread)
-        return look
+    def session_of_images(paths):
+        session = ImageSession(paths, model, processor, **options)
+        session.inputs  # noqa: B018 (made here, in the loading thread)
+        return session
 
-    def look_of(batch):
-        """(look at the images of a batch, each once; for each record the number of its image)."""
+    def session_of(batch):
+        """(session of the images of a batch, each once; for each record the number of its image)."""
         paths = [check_record(record, folder) for record in batch]
         unique = tuple(dict.fromkeys(paths))
-        return look_at(unique), [unique.index(path) for path in paths]
+        return session_of_images(unique), [unique.index(path) for path in paths]
 
     def alone(record):
-        look_at.cache_clear()  # the memory may be needed that a batch has left behind
+        session_of_images.cache_clear()  # the memory may be needed that a batch has left behind
         clear_device_cache(garbage_collection=True)
-        return look_of([record])
+        return session_of([record])
 
     def open_methods(record):
         return tuple(method for method in results if record["id"] not in done[method])
 
     size = args.batch_size or BATCH_SIZES.get(model.device.type, 1)
     for method, result in results.items():
-        result.note(**whereabouts(model, size), layers=layers_read(functions[method], model), methods=list(results))
+        result.note(**whereabouts(model, size), layers=list(methods[method].layers(model)), methods=list(results))
     began = time.perf_counter()
     with counted(model.get_decoder()) as passes:
-        for batch, look in prefetched(look_of, in_batches(records, open_methods, size)):
-            todo = {method: functions[method] for method in open_methods(batch[0])}
-            for method, found in answer_batch(batch, look, alone, todo).items():
+        for batch, session in prefetched(session_of, in_batches(records, open_methods, size)):
+            todo = {method: methods[method] for method in open_methods(batch[0])}
+            for method, found in answer_batch(batch, session, alone, todo).items():
                 for record, fields in zip(batch, found, strict=True):
                     att_map = fields.pop("map", None)
                     results[method].append(answered(record, fields), att_map if args.save_maps else None)
@@ -289,11 +287,6 @@ def whereabouts(model, batch_size):
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in libraries},
         "seed": "none: decoding is greedy, and random_crop draws from the id of a record",
     }  # fmt: skip
-
-
-def layers_read(function, model):
-    """The numbers of the language model's layers that a method reads; empty for those that read none."""
-    return list(function.layers(model)) if hasattr(function, "layers") else []
 
 
 @contextmanager
@@ -378,17 +371,16 @@ def run_picture(args):
         raise ValueError("--image needs a --question that is not empty")
     image, module = utils.load_image(args.image), model_module(args.model)
     model, processor = load_model(args.model, args.model_id, *place(args), args.revision)
-    options = look_options(args)
-    functions = choose(module, args.method, model, args.layer, args.loc_heads, **options)
-    look = look_class(module)([image], model, processor, **options)
-    case = Case(look, [args.question])
-    original = case.original_answers(functions)
+    options = adapter_options(args)
+    methods = build_methods(module, args.method, model, args.layer, args.loc_heads, **options)
+    batch = QuestionBatch(ImageSession([image], model, processor, **options), [args.question])
+    original = batch.original_answers(methods)
     Path(args.save_path).mkdir(parents=True, exist_ok=True)
-    for method, function in functions.items():
-        (finding,) = case.findings(method, function, original)
-        path = Path(args.save_path) / f"{Path(args.image).stem}-{args.model}-{method}.png"
-        save_figure(finding_figure(image, args.question, method, finding), path)
-        print(f"{method}: box {finding.bbox}, drawn in {path}")
+    for name, method in methods.items():
+        (finding,) = batch.results(method, original)
+        path = Path(args.save_path) / f"{Path(args.image).stem}-{args.model}-{name}.png"
+        save_figure(finding_figure(image, args.question, name, finding), path)
+        print(f"{name}: box {finding.bbox}, drawn in {path}")
         print(f"  without crop: {finding.original_answer}\n  with crop:    {finding.crop_answer}")
 
 
@@ -425,7 +417,7 @@ def device_option(text):
 
 
 def add_model_options(parser):
-    """The arguments that say which model looks, where and how; for `load_model`, `place` and `look_options`."""
+    """The arguments that say which model looks, where and how; for `load_model`, `place` and `adapter_options`."""
     add = parser.add_argument
     add("--model", choices=MODELS, default="llava_tiny")
     add("--model_id", help="another checkpoint of the same family: hub id or folder")
@@ -462,7 +454,7 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     try:
         args.method = method_list(args.method)
-        look_options(args)
+        adapter_options(args)
         if args.loc_heads and not any("heads" in reads(args, method) for method in args.method):
             raise ValueError(f"--loc_heads {args.loc_heads}: {', '.join(args.method)} reads no heads, loc_att does")
         args.loc_heads = heads_of(args.model, args.model_id, args.loc_heads)

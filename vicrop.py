@@ -1,24 +1,29 @@
 """ViCrop on one question or a batch of them: look, find the box, crop, answer again (arXiv 2502.17422, section 4).
 
-`vicrop_qa` is for notebooks; run.py takes a `Case` through a whole dataset.
+`vicrop_qa` is for notebooks; run.py takes a `QuestionBatch` through a whole dataset.
 """
 
 import hashlib
 import importlib
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 import utils
+from adapters import Adapter
 from info import GENERAL_PROMPT, METHODS, MODELS, checkpoint_of, known
+from layouts import Region
 from localization.analyze import parse_heads
-from maps import MapFunction
+from methods import CropBaseline, Method, Questions
 from records import ROOT, read_json
+from session import ImageSession
 
 PER_SAMPLE = "per_sample"
 ENDS = 1 << 20  # bytes of a checkpoint file's begin and end that tell it from another
@@ -27,7 +32,7 @@ CHECKPOINT = ("*.safetensors", "*.bin", "*config.json", "*tokens*.json", "tokeni
 
 
 @dataclass
-class Finding:
+class CropResult:
     """What a method found: both answers, the crop's box (xyxy pixels), and its map with the region that it covers.
 
     `fields` are what the model's records carry besides.
@@ -37,100 +42,83 @@ class Finding:
     crop_answer: str
     bbox: tuple
     att_map: np.ndarray | None
-    region: tuple
+    region: Region
     fields: dict = field(default_factory=dict)
 
 
-class Case:
-    """Questions about the images of a look, asked together; the original answers and all methods share the look.
+class QuestionBatch:
+    """Questions about the images of a session, asked together; the original answers and all methods share the session.
 
     Args:
-        look: a look.Look.
+        session: a session.ImageSession.
         questions: asked with the model's template.
         of: for each the number of its image.
         short_questions: for each None, or what is asked in its place for the map only (V*).
         records: their data records, for boxes that come from them (gt_crop, random_crop).
     """
 
-    def __init__(self, look, questions, of=(0,), short_questions=(None,), records=({},)):
+    def __init__(self, session: ImageSession, questions, of=(0,), short_questions=(None,), records=({},)):
         for question in questions:
             if not question or not question.strip():
                 raise ValueError("the question is empty")
-        self.look, self.of, self.records = look, list(of), records
-        self.prompts, self.general = [look.prompt(question) for question in questions], look.prompt(GENERAL_PROMPT)
+        ask = session.adapter.prompt
+        self.session, self.of, self.records = session, list(of), records
+        self.prompts, self.general = [ask(question) for question in questions], ask(GENERAL_PROMPT)
         self.map_prompts = [
-            look.prompt(short) if short else prompt for short, prompt in zip(short_questions, self.prompts, strict=True)
+            ask(short) if short else prompt for short, prompt in zip(short_questions, self.prompts, strict=True)
         ]
 
-    def original_answers(self, functions):
+    def original_answers(self, methods: dict[str, Method]) -> list[str]:
         """The answers without a crop; rows that maps of the same prompts will need are read off their first pass."""
         layers = set()
-        for method, function in functions.items():
-            if getattr(function, "reads_prefill", False) and not METHODS[method]["tiles"]:
-                layers.update(function.layers(self.look.model))
-        layers = sorted(layers) if self.map_prompts == self.prompts else ()
-        return self.look.answer(self.prompts, layers=layers, of=self.of)
+        if self.map_prompts == self.prompts:
+            layers.update(*(method.prefill_layers(self.session.model) for method in methods.values()))
+        return self.session.answer(self.prompts, layers=sorted(layers), of=self.of)
 
-    def find(self, method, function):
-        """[(box, map or None, region of the map)] of a method, its function as given by `choose`."""
-        look, images = self.look, [self.look.images[number] for number in self.of]
-        wholes = [(0, 0, *image.size) for image in images]
-        if not isinstance(function, MapFunction):
-            boxes = [
-                function(record, image.size, look.bbox_size) for record, image in zip(self.records, images, strict=True)
-            ]
-            return [(box, None, whole) for box, whole in zip(boxes, wholes, strict=True)]
-        if METHODS[method]["tiles"]:
-            maps = [function.of_tiles(look, prompt, self.general, number)
-                    for prompt, number in zip(self.map_prompts, self.of, strict=True)]  # fmt: skip
-            regions = wholes
-        else:
-            maps = function.of(look, self.map_prompts, self.general, of=self.of)
-            regions = [look.regions[number] for number in self.of]
-        return [
-            (utils.bbox_in_region(att_map, region, image.size, look.bbox_size), att_map, region)
-            for att_map, region, image in zip(maps, regions, images, strict=True)
-        ]
+    def find(self, method: Method) -> list:
+        """[methods.Found] of a method that is bound to the session's model."""
+        return method.find(Questions(self.session, self.map_prompts, self.general, self.of, self.records))
 
-    def findings(self, method, function, original_answers):
-        """[Finding], one per question."""
-        found = self.find(method, function)
-        crops = [self.look.images[number].crop(box) for number, (box, *_) in zip(self.of, found, strict=True)]
-        answers = self.look.answer(self.prompts, crops=crops, of=self.of)
-        fields = self.look.record_fields(self.of, crops)
+    def results(self, method: Method, original_answers: Sequence[str]) -> list[CropResult]:
+        """What a method found for each question, and the answers with its crops."""
+        found, session = self.find(method), self.session
+        crops = [session.images[number].crop(each.bbox) for number, each in zip(self.of, found, strict=True)]
+        answers = session.answer(self.prompts, crops=crops, of=self.of)
+        fields = [session.adapter.record_fields(session.layouts[number], crop)
+                  for number, crop in zip(self.of, crops, strict=True)]  # fmt: skip
         return [
-            Finding(original, answer, *each, more)
+            CropResult(original, answer, *each, more)
             for original, answer, each, more in zip(original_answers, answers, found, fields, strict=True)
         ]
 
 
-def choose(module, methods, model, layer=None, heads=None, **options):
-    """{method: the module's MapFunction for it, or the function of utils that gives its box without a map}.
+def build_methods(module, methods: Sequence[str], model: PreTrainedModel, layer=None, heads=None, **options: Any):
+    """{name: the Method, bound to a model}.
 
     Args:
-        layer: for every method that makes a map; heads: for those that read attention heads (see maps.MapFunction).
-        options: those of the look.
+        layer: for every method that makes a map; heads: for those that read attention heads (see methods.MapMethod).
+        options: those of the model's adapter.
     Raises:
-        ValueError: an unknown method; a model or an option that the module's look cannot have; a layer or a head that
-            the model does not have, or a layer for a method that reads none.
+        ValueError: an unknown method; a model or an option that the adapter cannot have; a layer or a head that the
+            model does not have, or a layer for a method that reads none.
     """
-    look_class(module).check(model, **options)
-    functions = {}
-    for method in methods:
-        function = map_function(module, method)
-        if function:
-            functions[method] = function.reading(model, layer, heads if "heads" in function.reads else None)
-        else:
-            functions[method] = getattr(utils, METHODS[method]["box"])
-    if layer is not None and not any(isinstance(function, MapFunction) for function in functions.values()):
-        raise ValueError(f"layer={layer!r} has no meaning here: {', '.join(functions)} reads no layer")
-    return functions
+    module.ADAPTER.check(model, **options)
+    found = {name: method_of(module, name) for name in methods}
+    if layer is not None and not any(method.makes_map for method in found.values()):
+        raise ValueError(f"layer={layer!r} has no meaning here: {', '.join(found)} reads no layer")
+    return {
+        name: method.bind(model, layer if method.makes_map else None, heads if "heads" in method.reads else None)
+        for name, method in found.items()
+    }
 
 
-def map_function(module, method):
-    """The MapFunction of a module for a method; None for a method that makes no map."""
-    row = METHODS[known(method, METHODS, "method")]
-    return getattr(module, row["map"]) if "map" in row else None
+def method_of(module, name: str) -> Method:
+    """The Method of a family's module under a name of info.METHODS."""
+    row = METHODS[known(name, METHODS, "method")]
+    if "box" in row:
+        return CropBaseline(getattr(utils, row["box"]))
+    method = getattr(module, row["map"])
+    return method.tiled() if row["tiles"] else method
 
 
 def vicrop_qa(model_name, method_name, image_path, question, model, processor, short_question=None, **options):
@@ -142,23 +130,29 @@ def vicrop_qa(model_name, method_name, image_path, question, model, processor, s
         question: the bare question; the model's template is put around it.
         model, processor: as loaded by `load_model` or by transformers, in any dtype, with any attention implementation.
         short_question: asked in place of the question for the map only.
-        options: `layer=`, `heads=` (as maps.MapFunction takes them; by default those of `heads_of`), and keywords of
-            the model's look (`geometry=`, ...).
+        options: `layer=`, `heads=` (as methods.MapMethod takes them; by default those of `heads_of`), and options of
+            the model's adapter (`geometry=`, ...).
     Returns:
         (original_answer, crop_answer, bbox): strings and (x1, y1, x2, y2) ints in pixels of the image.
     """
     module, layer = model_module(model_name), options.pop("layer", None)
     heads = options.pop("heads", None) or heads_of(model_name, model.name_or_path)
-    functions = choose(module, [method_name], model, layer, heads, **options)
-    look = look_class(module)([image_path], model, processor, **options)
-    case = Case(look, [question], short_questions=[short_question])
-    (found,) = case.findings(method_name, functions[method_name], case.original_answers(functions))
+    methods = build_methods(module, [method_name], model, layer, heads, **options)
+    session = ImageSession([image_path], model, processor, **options)
+    batch = QuestionBatch(session, [question], short_questions=[short_question])
+    (found,) = batch.results(methods[method_name], batch.original_answers(methods))
     return found.original_answer, found.crop_answer, found.bbox
 
 
 # ------------------------------------------------------------------------------------------------------------- models
 def model_module(name):
+    """The module that knows the model of a name of info.MODELS."""
     return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
+
+
+def adapter_of(name: str) -> type[Adapter]:
+    """The Adapter class of a name of info.MODELS."""
+    return model_module(name).ADAPTER
 
 
 def heads_of(name, model_id=None, given=None):
@@ -190,11 +184,6 @@ def heads_of_file(path, names):
     if checkpoint_of(str(found.get("model"))) not in names:
         warnings.warn(f"{path} has the heads of {found.get('model')}: another model has other heads", stacklevel=3)
     return found["heads"]
-
-
-def look_class(module):
-    """The look.Look that a model's methods share."""
-    return module.rel_att.look_class
 
 
 def default_device():

@@ -19,13 +19,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import look as look_module
 import numpy as np
 import torch
 import transformers
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-import look as look_module
 from attention import undisturbed, watch
 from benchmarks.shapes import GROUPS, SHAPES, TINY, build
 from info import GENERAL_PROMPT

@@ -35,16 +35,16 @@ def batch(config):
     new = {sample["id"] for sample in todo if not has_attention(collector, stem_in(folder, sample), sample)}
     log.info("%d lines: %d are done, %d need attention", count, len(samples) - len(todo), len(new))
     if new:
-        collector.loaded  # noqa: B018 (here, not in the thread that makes looks ready)
-    groups = groupby(sorted(todo, key=image_of), image_of)  # queries about an image share a look
+        collector.loaded  # noqa: B018 (here, not in the thread that makes sessions ready)
+    groups = groupby(sorted(todo, key=image_of), image_of)  # queries about an image share a session
     groups = [(image, list(group)) for image, group in groups]
 
-    def look_of(group):
-        return collector.look_at(group[0]) if any(sample["id"] in new for sample in group[1]) else None
+    def session_of(group):
+        return collector.session_of(group[0]) if any(sample["id"] in new for sample in group[1]) else None
 
     with logging_redirect_tqdm(), tqdm(total=len(todo), unit="query", desc=str(folder)) as bar:
-        for (_, group), look in prefetched(look_of, groups):
-            failed += batch_of_image(config, collector, folder, group, look)
+        for (_, group), session in prefetched(session_of, groups):
+            failed += batch_of_image(config, collector, folder, group, session)
             bar.update(len(group))
     for what, error in failed:
         log.error("%s: %s", what, error)
@@ -137,13 +137,13 @@ def is_done(config, collector, stem, sample):
     return stored(stem, "_bbox.json").get("made_with") == made_with(config, {"made_with": collector.made_with})
 
 
-def batch_of_image(config, collector, folder, group, look):
+def batch_of_image(config, collector, folder, group, session):
     """All files of the samples about one image; [(id, error)] of those that failed.
 
-    `look` is called for the look at the image; it gives None if none of them needs one.
+    `session` is called for the session of the image; it gives None if none of them needs one.
     """
     try:
-        seen = look()
+        seen = session()
     except Exception as error:
         said = what_failed(error)
         return [(sample["id"], said) for sample in group]
@@ -160,15 +160,15 @@ def batch_of_image(config, collector, folder, group, look):
     return failed
 
 
-def attention_of(config, collector, stem, sample, look):
-    """(attn, meta) of a sample: what is stored; else read by the look (by one of its own without), and stored."""
+def attention_of(config, collector, stem, sample, session):
+    """(attn, meta) of a sample: what is stored; else read in the session (in one of its own without), and stored."""
     if has_attention(collector, stem, sample):
         try:
             return storage.read_attention(storage.attention_file(stem))
         except ValueError as error:
             log.warning("%s; it is made again", error)
-    look = look or collector.look_at(sample["image_path"])
-    attn, meta = collector.collect(look, sample["image_path"], sample["prompt"])
+    session = session or collector.session_of(sample["image_path"])
+    attn, meta = collector.collect(session, sample["image_path"], sample["prompt"])
     meta["id"] = sample["id"]  # what single pictures have not, which may lie in the same folder
     return storage.read_attention(storage.write_attention(stem, attn, meta, config.storage.attention))
 

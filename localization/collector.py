@@ -1,12 +1,14 @@
-"""Attention of every layer and head to an image's cells, for a phrase: read through the same look as ViCrop's maps."""
+"""Attention of every layer and head to an image's cells, for a phrase: read in a session as ViCrop's maps are."""
 
 import logging
 from functools import cached_property
 
 import torch
 
+from attribution import attention
 from info import MODELS, checkpoint_of, known
-from vicrop import default_device, load_model, look_class, model_module, weights_of
+from session import ImageSession, layer_numbers
+from vicrop import adapter_of, default_device, load_model, weights_of
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +20,8 @@ class Collector:
         if settings.use_flash_attn:
             raise ValueError("model.use_flash_attn must be false: flash attention never holds the rows that are read")
         self.settings = settings
-        self.look = {name: value for name, value in vars(settings.look).items() if value is not None}
-        self.module = model_module(settings.family)
-        self.kind = look_class(self.module)
+        self.options = {name: value for name, value in vars(settings.look).items() if value is not None}
+        self.adapter = adapter_of(settings.family)
         row = MODELS.get(settings.name)
         self.model_id = checkpoint_of(settings.name)
         if row and row["module"] != MODELS[known(settings.family, MODELS, "model.family")]["module"]:
@@ -48,7 +49,7 @@ class Collector:
         device = self.device
         log.info("loading %s on %s", self.settings.name, device)
         model, processor = load_model(self.settings.family, self.model_id, device, cache_dir=self.settings.cache_dir)
-        self.kind.check(model, **self.look)
+        self.adapter.check(model, **self.options)
         return model, processor
 
     @cached_property
@@ -59,18 +60,18 @@ class Collector:
             names += ("do_sample", "num_beams")
         values = {name: getattr(self.settings, name) for name in names}
         weights = weights_of(self.settings.family, self.model_id, cache_dir=self.settings.cache_dir)
-        return values | {"conv_mode": self.settings.conv_mode.name, "look": self.look, "weights": weights}
+        return values | {"conv_mode": self.settings.conv_mode.name, "look": self.options, "weights": weights}
 
-    def look_at(self, image):
-        """A look at an image (PIL or path), made ready to be asked."""
-        look = self.kind([image], *self.loaded, **self.look)
-        look.inputs  # noqa: B018 (made here: another thread may prepare the next image)
-        return look
+    def session_of(self, image):
+        """A session of an image (PIL or path), made ready to be asked."""
+        session = ImageSession([image], *self.loaded, **self.options)
+        session.inputs  # noqa: B018 (made here: another thread may prepare the next image)
+        return session
 
-    def collect(self, look, image_file, query):
+    def collect(self, session, image_file, query):
         """(attn, meta): the attention of the query's last token, or of the first one that the model generates.
 
-        One pass over what the look has not read yet; of each layer and head only the last row ever exists.
+        One pass over what the session has not read yet; of each layer and head only the last row ever exists.
 
         Returns:
             attn: [L, H, 1, V] float32 ndarray, V the cells of the map, row by row from the top.
@@ -80,27 +81,27 @@ class Collector:
         """
         if not isinstance(query, str) or not query.strip():
             raise ValueError(f"the query is a text that is not empty, not {query!r}")
-        prompts = {"referseg": look.phrase, "vqa": look.prompt}
+        prompts = {"referseg": session.adapter.phrase, "vqa": session.adapter.prompt}
         prompt, said = prompts[self.settings.conv_mode.name](query), ()
         about = {}
         if self.settings.use_generate:
-            tokens, about["generated_text"] = self.generate(look, prompt)
+            tokens, about["generated_text"] = self.generate(session, prompt)
             said = tuple(tokens[:1])
             if not tokens:
                 log.warning("%s: nothing was generated for %r, so its last token is read", image_file, query)
-        (maps,) = look.attention([prompt], look.layers(look.model, "mean"), said=[said])
+        (maps,) = attention(session, [prompt], layer_numbers(session.model, "mean"), forced=[said])
         layers, heads, h, w = maps.shape
         attn = maps.reshape(layers, heads, 1, h * w).cpu().numpy()
         meta = {
             "image_file": str(image_file), "query": query, "model_name": self.settings.name,
-            "image_size": list(look.images[0].size), "vis_len": h * w, "patch_size": h if h == w else [h, w],
-            "num_layers": layers, "num_heads": heads, "model_dtype": str(look.model.dtype).removeprefix("torch."),
-            "region": list(look.regions[0]), "prompt": prompt, "made_with": self.made_with, **about,
+            "image_size": list(session.images[0].size), "vis_len": h * w, "patch_size": h if h == w else [h, w],
+            "num_layers": layers, "num_heads": heads, "model_dtype": str(session.model.dtype).removeprefix("torch."),
+            "region": list(session.layouts[0].region), "prompt": prompt, "made_with": self.made_with, **about,
         }  # fmt: skip
         return attn, meta
 
-    def generate(self, look, prompt):
+    def generate(self, session, prompt):
         """(token ids, text) of an answer, by transformers' own `generate` with the settings' sampling and beams."""
         options = {name: getattr(self.settings, name) for name in ("max_new_tokens", "do_sample", "num_beams")}
-        tokens = look.generate(prompt, **options)
-        return tokens, look.processor.tokenizer.decode(tokens).strip()
+        tokens = session.generate(prompt, **options)
+        return tokens, session.processor.tokenizer.decode(tokens).strip()

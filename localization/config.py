@@ -21,13 +21,13 @@ MaskMethod = Enum("MaskMethod", list(MASKS))
 AttentionFormat = Enum("AttentionFormat", "npz pkl")
 AttentionType = Enum("AttentionType", "float16 float32")
 
-# Keywords of a model's look, those of info.OPTIONS; one that is not its own is an error.
+# Options of a model's adapter, those of info.OPTIONS; one that is not its own is an error.
 Look = make_dataclass("Look", [(name, option.get("type", str) | None, None) for name, option in OPTIONS.items()])
 
 
 @dataclass
 class Model:
-    family: str = MISSING  # a name of info.MODELS: whose look reads it
+    family: str = MISSING  # a name of info.MODELS: whose adapter knows it
     name: str = MISSING  # the checkpoint: hub id, folder, or a name of info.MODELS
     cache_dir: str | None = None  # where weights are downloaded to
     device: str = "auto"  # auto, cpu, cuda:N

@@ -33,7 +33,7 @@ def collect(config):
         raise ValueError(f"data.image_file and data.query are needed, not {data.image_file!r} and {data.query!r}")
     image_file, collector = in_repository(data.image_file), Collector(config.model)
     image = load_image(image_file)  # first: it is read in a moment, and a model is not
-    attn, meta = collector.collect(collector.look_at(image), image_file, data.query)
+    attn, meta = collector.collect(collector.session_of(image), image_file, data.query)
     stem = stem_for(folder_of(config), image_file, data.query)
     path = storage.write_attention(stem, attn, meta, config.storage.attention)
     log.info("attention %s for %r in %s", list(attn.shape), data.query, path)

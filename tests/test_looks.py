@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from builders import GENERAL, QUESTION, build_blip, build_llava_next, build_qwen2_5, photo
+from look import end_tokens
+from maps import MapFunction, ratio, relative_attention
 from transformers import LlavaProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
@@ -14,8 +16,6 @@ from blip_methods import BlipLook, rel_attention_blip
 from llava_methods import LlavaLook, grad_att, pure_grad, rel_att
 from llava_next_methods import LlavaNextLook
 from llava_next_methods import rel_att as rel_att_next
-from look import end_tokens
-from maps import MapFunction, ratio, relative_attention
 from qwen2_5_methods import QwenLook, load_processor, rel_attention_qwen2_5
 from tiny.models import make_tokenizer
 from utils import encode_base64, high_res, prepare_qwen2_5_input, resize_to_multiple

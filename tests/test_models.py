@@ -8,10 +8,13 @@ from builders import BUILDERS, KINDS, photo
 from plain import PLAIN, PLAIN_KINDS
 
 import attention
+from attribution import attention as attention_maps
+from attribution import edge_mask, weighted_attention
 from info import GENERAL_PROMPT, METHODS, MODELS
 from localization.analyze import Criteria, greedy
 from localization.bbox import smoothed
-from vicrop import look_class, model_module
+from session import ImageSession, layer_numbers
+from vicrop import model_module
 
 TOLERANCE = {"rel_att": 1e-5, "grad_att": 1e-5, "pure_grad": 1e-4, "loc_att": 1e-5}
 SOME_HEADS = [(2, 3), (1, 0), (1, 2)]  # in all of the models here
@@ -27,8 +30,8 @@ def kind_of(name):
 
 
 def prompts(module, model, processor):
-    look = look_class(module)([photo()], model, processor)
-    return look.prompt("what number is on the red sign?"), look.prompt(GENERAL_PROMPT)
+    adapter = module.ADAPTER(model, processor)
+    return adapter.prompt("what number is on the red sign?"), adapter.prompt(GENERAL_PROMPT)
 
 
 def layer_cases(model, method):
@@ -85,9 +88,9 @@ def test_equals_the_plain_computation(shaped, method, size):
 
 def test_the_map_covers_the_image_or_what_the_processor_shows_of_it(shaped):
     name, model, processor = shaped
-    look = model_module(kind_of(name)).rel_att.look_class([photo(200, 100)], model, processor)
-    assert look.regions == [(50, 0, 150, 100) if kind_of(name) == "llava" else (0, 0, 200, 100)]
-    ((h, w),) = look.grids
+    (layout,) = ImageSession([photo(200, 100)], model, processor).layouts
+    assert layout.region == ((50, 0, 150, 100) if kind_of(name) == "llava" else (0, 0, 200, 100))
+    h, w = layout.grid
     assert (w > h) == (kind_of(name) in ("llava_next", "qwen2_5"))  # these keep the aspect ratio
 
 
@@ -163,11 +166,11 @@ def test_the_model_is_left_as_found_after_an_exception(small, monkeypatch, metho
     ask = (photo(), *prompts(module, model, processor), model, processor)
     getattr(module, method)(*ask, layer=1)
     before = state_of(model)
-    monkeypatch.setattr("attention.Watch.read", lambda *_: 1 / 0)
+    monkeypatch.setattr("attention.AttentionCapture.read", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         getattr(module, method)(*ask, layer=1)
     assert state_of(model) == before
-    assert not attention._WATCHES
+    assert not attention._CAPTURES
 
 
 @pytest.mark.parametrize("method", PLAIN)
@@ -177,10 +180,10 @@ def test_an_offloaded_model_gives_the_same_maps_and_answers(kind, method):
     prompt, general = prompts(module, model, processor)
     ask = (photo(), prompt, general, model, processor)
     wanted = getattr(module, method)(*ask, **some_layer(method))
-    answer = look_class(module)([photo()], model, processor).answer(prompt)
+    answer = ImageSession([photo()], model, processor).answer(prompt)
     accelerate.cpu_offload(model)
     assert relative_error(getattr(module, method)(*ask, **some_layer(method)), wanted) <= 1e-6
-    assert look_class(module)([photo()], model, processor).answer(prompt) == answer
+    assert ImageSession([photo()], model, processor).answer(prompt) == answer
     assert next(model.parameters()).device.type == "meta"
 
 
@@ -217,41 +220,40 @@ def test_answers_equal_stock_generation(small):
     kind, module, model, processor = small
     image, crop = photo(), photo(50, 50, seed=1)
     prompt, _ = prompts(module, model, processor)
-    look = look_class(module)([image], model, processor)
+    session = ImageSession([image], model, processor)
     alone, pair = (stock_answer(kind, model, processor, images, prompt) for images in ([image], [image, crop]))
     assert alone
-    assert look.answer(prompt) == [alone]
-    assert look.answer(prompt, layers=(0, 2)) == [alone]
-    assert look.answer(prompt, crops=[crop]) == [pair]
+    assert session.answer(prompt) == [alone]
+    assert session.answer(prompt, layers=(0, 2)) == [alone]
+    assert session.answer(prompt, crops=[crop]) == [pair]
 
 
 def test_an_answer_ends_where_the_checkpoint_ends_it(small, monkeypatch):
     kind, module, model, processor = small
     prompt, _ = prompts(module, model, processor)
-    look = look_class(module)([photo()], model, processor)
-    scripts = []
+    session, scripts = ImageSession([photo()], model, processor), []
     decode = processor.tokenizer.decode
     monkeypatch.setattr(
         processor.tokenizer, "decode", lambda ids, **options: scripts.append(ids) or decode(ids, **options)
     )
-    look.answer(prompt)
+    session.answer(prompt)
     (whole,) = scripts
     assert len(whole) == 20
     ends = [whole[7], len(processor.tokenizer)]
     generator = model.language_model if kind == "blip" else model
     monkeypatch.setattr(generator.generation_config, "eos_token_id", ends)
     monkeypatch.setattr(generator.generation_config, "repetition_penalty", 50.0)  # no other setting counts
-    look.answer(prompt)
+    session.answer(prompt)
     assert scripts[1] == whole[: whole.index(whole[7])]
 
 
 def test_the_map_read_off_an_answer_is_the_map_of_its_own_pass(small):
     _, module, model, processor = small
     prompt, _ = prompts(module, model, processor)
-    answering, looking = (look_class(module)([photo()], model, processor) for _ in range(2))
+    answering, looking = (ImageSession([photo()], model, processor) for _ in range(2))
     answering.answer(prompt, layers=(1, 2))
-    answering._read = None  # the question's map must come without another pass
-    torch.testing.assert_close(answering.attention(prompt, (1, 2)), looking.attention(prompt, (1, 2)))
+    answering.prefill = None  # the question's map must come without another pass
+    torch.testing.assert_close(*(attention_maps(each, prompt, (1, 2)) for each in (answering, looking)))
 
 
 MIXED = [photo(90, 70), photo(40, 130, seed=1), photo(210, 60, seed=2)]  # pictures of several sizes and aspect ratios
@@ -278,9 +280,9 @@ def test_a_batch_of_images_equals_each_alone(small, method):
 def test_a_batch_of_questions_equals_each_alone(small, method):
     """Prompts of several lengths about images of several sizes, two of them about the same one."""
     _, module, model, processor = small
-    look, function = look_class(module)(MIXED, model, processor), getattr(module, method)
-    asked, general = [look.prompt(question) for question in QUESTIONS], look.prompt(GENERAL_PROMPT)
-    together = function.reading(model, **some_layer(method)).of(look, asked, general, of=OF)
+    session, function = ImageSession(MIXED, model, processor), getattr(module, method)
+    asked, general = [session.adapter.prompt(each) for each in QUESTIONS], session.adapter.prompt(GENERAL_PROMPT)
+    together = function.bind(model, **some_layer(method)).maps(session, asked, general, of=OF)
     for prompt, image, found in zip(asked, OF, together, strict=True):
         alone = function(MIXED[image], prompt, general, model, processor, **some_layer(method))
         assert found.shape == alone.shape
@@ -290,50 +292,52 @@ def test_a_batch_of_questions_equals_each_alone(small, method):
 @pytest.mark.parametrize("layers", [(), (0, 2)])
 def test_a_batch_of_answers_equals_each_alone(small, layers):
     _, module, model, processor = small
-    look, crops = look_class(module)(MIXED, model, processor), [photo(50, 30, seed=seed) for seed in range(3)]
+    session, crops = ImageSession(MIXED, model, processor), [photo(50, 30, seed=seed) for seed in range(3)]
     crops.append(photo(33, 90))
-    asked = [look.prompt(question) for question in QUESTIONS]
-    answers, pairs = look.answer(asked, layers=layers, of=OF), look.answer(asked, crops=crops, of=OF)
+    asked = [session.adapter.prompt(question) for question in QUESTIONS]
+    answers, pairs = session.answer(asked, layers=layers, of=OF), session.answer(asked, crops=crops, of=OF)
+    assert session.batched
     for number, (prompt, image) in enumerate(zip(asked, OF, strict=True)):
-        alone = look_class(module)([MIXED[image]], model, processor)
+        alone = ImageSession([MIXED[image]], model, processor)
         assert answers[number] == alone.answer(prompt)[0]
         assert pairs[number] == alone.answer(prompt, crops=[crops[number]])[0]
         if layers:  # read off the batch's own first pass
-            found = look.attention(asked, layers, of=OF)[number]
-            torch.testing.assert_close(found, alone.attention(prompt, layers)[0], atol=1e-6, rtol=1e-4)
+            found = attention_maps(session, asked, layers, of=OF)[number]
+            torch.testing.assert_close(found, attention_maps(alone, prompt, layers)[0], atol=1e-6, rtol=1e-4)
 
 
 def test_questions_about_one_image_share_its_pass(small):
     kind, module, model, processor = small
-    look, seen, read = look_class(module)(MIXED, model, processor), [], []
-    see, embed = look.see, look.embed
-    look.see = lambda inputs: seen.append(inputs) or see(inputs)
-    look.embed = lambda features, prompts: read.extend(prompts) or embed(features, prompts)
-    asked = [look.prompt(question) for question in QUESTIONS]
-    look.answer(asked, of=OF)
-    look.attention(asked, (1,), of=OF)
-    assert len(seen) == 1
+    session, seen, read = ImageSession(MIXED, model, processor), [], []
+    encode, begin = session.adapter.encode_images, session.store._unread
+    session.adapter.encode_images = lambda inputs, count: seen.append(count) or encode(inputs, count)
+    session.store._unread = lambda prefixes: read.extend(prefixes) or begin(prefixes)
+    asked = [session.adapter.prompt(question) for question in QUESTIONS]
+    session.answer(asked, of=OF)
+    attention_maps(session, asked, (1,), of=OF)
+    assert seen == [len(MIXED)]
+    assert session.store.shared
     assert len(read) == (len(QUESTIONS) if kind == "blip" else len(MIXED))  # a Q-Former reads the question, too
-    look.weighted_attention(asked, (1,), of=OF)
-    assert len(seen) == 1
-    rows, general = [], look._read
-    look._read = lambda reading, stretch: rows.append(len(stretch.ids)) or general(reading, stretch)
-    look.attention([look.prompt(GENERAL_PROMPT)] * len(OF), (1,), of=OF)
+    weighted_attention(session, asked, (1,), of=OF)
+    assert seen == [len(MIXED)]
+    rows, prefill = [], session.prefill
+    session.prefill = lambda batch, *more, **how: rows.append(len(batch)) or prefill(batch, *more, **how)
+    attention_maps(session, [session.adapter.prompt(GENERAL_PROMPT)] * len(OF), (1,), of=OF)
     assert rows == [len(set(OF))]
 
 
 def test_the_order_of_questions_does_not_matter(small):
     _, module, model, processor = small
     prompt, general = prompts(module, model, processor)
-    look = look_class(module)([photo()], model, processor)
-    functions = [function.reading(model, 1) for function in (module.grad_att, module.rel_att)]
-    maps = [function.of(look, prompt, general) for function in functions]
-    first = look.answer(prompt)
-    look.answer(prompt, crops=[photo(seed=4)])
-    look.attention(general, (0, 1))
-    assert look.answer(prompt) == first
-    fresh = look_class(module)([photo()], model, processor)
-    again = [function.of(fresh, prompt, general) for function in functions]
+    session = ImageSession([photo()], model, processor)
+    methods = [method.bind(model, 1) for method in (module.grad_att, module.rel_att)]
+    maps = [method.maps(session, prompt, general) for method in methods]
+    first = session.answer(prompt)
+    session.answer(prompt, crops=[photo(seed=4)])
+    attention_maps(session, general, (0, 1))
+    assert session.answer(prompt) == first
+    fresh = ImageSession([photo()], model, processor)
+    again = [method.maps(fresh, prompt, general) for method in methods]
     assert all(np.array_equal(one, other) for one, other in zip(maps, again, strict=True))
 
 
@@ -370,14 +374,14 @@ def test_the_default_layer_is_the_modules_constant_or_the_checkpoints_own(small,
 def test_unknown_geometry_is_refused(small):
     _, module, model, processor = small
     with pytest.raises(ValueError, match="not 'square'"):
-        look_class(module)([photo()], model, processor, geometry="square")
+        ImageSession([photo()], model, processor, geometry="square")
 
 
 @pytest.mark.parametrize("geometry", ["exact", "upstream"])
 def test_the_edge_mask_covers_the_models_input(shaped, geometry):
     name, model, processor = shaped
-    look = model_module(kind_of(name)).pure_grad.look_class([photo(200, 100)], model, processor, geometry=geometry)
-    mask, ((h, w),) = look.edge_mask(), look.grids
+    session = ImageSession([photo(200, 100)], model, processor, geometry=geometry)
+    mask, (h, w) = edge_mask(session), session.layouts[0].grid
     assert mask.dtype == torch.bool
     assert mask.shape[0] // h == mask.shape[1] // w
     assert 0.2 < mask.float().mean() <= 0.5
@@ -391,10 +395,10 @@ def test_the_heads_of_each_image_are_its_best(small):
     """Without heads, loc_att reads those that pass both criteria in this image: in a batch as alone."""
     _, module, model, processor = small
     prompt, general = prompts(module, model, processor)
-    look = look_class(module)(MIXED, model, processor)
+    session = ImageSession(MIXED, model, processor)
     criteria = Criteria()
-    every = look.attention(prompt, look.layers(model, "mean"))
-    for found, maps in zip(module.loc_att.of(look, prompt, general), every, strict=True):
+    every = attention_maps(session, prompt, layer_numbers(model, "mean"))
+    for found, maps in zip(module.loc_att.maps(session, prompt, general), every, strict=True):
         best = greedy(criteria.measure(maps.numpy()), criteria)
         assert best
         wanted = sum(smoothed(maps[head].numpy()) for head in best)

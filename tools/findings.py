@@ -25,12 +25,14 @@ from transformers.utils import logging as transformers_logging
 import get_score
 import run
 from attention import counted
+from attribution import attention as attention_maps
 from batches import FAILURES, what_failed
 from graders import GRADERS, RIGHT, first_grader, score
 from pictures import bars_figure, curves_figure, save_figure
 from records import Results, answered, check_record, in_repository, load_task, pick, write_atomically
+from session import ImageSession, layer_numbers
 from utils import box_of
-from vicrop import Case, choose, default_device, load_model, look_class, map_function, model_module
+from vicrop import QuestionBatch, build_methods, default_device, load_model, method_of, model_module
 
 ROUNDS = 2000  # of the bootstrap
 NO_CROP, TRUE_CROP, MEAN = "no crop", "gt_crop", "mean"
@@ -73,19 +75,22 @@ class Subject:
     def __init__(self, args):
         module = model_module(args.model)
         self.model, self.processor = load_model(args.model, args.model_id, *run.place(args), args.revision)
-        self.options, self.kind = run.look_options(args), look_class(module)
-        self.functions = choose(module, args.method, self.model, args.layer, args.loc_heads, **self.options)
+        self.options = run.adapter_options(args)
+        self.methods = build_methods(module, args.method, self.model, args.layer, args.loc_heads, **self.options)
         self.grade, self.folder = GRADERS[first_grader(args.task)], in_repository(args.image_path)
-        self.layers = self.kind.layers(self.model, MEAN)  # all of the language model's
+        self.layers = layer_numbers(self.model, MEAN)  # all of the language model's
 
-    def case(self, record):
-        """A fresh look at a record's image, and its question."""
-        look = self.kind([check_record(record, self.folder)], self.model, self.processor, **self.options)
-        return Case(look, [record["question"]], short_questions=[record.get("short_question")], records=[record])
+    def ask(self, record):
+        """A record's question, in a fresh session of its image."""
+        session = ImageSession([check_record(record, self.folder)], self.model, self.processor, **self.options)
+        short = [record.get("short_question")]
+        return QuestionBatch(session, [record["question"]], short_questions=short, records=[record])
 
-    def answer(self, case):
-        """The answer of a case without crop; what maps of any layer will read is read off its first pass."""
-        (answer,) = case.look.answer(case.prompts, layers=self.layers if case.prompts == case.map_prompts else ())
+    def answer(self, batch):
+        """The answer to a question without crop; what maps of any layer will read is read off its first pass."""
+        (answer,) = batch.session.answer(
+            batch.prompts, layers=self.layers if batch.prompts == batch.map_prompts else ()
+        )
         return answer
 
 
@@ -222,10 +227,11 @@ def ratios_of(subject, record):
     """{"score", "ratio"} of a record: how right the answer is, and the attention ratio of each layer."""
     if not record.get("gt_bbox"):
         raise ValueError(f"record {record['id']!r} has no gt_bbox, and the attention ratio is about that box")
-    case = subject.case(record)
-    score_of = subject.grade(subject.answer(case), record)
-    heads_mean = case.look.attention(case.map_prompts, subject.layers)[0].mean(1).cpu().numpy()  # (layers, h, w)
-    ratios = attention_ratio(heads_mean, case.look.regions[0], box_of(record)).tolist()
+    batch = subject.ask(record)
+    score_of = subject.grade(subject.answer(batch), record)
+    (maps,) = attention_maps(batch.session, batch.map_prompts, subject.layers)
+    heads_mean = maps.mean(1).cpu().numpy()  # (layers, h, w)
+    ratios = attention_ratio(heads_mean, batch.session.layouts[0].region, box_of(record)).tolist()
     return {"score": score_of, "ratio": [None if np.isnan(ratio) else ratio for ratio in ratios]}
 
 
@@ -254,14 +260,14 @@ def attention(args):
 # -------------------------------------------------------------------------------------------------------------- layers
 def scores_by_layer(subject, record):
     """{"score", "with_crop": {method: {layer or MEAN: score}}} of a record; layers as texts."""
-    case, answers = subject.case(record), {}  # by box: layers that agree need one answer
-    score_of, scores = subject.grade(subject.answer(case), record), {method: {} for method in subject.functions}
-    for method, function in subject.functions.items():
-        for choice in (MEAN, *subject.layers):  # the mean reads all layers at once, and the look keeps what it has read
-            ((box, *_),) = case.find(method, function.reading(subject.model, choice))
+    batch, answers = subject.ask(record), {}  # by box: layers that agree need one answer
+    score_of, scores = subject.grade(subject.answer(batch), record), {name: {} for name in subject.methods}
+    for name, method in subject.methods.items():
+        for choice in (MEAN, *subject.layers):  # the mean reads all layers at once, and the session keeps what it read
+            ((box, *_),) = batch.find(method.bind(subject.model, choice))
             if box not in answers:
-                (answers[box],) = case.look.answer(case.prompts, crops=[case.look.images[0].crop(box)])
-            scores[method][str(choice)] = subject.grade(answers[box], record)
+                (answers[box],) = batch.session.answer(batch.prompts, crops=[batch.session.images[0].crop(box)])
+            scores[name][str(choice)] = subject.grade(answers[box], record)
     return {"score": score_of, "with_crop": scores}
 
 
@@ -271,8 +277,7 @@ def layers(args):
     And what it costs to average all layers, for which no data is needed to choose by (the paper's ablation).
     """
     for method in args.method:
-        function = map_function(model_module(args.model), method)
-        if function is None or "layers" not in function.reads:
+        if "layers" not in method_of(model_module(args.model), method).reads:
             raise ValueError(f"{method} reads no layer: this finding is about methods that do")
     records = graded(measured(args, "layers", scores_by_layer))
     halves = dict(zip(("to choose", "to judge"), halved(records), strict=True))
@@ -316,14 +321,14 @@ def halved(records, seed=0):
 def times_of(subject, record):
     """{"seconds", "forwards"} of a record, each {way: value}; the ways are no crop, and each method."""
     seconds, forwards = {}, {}
-    for way in (NO_CROP, *subject.functions):
-        functions = {name: function for name, function in subject.functions.items() if name == way}
+    for way in (NO_CROP, *subject.methods):
+        methods = {name: method for name, method in subject.methods.items() if name == way}
         began = time.perf_counter()
         with counted(subject.model.get_decoder()) as passes:
-            case = subject.case(record)
-            originals = case.original_answers(functions)
-            for name, function in functions.items():
-                case.findings(name, function, originals)
+            batch = subject.ask(record)
+            originals = batch.original_answers(methods)
+            for method in methods.values():
+                batch.results(method, originals)
         seconds[way], forwards[way] = time.perf_counter() - began, len(passes)
     return {"seconds": seconds, "forwards": forwards}
 

@@ -93,23 +93,22 @@ def made_again(result, records, place):
     Raises:
         ValueError: nothing tells how the result was made, or that is no longer what this model does.
     """
-    from batches import case_of, in_batches, what_failed  # torch and the models: only if it must be
+    from batches import in_batches, question_batch, what_failed  # torch and the models: only if it must be
     from run import BATCH_SIZES
-    from vicrop import look_class, model_module
+    from session import ImageSession
 
-    function, model, processor, options = maker_of(result, place)
-    kind = look_class(model_module(result.about["settings"]["model"]))
+    method, model, processor, options = maker_of(result, place)
 
     @lru_cache(maxsize=1)
-    def look_at(paths):
-        return kind(paths, model, processor, **options)
+    def session_of(paths):
+        return ImageSession(paths, model, processor, **options)
 
     def found_in(batch):
         try:
             paths = [check_record(record, result.images) for record in batch]
             unique = tuple(dict.fromkeys(paths))
-            case = case_of(batch, look_at(unique), [unique.index(path) for path in paths])
-            maps = case.find(result.method, function)
+            questions = question_batch(batch, session_of(unique), [unique.index(path) for path in paths])
+            maps = questions.find(method)
             return [(record["id"], *found) for record, (_, *found) in zip(batch, maps, strict=True)]
         except Exception as error:
             said = what_failed(error)
@@ -118,7 +117,7 @@ def made_again(result, records, place):
         print(f"no map of {batch[0]['id']}: {said}", file=sys.stderr)
         return []
 
-    records = sorted(records, key=lambda record: record["image_path"])  # questions about an image share a look
+    records = sorted(records, key=lambda record: record["image_path"])  # questions about an image share a session
     with tqdm(total=len(records), desc=f"maps of {result.path.stem}", unit="map") as bar:
         for batch in in_batches(records, lambda _: None, BATCH_SIZES.get(model.device.type, 1)):
             yield from found_in(batch)
@@ -126,8 +125,8 @@ def made_again(result, records, place):
 
 
 def maker_of(result, place):
-    """(map function, model, processor, options of the look) that a result was made with."""
-    from vicrop import choose, heads_of, load_model, local_or_hub, model_module, weights_of
+    """(Method, model, processor, options of its adapter) that a result was made with."""
+    from vicrop import build_methods, heads_of, load_model, local_or_hub, model_module, weights_of
 
     made = result.about.get("settings")
     if not made:
@@ -139,13 +138,13 @@ def maker_of(result, place):
     model, processor = load_model(*source, dtype=made["dtype"], revision=revision, **place)
     options = {name: made[name] for name in OPTIONS if name in made}
     heads = heads_of(*source, made.get("loc_heads"))
-    (function,) = choose(module, [result.method], model, made.get("layer"), heads, **options).values()
-    now = [module.PROMPT, GENERAL_PROMPT, list(function.layers(model))]
+    (method,) = build_methods(module, [result.method], model, made.get("layer"), heads, **options).values()
+    now = [module.PROMPT, GENERAL_PROMPT, list(method.layers(model))]
     for run in result.about["runs"].values():
         then = [made["prompt"], made["general_prompt"], run["layers"]]
         if now != then:
             raise ValueError(f"{result.path} was made by other prompts or layers ({then}, now {now}): use --maps saved")
-    return function, model, processor, options
+    return method, model, processor, options
 
 
 # ------------------------------------------------------------------------------------------------------------ contents

@@ -1,0 +1,364 @@
+"""A session: what a model has seen of some images, open to any number of questions.
+
+Everything that this toolkit asks of a model goes through here: attention (attribution.py), the answer, and the answer
+with a crop. They share one pass over the image. Nothing here knows a family: see adapters.py.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from adapters import EncodedImage, adapter_class
+from attention import (
+    AttentionCapture,
+    FrozenModel,
+    capture_attention,
+    device_of,
+    frozen_eval,
+    replaced,
+    with_implementation,
+)
+from decoder_call import DecoderCall, captured_call
+from layouts import Layout
+from prefix_cache import PaddedBatch, PrefixCache, PrefixStore, Row, takes_padding
+from utils import high_res_split_threshold, load_image, same_size
+
+MAX_NEW_TOKENS = 20
+SESSION_IMAGES = 8  # at most so many images (tiles of a large one) go through the model together
+KEPT_BYTES = 64 << 20  # of decoder calls that several methods have in common
+
+
+class Query(NamedTuple):
+    """A question about one of a session's images."""
+
+    image_index: int
+    prompt: str  # whole, template included
+    forced_tokens: tuple[int, ...] = ()  # token ids that follow it, the beginning of an answer
+
+
+class Read(NamedTuple):
+    """Queries that a decoder has read: its output, and where each query's tokens are."""
+
+    output: Any
+    cache: PrefixCache
+    rows: list[Row]
+    shifts: list[int]  # what a token's number lacks to its slot
+
+
+class ImageSession:
+    """What a model has seen of a batch of images, open to any number of questions.
+
+        session = ImageSession(["photo.jpg"], model, processor)
+        session.answer(session.adapter.prompt("what does the sign say?"))        # ["stop"]
+
+    The image comes before the question, so its keys and values are computed once and every question continues from
+    them, as far as what the decoder is handed says that it may. Where a method takes `prompts`, that is one prompt for
+    every image, or a list of prompts; `of` then says which image each is about (default: one each, in order).
+
+    Args:
+        images: PIL images or paths, of any sizes.
+        model, processor: as loaded, in any dtype, with any attention implementation; left as they were.
+        options: those of the model's adapter (geometry=, ...).
+    Raises:
+        ValueError: no adapter knows the model; an option that it does not have; an image that cannot be read.
+
+    Attributes:
+        images: the PIL images, RGB.
+        adapter: what is peculiar to the model's family.
+        batched: do several questions go through the decoder together? None before there were several.
+    """
+
+    def __init__(self, images: Sequence[Any], model: PreTrainedModel, processor: Any, **options: Any):
+        self.model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
+        self.processor = processor
+        self.adapter = adapter_class(self.model)(self.model, processor, **options)
+        self.images = [load_image(image) for image in images]
+        self.decoder, self.device = self.model.get_decoder(), device_of(self.model.get_input_embeddings())
+        self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
+        self.store, self.batched = PrefixStore(self.decoder), None
+        self.takes_padding = takes_padding(self.decoder)
+        self.rows: dict[tuple[Query, int], Tensor] = {}  # (query, layer) -> its map (heads, h, w), once it was read
+        self._calls: OrderedDict[Query, Row] = OrderedDict()
+        self._tiles: dict[int, tuple] = {}
+
+    # -- images
+    @cached_property
+    def prepared(self) -> dict[str, Tensor]:
+        """What the processor makes of the images, on the CPU; only now, for a session of tiles never sees the whole."""
+        return self.adapter.preprocess(self.images)
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """The same on the vision side's device, in its dtype."""
+        return self.adapter.placed(self.prepared)
+
+    @cached_property
+    def layouts(self) -> list[Layout]:
+        """How the tokens of each image make a map, and which rectangle of the image it covers."""
+        return self.adapter.layouts(self.prepared, [image.size for image in self.images])
+
+    @cached_property
+    def encoded(self) -> list[EncodedImage]:
+        """The images, encoded; each is kept by itself."""
+        return self._encode(self.inputs, self.layouts)
+
+    def _encode(self, inputs: dict[str, Tensor], layouts: list[Layout]) -> list[EncodedImage]:
+        features = self.adapter.encode_images(inputs, len(layouts))
+        return [
+            EncodedImage(self.adapter.one_image(inputs, number), layout, each)
+            for number, (layout, each) in enumerate(zip(layouts, features, strict=True))
+        ]
+
+    def only(self, image: int) -> "ImageSession":
+        """A session of one of the images: this one if it is its only one."""
+        if len(self.images) == 1:
+            return self
+        return ImageSession([self.images[image]], self.model, self.processor, **self.adapter.given)
+
+    def tiles(self, image: int = 0) -> tuple[Iterator["ImageSession"], int, int]:
+        """(sessions, rows, columns): the tiles of an image, row by row, at most SESSION_IMAGES in each session.
+
+        The sessions of a moderate image are kept, so that methods and questions share them. Those of a huge one would
+        hold too many keys and values: they are made as they are asked for, and let go.
+        """
+        if image not in self._tiles:
+            tiles, rows, columns = high_res_split_threshold(self.images[image])
+            tiles = same_size(tiles, square=self.adapter.square_tiles)
+            chunks = [tiles[start : start + SESSION_IMAGES] for start in range(0, len(tiles), SESSION_IMAGES)]
+            sessions = (ImageSession(each, self.model, self.processor, **self.adapter.given) for each in chunks)
+            if len(chunks) > 1:
+                return sessions, rows, columns
+            self._tiles[image] = list(sessions), rows, columns
+        return self._tiles[image]
+
+    # -- from questions to what the decoder is handed
+    def queries(self, prompts: str | Sequence[str], of=None, forced=None) -> list[Query]:
+        """[Query] for a prompt about every image, or for prompts about the images numbered in `of`."""
+        prompts = [prompts] * len(self.images) if isinstance(prompts, str) else prompts
+        images = range(len(self.images)) if of is None else of
+        forced = forced or [()] * len(prompts)
+        return [Query(*each) for each in zip(images, prompts, map(tuple, forced), strict=True)]
+
+    def decoder_call(self, query: Query, images: Sequence[EncodedImage], graph: bool = False) -> DecoderCall:
+        """What the model's own forward hands its decoder for a query about images that are encoded already.
+
+        Args:
+            graph: the connector's attention, where there is one, becomes a leaf of autograd's graph.
+        """
+        ids = self.adapter.tokenize(query.prompt, [image.layout.num_tokens for image in images])
+        ids = torch.cat([ids, ids.new_tensor(query.forced_tokens)])
+        image_at = (ids == self.model.config.image_token_id).nonzero()[:, 0][: images[0].layout.num_tokens]
+        placed = ids.to(self.device)
+        inputs = {"input_ids": placed[None], **self.adapter.forward_inputs(query.prompt, placed, images)}
+        with self.adapter.as_encoded(images), self._captured_connector(graph) as captured:
+            call = captured_call(self.model, self.decoder, inputs, ids, image_at)
+        return replace(call, through=captured[self.adapter.connector[0]]) if self.adapter.connector else call
+
+    def _captured_connector(self, graph: bool):
+        if self.adapter.connector is None:
+            return nullcontext()
+        module, owner = self.adapter.connector
+        return capture_attention([owner], [module], graph=graph)
+
+    def row(self, query: Query) -> Row:
+        """A query about its image as a Row of this session's store; kept for other methods, as far as memory allows."""
+        if query not in self._calls:
+            row = self.store.row(query.image_index, self.decoder_call(query, [self.encoded[query.image_index]]))
+            self._calls[query] = row._replace(rest=row.rest.owned())
+            while len(self._calls) > 1 and sum(each.rest.nbytes for each in self._calls.values()) > KEPT_BYTES:
+                self._calls.popitem(last=False)
+            return row
+        self._calls.move_to_end(query)
+        return self._calls[query]
+
+    def rows_with_crops(self, queries: list[Query], crops: Sequence[Any]) -> list[Row]:
+        """The Rows of queries about their image and a crop each; of an image and a crop only the crop is encoded."""
+        prepared = self.adapter.preprocess(crops)
+        layouts = self.adapter.layouts(prepared, [crop.size for crop in crops])
+        encoded = self._encode(self.adapter.placed(prepared), layouts)
+        return [
+            self.store.row(query.image_index, self.decoder_call(query, [self.encoded[query.image_index], crop]))
+            for query, crop in zip(queries, encoded, strict=True)
+        ]
+
+    def together(self, rows: list[Row]) -> bool:
+        """Can these rows go through the decoder as one batch?"""
+        if len(rows) == 1:
+            return True
+        alike = len({row.prefix is None for row in rows}) == 1
+        self.batched = alike and self.takes_padding and all(row.rest.batchable for row in rows)
+        return self.batched
+
+    # -- through the decoder
+    def prefill(self, rows: list[Row], layers: Sequence[int] = (), only_rows: bool = False) -> tuple[Read, Any]:
+        """(Read, {module: attention rows} of the layers): what is unread of these rows goes through the decoder.
+
+        Args:
+            only_rows: nothing but the attention is asked for: the pass ends at the last of the layers, if it may.
+        """
+        stop = only_rows and not self.frozen.offloaded and self.store.can_stop
+        depth = max(layers) + 1 if stop else len(self.decoder.layers)
+        cache, shifts = self.store.begin(rows, depth)
+        batch, output = PaddedBatch.of([row.rest for row in rows]), None
+        with self.capture(layers, stop=stop) as captured:
+            output = cache.extend(self.decoder, batch)
+        return Read(output, cache, rows, shifts), captured.probs if captured else {}
+
+    @contextmanager
+    def capture(self, layers: Sequence[int], **how: bool) -> Iterator[AttentionCapture | None]:
+        """`capture_attention` of some layers; of none, the decoder still runs an attention that keeps to its masks."""
+        modules = [self.attention_modules[layer] for layer in layers]
+        watching = capture_attention([self.decoder], modules, **how) if modules else nullcontext()
+        with with_implementation("captured", [self.decoder]), watching as captured:
+            yield captured
+
+    def logits(self, read: Read) -> Tensor:
+        """(batch, vocabulary) float32 after the last token, by the model's own code behind its decoder."""
+        last = copy.copy(read.output)
+        last.last_hidden_state = read.output.last_hidden_state[:, -1:]
+        ids = torch.stack([row.rest.ids[-1:] for row in read.rows]).to(self.device)
+        with replaced(self.decoder, "forward", lambda *_, **__: last):
+            return self._speak(ids, last_positions(read.rows))
+
+    def _speak(self, ids: Tensor, positions: Tensor, **cached: Any) -> Tensor:
+        logits = self.adapter.speaker(input_ids=ids, position_ids=positions, **cached).logits[:, -1].float()
+        return finite_logits(logits)
+
+    def maps(self, found: dict[nn.Module, Tensor], layers: Sequence[int], queries, read: Read, through=None) -> list:
+        """[(layers, heads, h, w)] per query from {module: (batch, heads, rows, keys)}, of each the last row.
+
+        Args:
+            through: per query what stands for the connector's attention (heads, tokens, patches).
+        """
+        found = torch.stack([found[self.attention_modules[layer]][:, :, -1].to(self.device) for layer in layers], 1)
+        through, maps = through or [row.rest.through for row in read.rows], []
+        for values, query, row, shift, connector in zip(found, queries, read.rows, read.shifts, through, strict=True):
+            values = values[..., (row.rest.image_at + shift).to(values.device)]  # (layers, heads, tokens)
+            if connector is not None:
+                values = values @ connector[0].mean(0).to(values.device)
+            maps.append(values[..., torch.from_numpy(self.layouts[query.image_index].index).to(values.device)])
+        return maps
+
+    def remember(self, found, layers: Sequence[int], queries: list[Query], read: Read) -> None:
+        """Keep the maps of queries, layer by layer."""
+        for query, maps in zip(queries, self.maps(found, layers, queries, read), strict=True):
+            self.rows.update({(query, layer): att_map for layer, att_map in zip(layers, maps, strict=True)})
+
+    # -- answers
+    @frozen_eval
+    def answer(self, prompts, crops=None, layers: Sequence[int] = (), of=None) -> list[str]:
+        """Greedy answers, at most MAX_NEW_TOKENS tokens, one per prompt.
+
+        Args:
+            prompts, of: see the class.
+            crops: one more image per prompt (PIL), appended after the first; None asks about the images alone.
+            layers: layers whose attention (attribution.attention) will be asked for: read off this answer's own prefill.
+        Raises:
+            ValueError: the model's logits are not finite.
+        """
+        queries = self.queries(prompts, of)
+        rows = self.rows_with_crops(queries, crops) if crops else [self.row(query) for query in queries]
+        batches = [range(len(rows))] if self.together(rows) else [[number] for number in range(len(rows))]
+        tokens = []
+        for batch in batches:
+            read, found = self.prefill([rows[number] for number in batch], layers)
+            if layers:
+                self.remember(found, layers, [queries[number] for number in batch], read)
+            tokens += self.greedy_decode(read)
+        return [self.processor.tokenizer.decode(each, skip_special_tokens=True).strip() for each in tokens]
+
+    def greedy_decode(self, read: Read) -> list[list[int]]:
+        """Token ids per row, greedily, up to an end token: what `generate` gives, with nothing set up anew."""
+        configs = {model.generation_config for model in (self.model, self.adapter.speaker)}
+        ends = torch.tensor(end_tokens(*configs, tokenizer=self.processor.tokenizer), device=self.device)
+        cache, positions = read.cache, last_positions(read.rows)
+        tokens = self.logits(read).argmax(-1, keepdim=True).to(self.device)  # (batch, 1)
+        answers, real = tokens, cache.real
+        with self.capture(()):
+            while answers.shape[1] < MAX_NEW_TOKENS and not torch.isin(answers, ends).any(1).all():
+                positions = positions + 1  # (..., batch, 1)
+                real = torch.cat([real, real.new_ones(len(real), 1)], 1) if cache.padded else real
+                mask = real.long() if cache.padded else None
+                step = {"attention_mask": mask, "past_key_values": cache.cache, "use_cache": True}
+                tokens = self._speak(tokens, positions, **step).argmax(-1, keepdim=True).to(self.device)
+                answers = torch.cat([answers, tokens], 1)
+        ended = torch.isin(answers, ends).cumsum(1) > 0
+        return [row[~over].tolist() for row, over in zip(answers, ended, strict=True)]
+
+    @frozen_eval
+    def generate(self, prompt: str, **options: Any) -> list[int]:
+        """Token ids of an answer about a single image by transformers' own `generate`, without special tokens.
+
+        For what `answer` has not: sampling, beams, another length. It shares nothing with the rest of the session.
+        """
+        ids = self.adapter.tokenize(prompt, [self.layouts[0].num_tokens]).to(self.device)
+        inputs = self.adapter.stock_inputs(prompt, ids, self.inputs)
+        written = self.model.generate(**inputs, **options)[0].tolist()
+        prompted = ids.tolist()
+        if written[: len(prompted)] == prompted:  # some models give it back, others do not
+            written = written[len(prompted) :]
+        special = set(self.processor.tokenizer.all_special_ids)
+        return [token for token in written if token not in special]
+
+
+def last_positions(rows: Sequence[Row]) -> Tensor:
+    """(..., batch, 1) positions of the rows' last tokens."""
+    return torch.cat([row.rest.positions[..., -1:] for row in rows], -2)
+
+
+def finite_logits(logits: Tensor) -> Tensor:
+    """The logits (batch, vocabulary); a ValueError if any is NaN or inf: an answer made of them would mean nothing."""
+    broken = int((~logits.isfinite()).sum())
+    if broken:
+        raise ValueError(
+            f"{broken} of {logits.numel()} logits are NaN or inf, so there is no answer: float16 overflows in some "
+            "models, bfloat16 and float32 do not"
+        )
+    return logits
+
+
+def layer_numbers(model: PreTrainedModel, layer: Any = None) -> tuple[int, ...]:
+    """Ascending zero-based layer numbers for `layer`: an int, a list of ints, "mean" (all) or None (the default).
+
+    Raises:
+        ValueError: naming the layer that the model does not have and those that it has.
+    """
+    kind = adapter_class(model)
+    available = sorted(kind.attention_modules(model))
+    if layer == "mean":
+        return tuple(available)
+    layer = kind.default_layer(model) if layer is None else layer
+    numbers = layer if isinstance(layer, (list, tuple)) and layer else [layer]
+    return tuple(sorted({valid_layer(number, available, "this model") for number in numbers}))
+
+
+def valid_layer(number: Any, available: Sequence[int], whose: str) -> int:
+    """The number as an int, if it is one of the available layers; else a ValueError that names those."""
+    integer = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    if not integer or number not in available:
+        first, last = available[0], available[-1]
+        whole = len(available) == last - first + 1
+        named = f"{first} to {last}" if whole else ", ".join(map(str, available))
+        raise ValueError(f"layer {number!r} does not exist: {whose} has layers {named}")
+    return int(number)
+
+
+def end_tokens(*configs: Any, tokenizer: Any) -> list[int]:
+    """Ids that end an answer: those of the generation configs, and the tokenizer's own.
+
+    InstructBLIP's language model may name another token than the one that it was trained to end with.
+    """
+    found = [each for config in configs for each in np.atleast_1d(config.eos_token_id)] + [tokenizer.eos_token_id]
+    found = sorted({int(token) for token in found if token is not None})
+    if not found:
+        raise ValueError("neither the generation config nor the tokenizer names a token that ends an answer")
+    return found
