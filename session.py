@@ -154,7 +154,11 @@ class ImageSession:
         Args:
             graph: the connector's attention, where there is one, becomes a leaf of autograd's graph.
         """
-        ids = self.adapter.tokenize(query.prompt, [image.layout.num_tokens for image in images])
+        counts = [image.layout.num_tokens for image in images]
+        features = [image.features.pooled.shape[-2] for image in images]
+        if self.adapter.connector is None and counts != features:
+            raise ValueError(f"{sum(counts)} places for image tokens, and {sum(features)} of them to fill in")
+        ids = self.adapter.tokenize(query.prompt, counts)
         ids = torch.cat([ids, ids.new_tensor(query.forced_tokens)])
         image_at = (ids == self.model.config.image_token_id).nonzero()[:, 0][: images[0].layout.num_tokens]
         placed = ids.to(self.device)
@@ -261,7 +265,7 @@ class ImageSession:
         Args:
             prompts, of: see the class.
             crops: one more image per prompt (PIL), appended after the first; None asks about the images alone.
-            layers: layers whose attention (attribution.attention) will be asked for: read off this answer's own prefill.
+            layers: layers whose attention will be asked for: read off this answer's own prefill.
         Raises:
             ValueError: the model's logits are not finite.
         """

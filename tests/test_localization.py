@@ -277,7 +277,7 @@ def test_two_samples_in_one_process_differ_and_equal_the_plain_computation(colle
     found = []
     for seed, query in ((0, "the red sign"), (1, "a blue one, left"), (1, "the red sign")):
         image = photo(seed=seed)
-        attn, meta = collector.collect(collector.look_at(image), "x.png", query)
+        attn, meta = collector.collect(collector.session_of(image), "x.png", query)
         wanted = plain_heads(kind, *collector.loaded, image, meta["prompt"])
         assert attn.shape == wanted.shape == (3, 4, 1, meta["vis_len"])
         assert np.abs(attn - wanted).max() <= 1e-5 * wanted.max()
@@ -293,24 +293,25 @@ def test_the_first_generated_token_is_read(collected, mode):
     collector = Collector(settings)
     collector.__dict__ |= {"loaded": collected[1].loaded, "made_with": {}}
     image = photo()
-    look = collector.look_at(image)
-    attn, meta = collector.collect(look, "x.png", "the red sign")
-    tokens, _ = collector.generate(look, meta["prompt"])
+    session = collector.session_of(image)
+    attn, meta = collector.collect(session, "x.png", "the red sign")
+    tokens, _ = collector.generate(session, meta["prompt"])
     assert tokens
     wanted = plain_heads(kind, *collector.loaded, image, meta["prompt"], tokens[:1])
     assert np.abs(attn - wanted).max() <= 1e-5 * wanted.max()
-    look.generate = lambda prompt, **_: []  # it may end at once: then the query's last token is read
-    silent, meta = collector.collect(look, "x.png", "the red sign")
+    session.generate = lambda prompt, **_: []  # it may end at once: then the query's last token is read
+    silent, meta = collector.collect(session, "x.png", "the red sign")
     assert np.abs(silent - plain_heads(kind, *collector.loaded, image, meta["prompt"])).max() <= 1e-5 * silent.max()
     assert meta["generated_text"] == ""
 
 
 def test_sampling_and_beams_are_transformers_own(collected):
     kind, collector = collected
-    look = collector.look_at(photo())
-    greedy = look.generate(look.phrase("the red sign"), max_new_tokens=4, do_sample=False, num_beams=1)
+    session = collector.session_of(photo())
+    phrase = session.adapter.phrase("the red sign")
+    greedy = session.generate(phrase, max_new_tokens=4, do_sample=False, num_beams=1)
     torch.manual_seed(3)
-    other = look.generate(look.phrase("the red sign"), max_new_tokens=4, do_sample=True, num_beams=2)
+    other = session.generate(phrase, max_new_tokens=4, do_sample=True, num_beams=2)
     assert len(greedy) <= 4
     assert other != greedy
 

@@ -15,8 +15,10 @@ import get_score
 import run
 from graders import GRADERS
 from info import GENERAL_PROMPT, METHODS, MODELS, TASKS
-from llava_methods import PROMPT, LlavaLook, rel_att
+from llava_methods import PROMPT, LlavaAdapter, rel_att
 from map_files import read_maps
+from prefix_cache import PrefixStore
+from session import ImageSession
 from utils import bbox_in_region, load_image
 
 
@@ -250,14 +252,14 @@ TOO_LITTLE += [MemoryError("Unable to allocate memory")]
 @pytest.mark.parametrize("error", TOO_LITTLE, ids=["gpu", "cpu", "numpy"])
 def test_out_of_memory_costs_a_batch_nothing_and_a_single_record_itself(checkpoint, dataset, monkeypatch, error):
     run.main(options(checkpoint, dataset))
-    fine, answer = results(dataset, "rel_att"), LlavaLook.answer
+    fine, answer = results(dataset, "rel_att"), ImageSession.answer
 
-    def crowded(look, prompts, **more):
-        if len(prompts) > 1 or look.images[0].width > 1000:
+    def crowded(session, prompts, **more):
+        if len(prompts) > 1 or session.images[0].width > 1000:
             raise error
-        return answer(look, prompts, **more)
+        return answer(session, prompts, **more)
 
-    monkeypatch.setattr(LlavaLook, "answer", crowded)
+    monkeypatch.setattr(ImageSession, "answer", crowded)
     run.main(options(checkpoint, dataset, "--batch_size", "3", "--overwrite"))
     found = results(dataset, "rel_att")
     assert found[0::2] == fine[0::2]
@@ -269,7 +271,7 @@ def test_an_error_in_the_code_is_not_taken_for_a_bad_record(checkpoint, dataset,
     def wrong(*_, **__):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(LlavaLook, "answer", wrong)
+    monkeypatch.setattr(ImageSession, "answer", wrong)
     with pytest.raises(RuntimeError, match="mat1"):
         run.main(options(checkpoint, dataset))
 
@@ -400,7 +402,7 @@ def test_a_restart_by_a_launcher_goes_on_also_with_overwrite(checkpoint, dataset
     run.main(options(checkpoint, dataset, "--method", "center_crop"))
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     run.main(options(checkpoint, dataset, "--overwrite"))
-    asked = count_calls(monkeypatch, "answer")
+    asked = count_calls(monkeypatch, ImageSession, "answer")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     run.main(options(checkpoint, dataset, "--overwrite"))
     assert not asked
@@ -468,23 +470,24 @@ def test_a_wrong_layer_leaves_nothing_behind(checkpoint, dataset):
     run.main(options(checkpoint, dataset, "--layer", "2", "--overwrite"))
 
 
-def count_calls(monkeypatch, name):
-    """A list that grows by one look with each call of a LlavaLook's method."""
-    calls, method = [], getattr(LlavaLook, name)
-    monkeypatch.setattr(LlavaLook, name, lambda look, *a, **more: calls.append(look) or method(look, *a, **more))
+def count_calls(monkeypatch, kind, name):
+    """A list that grows by one object with each call of a class's method."""
+    calls, method = [], getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda self, *a, **more: calls.append(self) or method(self, *a, **more))
     return calls
 
 
 def test_methods_share_the_work(checkpoint, dataset, monkeypatch):
     """The language model reads an image once, whatever is asked."""
-    begun = count_calls(monkeypatch, "_unread")
+    begun = count_calls(monkeypatch, PrefixStore, "_unread")
     run.main(options(checkpoint, dataset, "--method", "rel_att,grad_att,center_crop"))
     assert len(begun) == 2  # two images
 
 
 def test_methods_share_the_tiles(checkpoint, dataset, monkeypatch):
     """The vision tower encodes an image once, and its tiles once; and then only crops."""
-    encoded, methods = count_calls(monkeypatch, "see"), ["rel_att", "rel_att_high", "grad_att_high"]
+    encoded = count_calls(monkeypatch, LlavaAdapter, "encode_images")
+    methods = ["rel_att", "rel_att_high", "grad_att_high"]
     run.main(options(checkpoint, dataset, "--method", ",".join(methods)))
     crops = len(methods) * len(results(dataset, "rel_att"))
     assert len(encoded) == 2 + 2 + crops  # two images, two sets of tiles
@@ -492,7 +495,7 @@ def test_methods_share_the_tiles(checkpoint, dataset, monkeypatch):
 
 def test_a_map_with_nan_is_an_error_of_its_record(checkpoint, dataset, monkeypatch):
     broken = np.full((1, 4, 4), np.nan, dtype=np.float32)
-    monkeypatch.setattr("maps.MapFunction.of", lambda *_, **__: broken)
+    monkeypatch.setattr("methods.MapMethod.maps", lambda *_, **__: broken)
     with pytest.raises(SystemExit, match="no record could be answered"):
         run.main(options(checkpoint, dataset))
     assert all("16 of the importance map's 16 cells" in record["error"] for record in results(dataset, "rel_att"))

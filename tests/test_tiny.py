@@ -13,11 +13,12 @@ import tiny.train
 from graders import exact
 from info import MODELS, SIZES
 from records import ROOT, load_task
+from session import ImageSession
 from tiny.models import FAMILIES, IGNORE
 from tiny.scenes import make_scene, write_dataset
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
 from tiny.train import STAGES, normalised, patch_labels, pixels, turns_about, window_around
-from vicrop import load_model, look_class, model_module, vicrop_qa
+from vicrop import load_model, model_module, vicrop_qa
 
 DEMO = ROOT / "data/demo"
 TINY = [name for name in MODELS if name.endswith("_tiny")]
@@ -108,7 +109,7 @@ def test_a_dataset_has_all_sizes_and_is_reproducible(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- training
 @pytest.mark.parametrize("pair", [False, True])
 def test_training_computes_what_answering_computes(family, pair):
-    """Turns that go through the model together, in training's layout, give the logits of each asked alone by a look."""
+    """Turns that go through the model together, in training's layout, give the logits of each asked alone."""
     rng, aspect = random.Random(3), 4 / 3
     scene, shapes = make_scene(rng, aspect=aspect), [family.shape(aspect), family.shape()]
     pictures = [pixels(scene, rng, shapes[0]), pixels(scene, rng, shapes[1], (100, 100, 300, 300))][: 1 + pair]
@@ -123,12 +124,10 @@ def test_training_computes_what_answering_computes(family, pair):
 
     first, *crops = [Image.fromarray(picture) for picture in pictures]
     limits = {"min_pixels": 1} if family.keeps_aspect else {}  # the pictures have their final size already
-    module = model_module(next(name for name, each in FAMILIES.items() if type(family) is each))
-    look = look_class(module)([first], family.model, family.processor, **limits)
-    found = []
-    look._continuation = lambda hidden, *_: found.append(look._logits(hidden)) or [[]]
+    session, found = ImageSession([first], family.model, family.processor, **limits), []
+    session.greedy_decode = lambda read: found.append(session.logits(read)) or [[]]
     for question, _ in turns:
-        look.answer(family.prompt(question), crops=crops or None)
+        session.answer(family.prompt(question), crops=crops or None)
     torch.testing.assert_close(together, torch.cat(found), atol=1e-4, rtol=1e-4)
 
 
