@@ -114,16 +114,16 @@ def _refuse_unknown(module: nn.Module, arguments: dict[str, Any]) -> None:
     unknown = [name for name, value in arguments.items() if name not in KNOWN_ARGUMENTS and value is not None]
     if unknown:
         raise ValueError(
-            f"{type(module).__name__} computes its attention with {', '.join(unknown)}, which is not captured: "
-            "its rows would be wrong"
+            f"{type(module).__name__} computes its attention with {', '.join(unknown)}, which is not known here: "
+            "what is read of it would be wrong"
         )
 
 
 def _captured_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """The attention function of "captured": SDPA, and some rows of captured modules on the side."""
+    _refuse_unknown(module, kwargs)
     capture, read = _CAPTURES.get(module), None
     if capture is not None and module not in capture.probs:  # later steps of a generation are not what was asked for
-        _refuse_unknown(module, kwargs)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         read = capture.read(module, query, key, value, attention_mask, scale)
         if read is not None and read.shape[1] == query.shape[2]:

@@ -114,7 +114,7 @@ def pixel_gradients(session: ImageSession, prompts: Sequence[str]) -> list[Tenso
     norms, store, layout = [], PrefixStore(session.decoder), session.layouts[0]
     with torch.enable_grad(), session.frozen.checked_gradients():
         pixels = session.inputs["pixel_values"].detach().clone().requires_grad_()
-        (image,) = session._encode({**session.inputs, "pixel_values": pixels}, [layout])
+        (image,) = session.encode({**session.inputs, "pixel_values": pixels}, [layout])
         for prompt in prompts:
             row = store.row(0, session.decoder_call(Query(0, prompt), [image]))
             cache, shifts = store.begin([row], len(session.decoder.layers))

@@ -55,13 +55,13 @@ def _padded_tokens(value: Tensor, pad: int) -> Tensor:
 class _OutOfPlace:
     """For recurrent layers of a cache: a new state takes the old one's place, which others may still hold."""
 
-    def update_conv_state(self, *args, state_idx=0, **kwargs):
+    def update_conv_state(self, conv_states, state_idx=0, **kwargs):
         self._own(self.conv_states, state_idx)
-        return super().update_conv_state(*args, state_idx=state_idx, **kwargs)
+        return super().update_conv_state(conv_states, state_idx, **kwargs)
 
-    def update_recurrent_state(self, *args, state_idx=0, **kwargs):
+    def update_recurrent_state(self, recurrent_states, state_idx=0, **kwargs):
         self._own(self.recurrent_states, state_idx)
-        return super().update_recurrent_state(*args, state_idx=state_idx, **kwargs)
+        return super().update_recurrent_state(recurrent_states, state_idx, **kwargs)
 
     def _own(self, states, state_idx):
         if states[state_idx] is not None:
@@ -209,13 +209,10 @@ class PrefixStore:
 
     def __init__(self, decoder: PreTrainedModel):
         self.decoder, self.shared = decoder, None
+        # May a pass end before the last layer? Not where later layers have states that would miss it.
+        self.can_stop = all(type(layer) is DynamicLayer for layer in new_cache(decoder).layers)
         self.prefixes: list[Prefix] = []
         self.caches: list[tuple[list[Prefix], PrefixCache]] = []
-
-    @property
-    def can_stop(self) -> bool:
-        """May a pass end before the last layer? Not where later layers have states that would miss it."""
-        return all(type(layer) is DynamicLayer for layer in new_cache(self.decoder).layers)
 
     def row(self, image: int, call: DecoderCall) -> Row:
         """A call as a Row; the image's tokens and what must go with them are its prefix."""

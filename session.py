@@ -54,27 +54,12 @@ class Read(NamedTuple):
     shifts: list[int]  # what a token's number lacks to its slot
 
 
-class ImageSession:
-    """What a model has seen of a batch of images, open to any number of questions.
-
-        session = ImageSession(["photo.jpg"], model, processor)
-        session.answer(session.adapter.prompt("what does the sign say?"))        # ["stop"]
-
-    The image comes before the question, so its keys and values are computed once and every question continues from
-    them, as far as what the decoder is handed says that it may. Where a method takes `prompts`, that is one prompt for
-    every image, or a list of prompts; `of` then says which image each is about (default: one each, in order).
-
-    Args:
-        images: PIL images or paths, of any sizes.
-        model, processor: as loaded, in any dtype, with any attention implementation; left as they were.
-        options: those of the model's adapter (geometry=, ...).
-    Raises:
-        ValueError: no adapter knows the model; an option that it does not have; an image that cannot be read.
+class ImageBatch:
+    """Images on their way through a model's vision side, each step made when it is first asked for.
 
     Attributes:
         images: the PIL images, RGB.
         adapter: what is peculiar to the model's family.
-        batched: do several questions go through the decoder together? None before there were several.
     """
 
     def __init__(self, images: Sequence[Any], model: PreTrainedModel, processor: Any, **options: Any):
@@ -82,15 +67,7 @@ class ImageSession:
         self.processor = processor
         self.adapter = adapter_class(self.model)(self.model, processor, **options)
         self.images = [load_image(image) for image in images]
-        self.decoder, self.device = self.model.get_decoder(), device_of(self.model.get_input_embeddings())
-        self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
-        self.store, self.batched = PrefixStore(self.decoder), None
-        self.takes_padding = takes_padding(self.decoder)
-        self.rows: dict[tuple[Query, int], Tensor] = {}  # (query, layer) -> its map (heads, h, w), once it was read
-        self._calls: OrderedDict[Query, Row] = OrderedDict()
-        self._tiles: dict[int, tuple] = {}
 
-    # -- images
     @cached_property
     def prepared(self) -> dict[str, Tensor]:
         """What the processor makes of the images, on the CPU; only now, for a session of tiles never sees the whole."""
@@ -109,15 +86,49 @@ class ImageSession:
     @cached_property
     def encoded(self) -> list[EncodedImage]:
         """The images, encoded; each is kept by itself."""
-        return self._encode(self.inputs, self.layouts)
+        return self.encode(self.inputs, self.layouts)
 
-    def _encode(self, inputs: dict[str, Tensor], layouts: list[Layout]) -> list[EncodedImage]:
+    def encode(self, inputs: dict[str, Tensor], layouts: list[Layout]) -> list[EncodedImage]:
+        """Images, given the vision side's inputs of all of them and the layout of each."""
         features = self.adapter.encode_images(inputs, len(layouts))
         return [
             EncodedImage(self.adapter.one_image(inputs, number), layout, each)
             for number, (layout, each) in enumerate(zip(layouts, features, strict=True))
         ]
 
+
+class ImageSession(ImageBatch):
+    """What a model has seen of a batch of images, open to any number of questions.
+
+        session = ImageSession(["photo.jpg"], model, processor)
+        session.answer(session.adapter.prompt("what does the sign say?"))        # ["stop"]
+
+    The image comes before the question, so its keys and values are computed once and every question continues from
+    them, as far as what the decoder is handed says that it may. Where a method takes `prompts`, that is one prompt for
+    every image, or a list of prompts; `of` then says which image each is about (default: one each, in order).
+
+    Args:
+        images: PIL images or paths, of any sizes.
+        model, processor: as loaded, in any dtype, with any attention implementation; left as they were.
+        options: those of the model's adapter (geometry=, ...).
+    Raises:
+        ValueError: no adapter knows the model; an option that it does not have; an image that cannot be read.
+
+    Attributes:
+        batched: do several questions go through the decoder together? None before there were several.
+    """
+
+    def __init__(self, images: Sequence[Any], model: PreTrainedModel, processor: Any, **options: Any):
+        super().__init__(images, model, processor, **options)
+        self.decoder, self.device = self.model.get_decoder(), device_of(self.model.get_input_embeddings())
+        self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
+        self.store, self.batched = PrefixStore(self.decoder), None
+        self.takes_padding = takes_padding(self.decoder)
+        self.rows: dict[tuple[Query, int], Tensor] = {}  # (query, layer) -> its map (heads, h, w), once it was read
+        self._calls: OrderedDict[Query, Row] = OrderedDict()
+        self._tiles: dict[int, tuple] = {}
+
+    # -- parts of the images
     def only(self, image: int) -> "ImageSession":
         """A session of one of the images: this one if it is its only one."""
         if len(self.images) == 1:
@@ -188,7 +199,7 @@ class ImageSession:
         """The Rows of queries about their image and a crop each; of an image and a crop only the crop is encoded."""
         prepared = self.adapter.preprocess(crops)
         layouts = self.adapter.layouts(prepared, [crop.size for crop in crops])
-        encoded = self._encode(self.adapter.placed(prepared), layouts)
+        encoded = self.encode(self.adapter.placed(prepared), layouts)
         return [
             self.store.row(query.image_index, self.decoder_call(query, [self.encoded[query.image_index], crop]))
             for query, crop in zip(queries, encoded, strict=True)

@@ -24,6 +24,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
@@ -31,6 +32,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import blip_methods
 import llava_methods
 import qwen2_5_methods
+from attention import replaced
 from info import GENERAL_PROMPT
 from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS
 from tiny.towers import trained_clip, turn_into_blip_tower, turn_into_qwen_tower
@@ -425,11 +427,23 @@ class Blip(Family):
             "asked": pad_sequence(asked, True, reader.pad_token_id), "owners": torch.tensor(owners),
         }  # fmt: skip
 
+    def image_tokens(self, features, asked, heard):
+        """(batch, queries, dim): what the language model gets to see of images when the Q-Former reads a question.
+
+        Args:
+            features: (batch, 1 + patches, width) of the vision tower.
+            asked, heard: (batch, T) ids of the question in the Q-Former's vocabulary, and which of them are no padding.
+        """
+        seen = BaseModelOutputWithPooling(last_hidden_state=features)
+        with replaced(self.model.vision_model, "forward", lambda **_: seen):
+            found = self.model.get_image_features(None, asked, heard.long(), return_dict=True)
+        return found.pooler_output
+
     def hidden(self, batch, values, crops):
         seen = [self.model.vision_model(each).last_hidden_state for each in (values, crops) if each is not None]
         asked = batch["asked"]
         heard = asked != self.processor.qformer_tokenizer.pad_token_id
-        tokens = [blip_methods.image_tokens(self.model, each[batch["owners"]], asked, heard) for each in seen]
+        tokens = [self.image_tokens(each[batch["owners"]], asked, heard) for each in seen]
         embeds = self.model.get_input_embeddings()(batch["ids"])
         at = (batch["ids"] == self.model.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(at, torch.cat(tokens, 1).to(embeds))
