@@ -7,7 +7,7 @@ the answer, and the answer with a crop. They share one pass over the image.
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import NamedTuple
 
@@ -127,6 +127,20 @@ class Look(ABC):
             choices = OPTIONS[name].get("choices", (value,))
             if value not in choices:
                 raise ValueError(f"{name} is one of {choices}, not {value!r}")
+
+    @classmethod
+    def prepare(cls, model, processor):
+        """A checkpoint has been loaded: what its config leaves open is filled in, if that can be done.
+
+        Raises:
+            ValueError: its model and its processor do not fit together.
+        """
+        image, own = processor.image_token, model.config.image_token_id
+        token, rows = processor.tokenizer.convert_tokens_to_ids(image), len(model.get_input_embeddings().weight)
+        if token != own:
+            raise ValueError(f"{image} is token {own} by its config.json, and {token} by its tokenizer")
+        if not 0 <= own < rows:
+            raise ValueError(f"{image} is token {own}, and its model has embeddings of tokens 0 to {rows - 1}")
 
     # -- what a model has to say about itself
     @property
@@ -345,8 +359,12 @@ class Look(ABC):
         return self._read(reading, self._stretch(rows, features))
 
     def _logits(self, hidden):
-        """(batch, vocabulary) float32 after the last token."""
-        return self.model.get_output_embeddings()(hidden[:, -1]).float()
+        """(batch, vocabulary) float32 after the last token.
+
+        Raises:
+            ValueError: they are not finite: the likeliest of them would be token 0, whatever was asked.
+        """
+        return finite(self.model.get_output_embeddings()(hidden[:, -1])).float()
 
     def _confidence(self, hidden):
         """v = log max softmax(z), one per row."""
@@ -511,10 +529,14 @@ class Look(ABC):
         """[token ids] of an answer about a single image by transformers' own `generate`, without special tokens.
 
         For what `answer` has not: sampling, beams, another length. It shares nothing with the rest of the look.
+
+        Raises:
+            ValueError: logits that are not finite.
         """
         (ask,) = self.asks(prompt)
         inputs = self.stock_inputs(self.script(ask).ids[None], prompt)
-        written = self.model.generate(**inputs, **options)[0].tolist()
+        with finite_logits(self.model.get_output_embeddings()):
+            written = self.model.generate(**inputs, **options)[0].tolist()
         prompted = inputs["input_ids"][0].tolist()
         if written[: len(prompted)] == prompted:  # some models give it back, others do not
             written = written[len(prompted) :]
@@ -545,6 +567,31 @@ def valid_layer(number, count, whose):
     if not integer or not 0 <= number < count:
         raise ValueError(f"layer {number!r} does not exist: {whose} has layers 0 to {count - 1}")
     return int(number)
+
+
+def finite(logits):
+    """The logits of next tokens, as they came from the model; a ValueError if one of them is NaN or infinite."""
+    if not logits.isfinite().all():
+        what = "NaN" if logits.isnan().any() else "infinite"
+        raise ValueError(
+            f"the logits of the next token are {what}, so there is no answer (they were computed in "
+            f"{str(logits.dtype).removeprefix('torch.')}): float16 overflows, use --dtype bfloat16 or float32"
+        )
+    return logits
+
+
+@contextmanager
+def finite_logits(head):
+    """Passes through a model's output embeddings end in a ValueError if the logits of the next token are not finite."""
+
+    def check(module, inputs, logits):
+        finite(logits[..., -1, :])
+
+    hook = head.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def end_tokens(*configs, tokenizer):

@@ -3,6 +3,7 @@
 import logging
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from info import MODELS, checkpoint_of, known
@@ -91,6 +92,9 @@ class Collector:
         (maps,) = look.attention([prompt], look.layers(look.model, "mean"), said=[said])
         layers, heads, h, w = maps.shape
         attn = maps.reshape(layers, heads, 1, h * w).cpu().numpy()
+        broken = np.count_nonzero(~np.isfinite(attn))
+        if broken:
+            raise ValueError(f"{broken} of {attn.size} attention values are NaN or infinite: nothing is stored of them")
         meta = {
             "image_file": str(image_file), "query": query, "model_name": self.settings.name,
             "image_size": list(look.images[0].size), "vis_len": h * w, "patch_size": h if h == w else [h, w],
