@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file, extract_commit_hash
 
@@ -34,6 +35,7 @@ OLDER_SETTINGS = ("preprocessor_config.json", "special_tokens_map.json", "added_
 # Options of cached_file: a file that the hub has not, or that cannot be asked for, is None.
 QUIET = [f"_raise_exceptions_for_{what}" for what in ("missing_entries", "gated_repo", "connection_errors")]
 LFS_POINTER = b"version https://git-lfs"
+ADAPTER = "{} is an adapter (adapter_config.json), not a whole checkpoint: merge it into its base model first"
 AGAIN = "copy or download it again"
 NAMED = 3  # weights that a sentence names
 
@@ -179,11 +181,10 @@ def config_file_of(source, shown, revision, cache_dir):
 
     Without one transformers would build the family's default, seven billion random weights.
     """
-    adapter = f"{shown} is an adapter (adapter_config.json), not a whole checkpoint: merge it into its base model first"
     folder = Path(source)
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():
-            raise ValueError(adapter)
+            raise ValueError(ADAPTER.format(shown))
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{shown} has no config.json: it is no folder of a checkpoint")
         return folder / "config.json"
@@ -191,15 +192,22 @@ def config_file_of(source, shown, revision, cache_dir):
         raise ValueError(f"{shown} is a file: a checkpoint is a folder with config.json, or a hub id")
     if folder.is_absolute() or shown.startswith((".", "~")):
         raise FileNotFoundError(f"there is no folder {shown}")
-    where = {"revision": revision, "cache_dir": cache_dir}
+    return hub_config_file(shown, revision=revision, cache_dir=cache_dir)
+
+
+def hub_config_file(hub_id, **where):
+    """The path of the config.json of a hub id, in the cache."""
     try:
-        config_file, failed = cached_file(shown, "config.json", **where), None
-    except OSError as error:
+        validate_repo_id(hub_id)
+        config_file, failed = cached_file(hub_id, "config.json", **where), None
+    except (OSError, ValueError) as error:
         config_file, failed = None, error
-    if cached_file(shown, "adapter_config.json", **where, **dict.fromkeys(QUIET, False)):
-        raise ValueError(adapter)
-    if failed:
-        raise OSError(f"{shown} is no folder here, and not to be had from the hub: {reason(failed)}") from failed
+    reached = failed is None or (failed.__cause__ is None and isinstance(failed, OSError))  # only the file is missing
+    if reached and cached_file(hub_id, "adapter_config.json", **where, **dict.fromkeys(QUIET, False)):
+        raise ValueError(ADAPTER.format(hub_id))
+    if config_file is None:
+        why = reason(failed) if failed else "it has no config.json"
+        raise OSError(f"{hub_id} is no folder here, and not to be had from the hub: {why}") from failed
     return Path(config_file)
 
 
@@ -229,10 +237,12 @@ def files_of(folder, *names):
 def refuse_own_code(path, shown):
     """ValueError if settings name a class that only code of the checkpoint has: another one would take its place."""
     settings = read_object(path, shown) if path.suffix == ".json" else {}
-    names = [settings.get(f"{kind}_class") for kind in ("tokenizer", "processor")]
-    own = [name for name in names if name and name not in dir(transformers)]
-    if own and settings.get("auto_map"):
-        raise ValueError(f"{shown} needs code of its own ({own[0]}), and code from a checkpoint is never run")
+    if not settings.get("auto_map"):
+        return
+    known_ones = dir(transformers)
+    for name in (settings.get("tokenizer_class"), settings.get("processor_class")):
+        if name and name not in known_ones:
+            raise ValueError(f"{shown} needs code of its own ({name}), and code from a checkpoint is never run")
 
 
 def tokenizer_files(folder, shown):
