@@ -89,6 +89,20 @@ class Adapter:
             if value not in choices:
                 raise ValueError(f"{name} is one of {choices}, not {value!r}")
 
+    @classmethod
+    def prepare(cls, model: PreTrainedModel, processor: Any) -> None:
+        """A checkpoint has been loaded: what its config leaves open is filled in, if that can be done.
+
+        Raises:
+            ValueError: its model and its processor do not fit together.
+        """
+        image, own = processor.image_token, model.config.image_token_id
+        token, rows = processor.tokenizer.convert_tokens_to_ids(image), len(model.get_input_embeddings().weight)
+        if token != own:
+            raise ValueError(f"{image} is token {own} by its config.json, and {token} by its tokenizer")
+        if not 0 <= own < rows:
+            raise ValueError(f"{image} is token {own}, and its model has embeddings of tokens 0 to {rows - 1}")
+
     # -- the model's parts
     @property
     def vision(self) -> nn.Module:

@@ -4,8 +4,10 @@ Its language model never sees patches: a Q-Former reads the question, attends to
 on 32 tokens. So a map is the attention of the last token to the queries times that of the queries to the patches.
 """
 
+from pathlib import Path
+
 import torch
-from transformers import AutoProcessor, InstructBlipForConditionalGeneration
+from transformers import AutoProcessor, AutoTokenizer, InstructBlipForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from adapters import Adapter, ImageFeatures
@@ -17,7 +19,43 @@ from session import valid_layer
 QFORMER_LAYER = 2  # counts the layers that have cross-attention: every second one, so layer 4 of the Q-Former
 LM_LAYER = 15
 PROMPT = "Question: {question} Short answer:"
-MODEL_CLASS, load_processor = InstructBlipForConditionalGeneration, AutoProcessor.from_pretrained
+MODEL_CLASS = InstructBlipForConditionalGeneration
+
+
+def load_processor(source, **where):
+    """The processor of a folder or a hub id.
+
+    The Q-Former's tokenizer is read once more: without it transformers would put the language model's in its place.
+    """
+    if Path(source).is_dir() and not Path(source, "qformer_tokenizer").is_dir():
+        raise FileNotFoundError("it lacks the folder qformer_tokenizer, the tokenizer of its Q-Former")
+    processor = AutoProcessor.from_pretrained(source, **where)
+    processor.qformer_tokenizer = AutoTokenizer.from_pretrained(source, subfolder="qformer_tokenizer", **where)
+    return processor
+
+
+def place_token(tokenizer, rows):
+    """A token id to stand for the image, for a config that names none (saved before transformers 4.46).
+
+    Any id does which no prompt holds and for which there is an embedding, one of `rows`: that is always replaced. It is
+    <image> or an id without a token; else a special token that the tokenizer does not write by itself, not even for
+    characters that it does not know. (A question that spells it out is refused.)
+
+    Raises:
+        ValueError: there is none.
+    """
+    ids = tokenizer.get_vocab()
+    if ids.get("<image>", rows) < rows:
+        return ids["<image>"]
+    without_token = set(range(rows)) - set(ids.values())
+    if without_token:
+        return min(without_token)
+    written = {tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer("a question?").input_ids}
+    special = [token for token in (tokenizer.pad_token_id, *tokenizer.all_special_ids) if token is not None]
+    usable = [token for token in special if token < rows and token not in written]
+    if not usable:
+        raise ValueError("its config.json has no image_token_index, and no token is free to stand for the image")
+    return usable[0]
 
 
 def crossing_attention(model, layer=None):
@@ -48,12 +86,23 @@ class BlipAdapter(Adapter):
     @classmethod
     def check(cls, model, **options):
         super().check(model, **options)
+        if model.config.image_token_id is None:
+            raise ValueError("its config has no image_token_index: vicrop.load_model gives it one")
         if not model.config.use_decoder_only_language_model:
             raise ValueError(
                 f"its language model ({model.config.text_config.model_type}) is an encoder-decoder, as in the Flan-T5 "
                 "checkpoints: maps are read from a decoder-only one, as in Salesforce/instructblip-vicuna-7b"
             )
         crossing_attention(model, options.get("qformer_layer"))
+
+    @classmethod
+    def prepare(cls, model, processor):
+        rows = len(model.get_input_embeddings().weight)
+        if model.config.image_token_id is None:
+            model.config.image_token_index = place_token(processor.tokenizer, rows)
+        if not 0 <= model.config.image_token_id < rows:
+            own = model.config.image_token_id
+            raise ValueError(f"<image> is token {own}, and its model has embeddings of tokens 0 to {rows - 1}")
 
     @property
     def vision(self):

@@ -27,7 +27,13 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
 
 
 ImageTextProcessor.__name__ = Qwen2_5_VLProcessor.__name__  # it is saved under this name, which AutoProcessor knows
-load_processor = ImageTextProcessor.from_pretrained
+
+
+def load_processor(source, **where):
+    """The processor of a folder or a hub id; its chat template may also be where a tokenizer keeps one."""
+    processor = ImageTextProcessor.from_pretrained(source, **where)
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    return processor
 
 
 def chat_prompt(processor, text):
@@ -63,6 +69,17 @@ class QwenAdapter(Adapter):
         low = 1 if low is None else low
         if low < 1 or (high is not None and high < low):
             raise ValueError(f"min_pixels is at least 1, not {low}, and max_pixels at least min_pixels, not {high}")
+
+    @classmethod
+    def prepare(cls, model, processor):
+        super().prepare(model, processor)
+        if not processor.chat_template:
+            raise ValueError("it has no chat template, neither chat_template.jinja nor one in tokenizer_config.json")
+        text = PROMPT.format(question="what is it?")
+        prompt = chat_prompt(processor, text)
+        for part in (cls.image_placeholder, processor.image_token, text):
+            if prompt.count(part) != 1:
+                raise ValueError(f"its chat template writes {part} {prompt.count(part)} times for an image and a text")
 
     @property
     def vision(self):

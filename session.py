@@ -245,8 +245,7 @@ class ImageSession(ImageBatch):
             return self._speak(ids, last_positions(read.rows))
 
     def _speak(self, ids: Tensor, positions: Tensor, **cached: Any) -> Tensor:
-        logits = self.adapter.speaker(input_ids=ids, position_ids=positions, **cached).logits[:, -1].float()
-        return finite_logits(logits)
+        return finite(self.adapter.speaker(input_ids=ids, position_ids=positions, **cached).logits[:, -1]).float()
 
     def maps(self, found: dict[nn.Module, Tensor], layers: Sequence[int], queries, read: Read, through=None) -> list:
         """[(layers, heads, h, w)] per query from {module: (batch, heads, rows, keys)}, of each the last row.
@@ -314,10 +313,14 @@ class ImageSession(ImageBatch):
         """Token ids of an answer about a single image by transformers' own `generate`, without special tokens.
 
         For what `answer` has not: sampling, beams, another length. It shares nothing with the rest of the session.
+
+        Raises:
+            ValueError: logits that are not finite.
         """
         ids = self.adapter.tokenize(prompt, [self.layouts[0].num_tokens]).to(self.device)
         inputs = self.adapter.stock_inputs(prompt, ids, self.inputs)
-        written = self.model.generate(**inputs, **options)[0].tolist()
+        with finite_logits(self.model.get_output_embeddings()):
+            written = self.model.generate(**inputs, **options)[0].tolist()
         prompted = ids.tolist()
         if written[: len(prompted)] == prompted:  # some models give it back, others do not
             written = written[len(prompted) :]
@@ -330,15 +333,29 @@ def last_positions(rows: Sequence[Row]) -> Tensor:
     return torch.cat([row.rest.positions[..., -1:] for row in rows], -2)
 
 
-def finite_logits(logits: Tensor) -> Tensor:
-    """The logits (batch, vocabulary); a ValueError if any is NaN or inf: an answer made of them would mean nothing."""
-    broken = int((~logits.isfinite()).sum())
-    if broken:
+def finite(logits: Tensor) -> Tensor:
+    """The logits of next tokens, as they came from the model; a ValueError if one of them is NaN or infinite."""
+    if not logits.isfinite().all():
+        what = "NaN" if logits.isnan().any() else "infinite"
         raise ValueError(
-            f"{broken} of {logits.numel()} logits are NaN or inf, so there is no answer: float16 overflows in some "
-            "models, bfloat16 and float32 do not"
+            f"the logits of the next token are {what}, so there is no answer (they were computed in "
+            f"{str(logits.dtype).removeprefix('torch.')}): float16 overflows, use --dtype bfloat16 or float32"
         )
     return logits
+
+
+@contextmanager
+def finite_logits(head: nn.Module) -> Iterator[None]:
+    """Passes through a model's output embeddings end in a ValueError if the logits of the next token are not finite."""
+
+    def check(module, inputs, logits):
+        finite(logits[..., -1, :])
+
+    hook = head.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def layer_numbers(model: PreTrainedModel, layer: Any = None) -> tuple[int, ...]:

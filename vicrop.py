@@ -3,8 +3,6 @@
 `vicrop_qa` is for notebooks; run.py takes a `QuestionBatch` through a whole dataset.
 """
 
-import hashlib
-import importlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -13,22 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 import utils
 from adapters import Adapter
+from checkpoints import default_device as default_device  # these are what others import from here
+from checkpoints import default_dtype as default_dtype
+from checkpoints import load_model as load_model
+from checkpoints import local_or_hub, model_module
+from checkpoints import weights_of as weights_of
 from info import GENERAL_PROMPT, METHODS, MODELS, checkpoint_of, known
 from layouts import Region
 from localization.analyze import parse_heads
 from methods import CropBaseline, Method, Questions
-from records import ROOT, read_json
+from records import read_json
 from session import ImageSession
 
 PER_SAMPLE = "per_sample"
-ENDS = 1 << 20  # bytes of a checkpoint file's begin and end that tell it from another
-# Files of a checkpoint's folder on which answers depend: weights, and the settings of model, processor and tokenizer.
-CHECKPOINT = ("*.safetensors", "*.bin", "*config.json", "*tokens*.json", "tokenizer*", "vocab*", "merges*", "chat_*")
 
 
 @dataclass
@@ -145,11 +144,6 @@ def vicrop_qa(model_name, method_name, image_path, question, model, processor, s
 
 
 # ------------------------------------------------------------------------------------------------------------- models
-def model_module(name):
-    """The module that knows the model of a name of info.MODELS."""
-    return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
-
-
 def adapter_of(name: str) -> type[Adapter]:
     """The Adapter class of a name of info.MODELS."""
     return model_module(name).ADAPTER
@@ -184,53 +178,3 @@ def heads_of_file(path, names):
     if checkpoint_of(str(found.get("model"))) not in names:
         warnings.warn(f"{path} has the heads of {found.get('model')}: another model has other heads", stacklevel=3)
     return found["heads"]
-
-
-def default_device():
-    """The first GPU (CUDA, or MPS on a Mac) if there is one, else the CPU."""
-    return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-
-
-def default_dtype(device):
-    """bfloat16 on CUDA, float32 elsewhere."""
-    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-
-
-def weights_of(name, model_id=None, revision=None, cache_dir=None):
-    """What tells a checkpoint from others: the commit on the hub, or a hash of the ends of a folder's files."""
-    source = local_or_hub(name, model_id)
-    if not Path(source).is_dir():
-        return AutoConfig.from_pretrained(source, revision=revision, cache_dir=cache_dir)._commit_hash
-    digest = hashlib.sha256()
-    for path in sorted({path for name in CHECKPOINT for path in Path(source).glob(name) if path.is_file()}):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(ENDS))
-            file.seek(-min(ENDS, path.stat().st_size), os.SEEK_END)
-            digest.update(file.read())
-    return digest.hexdigest()
-
-
-def local_or_hub(name, model_id=None):
-    """Where a checkpoint is: a folder (also one given relative to the repository), or a hub id."""
-    source = model_id or MODELS[name]["id"]
-    return ROOT / source if (ROOT / source).is_dir() else source
-
-
-def load_model(name, model_id=None, device=None, dtype=None, device_map=None, revision=None, cache_dir=None):
-    """(model, processor) of a name of info.MODELS; a checkpoint that comes quantised loads as it is.
-
-    Args:
-        model_id: another checkpoint of the same family, hub id or folder.
-        device: torch device; see `default_device`.
-        dtype: torch dtype; see `default_dtype`.
-        device_map: as transformers takes it, "auto" to spread the layers over all GPUs; in place of `device`.
-        revision: branch, tag or commit of a checkpoint on the hub.
-        cache_dir: where downloads are kept; default: the hub's own folder.
-    """
-    module = model_module(name)
-    device = torch.device(device or default_device())
-    source, where = local_or_hub(name, model_id), {"revision": revision, "cache_dir": cache_dir}
-    model = module.MODEL_CLASS.from_pretrained(
-        source, dtype=dtype or default_dtype(device), device_map=device_map or {"": device}, **where
-    )
-    return model.eval(), module.load_processor(source, **where)

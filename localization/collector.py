@@ -3,6 +3,7 @@
 import logging
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from attribution import attention
@@ -92,6 +93,9 @@ class Collector:
         (maps,) = attention(session, [prompt], layer_numbers(session.model, "mean"), forced=[said])
         layers, heads, h, w = maps.shape
         attn = maps.reshape(layers, heads, 1, h * w).cpu().numpy()
+        broken = np.count_nonzero(~np.isfinite(attn))
+        if broken:
+            raise ValueError(f"{broken} of {attn.size} attention values are NaN or infinite: nothing is stored of them")
         meta = {
             "image_file": str(image_file), "query": query, "model_name": self.settings.name,
             "image_size": list(session.images[0].size), "vis_len": h * w, "patch_size": h if h == w else [h, w],

@@ -108,12 +108,12 @@ def measured(args, finding, measure, warm_up=False, **more):
     records = pick(dataset, args.ids, args.limit)
     settings = settings_of(args) | more
     results = Results(file_of(args, finding, ".records.json"), settings)
-    if args.overwrite:
-        results.clear()
-    done = results.done(args.retry_errors)
+    done = {} if args.overwrite else results.done(args.retry_errors)
     todo = [record for record in records if record["id"] not in done]
     if todo:
         subject = Subject(args)
+        if args.overwrite:  # old results go only when others can come in their place
+            results.clear()
         for record in tqdm(todo, desc=f"{args.model} {finding}", unit="question"):
             try:
                 if warm_up:
