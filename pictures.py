@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from records import renamed_to
+from files import renamed_to
 
 HEAT = "inferno"  # matplotlib's colours of importance
 

@@ -15,10 +15,10 @@ import torch
 from transformers import AutoConfig
 
 import utils
+from files import ROOT, read_json
 from info import GENERAL_PROMPT, METHODS, MODELS, checkpoint_of, known
 from localization.analyze import parse_heads
 from maps import MapFunction
-from records import ROOT, read_json
 
 PER_SAMPLE = "per_sample"
 ENDS = 1 << 20  # bytes of a checkpoint file's begin and end that tell it from another

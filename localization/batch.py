@@ -12,11 +12,11 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from batches import FAILURES, prefetched, what_failed
+from files import in_repository, read_json, write_atomically
 from localization import analyze, bbox, storage, viz
 from localization.collector import Collector
 from localization.sample import draw_top, finish, folder_of, made_with, number
 from pictures import save_figure
-from records import in_repository, read_json, write_atomically
 
 log = logging.getLogger("localization")
 

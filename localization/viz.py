@@ -5,9 +5,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from files import renamed_to
 from localization.analyze import FIRST_LAYER, chord_elbow, head_name
 from pictures import overlay
-from records import renamed_to
 
 MASK_COLOR = (0, 158, 115)  # green that colour-blind people tell from the box's red
 PANEL = 3.4  # inches, the longer side of a picture
