@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig
 
 import utils
+from dataset import refuse_other_size
 from files import ROOT, read_json
 from info import GENERAL_PROMPT, METHODS, MODELS, checkpoint_of, known
 from localization.analyze import parse_heads
@@ -50,6 +51,8 @@ class Case:
         of: for each the number of its image.
         short_questions: for each None, or what is asked in its place for the map only (V*).
         records: their data records, for boxes that come from them (gt_crop, random_crop).
+    Raises:
+        ValueError: a question is empty, or a record says that its image has another size than it has.
     """
 
     def __init__(self, look, questions, of=(0,), short_questions=(None,), records=({},)):
@@ -57,6 +60,8 @@ class Case:
             if not question or not question.strip():
                 raise ValueError("the question is empty")
         self.look, self.of, self.records = look, list(of), records
+        for record, number in zip(records, self.of, strict=False):  # notebooks' questions have none
+            refuse_other_size(record, look.images[number].size)
         self.prompts, self.general = [look.prompt(question) for question in questions], look.prompt(GENERAL_PROMPT)
         self.map_prompts = [
             look.prompt(short) if short else prompt for short, prompt in zip(short_questions, self.prompts, strict=True)

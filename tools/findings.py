@@ -26,10 +26,12 @@ import get_score
 import run
 from attention import counted
 from batches import FAILURES, what_failed
+from dataset import box_of, check_record, load_task, pick
+from files import ROOT, in_repository, write_atomically
 from graders import GRADERS, RIGHT, first_grader, score
+from images import allow_pixels
 from pictures import bars_figure, curves_figure, save_figure
-from records import Results, answered, check_record, in_repository, load_task, pick, write_atomically
-from utils import box_of
+from records import Results, answered
 from vicrop import Case, choose, default_device, load_model, look_class, map_function, model_module
 
 ROUNDS = 2000  # of the bootstrap
@@ -223,9 +225,10 @@ def ratios_of(subject, record):
     if not record.get("gt_bbox"):
         raise ValueError(f"record {record['id']!r} has no gt_bbox, and the attention ratio is about that box")
     case = subject.case(record)
+    box = box_of(record, image_size=case.look.images[0].size)
     score_of = subject.grade(subject.answer(case), record)
     heads_mean = case.look.attention(case.map_prompts, subject.layers)[0].mean(1).cpu().numpy()  # (layers, h, w)
-    ratios = attention_ratio(heads_mean, case.look.regions[0], box_of(record)).tolist()
+    ratios = attention_ratio(heads_mean, case.look.regions[0], box).tolist()
     return {"score": score_of, "ratio": [None if np.isnan(ratio) else ratio for ratio in ratios]}
 
 
@@ -383,7 +386,7 @@ def parse(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("finding", choices=FINDINGS)
-    parser.add_argument("--out", default=run.ROOT / "data" / "results" / "findings", help="folder of what is found")
+    parser.add_argument("--out", default=ROOT / "data" / "results" / "findings", help="folder of what is found")
     own, rest = parser.parse_known_args(argv)
     args = run.parse(["--method", FINDINGS[own.finding][1], *rest])  # a later --method counts
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -410,6 +413,7 @@ def refused(args):
 
 def main(argv=None):
     args = parse(argv)
+    allow_pixels(args.max_image_pixels)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

@@ -22,12 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 import get_score
+from dataset import box_of, check_record, image_of
+from files import renamed_to
 from graders import RIGHT, outcome, score
+from images import MOST_PIXELS, allow_pixels, load_image
 from info import GENERAL_PROMPT, METHODS, OPTIONS, TASKS, known
 from map_files import read_maps, write_maps
 from pictures import HEAT, from_0_to_1
-from records import check_record, renamed_to
-from utils import box_of, load_image
 
 TEMPLATE = Path(__file__).with_name("report.html")
 IMAGE_SIDE, CROP_SIDE = 800, 224  # an image's longer side at most, and a crop's
@@ -241,7 +242,7 @@ def questions(results, grader, maps, images):
         record, result = found[number][key], results[number]
         item, image = shown_question(record, result), None
         try:
-            image = load_image(check_record(record, result.images))
+            image = load_image(image_of(record, result.images))
         except (OSError, ValueError) as error:
             item["missing"] = str(error)
         if image:
@@ -351,8 +352,13 @@ def main(argv=None):
     add("--maps", choices=("all", "saved"), default="all", help="all: make again what is not saved (default)")
     add("--device", help="torch device on which maps are made again; default: the first GPU, else the CPU")
     add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
+    add("--max_image_pixels", type=int, help=f"open images of up to so many pixels; at most {MOST_PIXELS}")
     add("--image_side", type=int, help=f"pixels of an image's longer side; default: {IMAGE_SIDE}, less for many images")
     args = parser.parse_args(argv)
+    try:
+        allow_pixels(args.max_image_pixels)
+    except ValueError as error:
+        parser.error(str(error))
     paths = [Path(path) for path in args.results if not path.endswith(".meta.json")]  # the shell's * takes them, too
     if not paths:
         parser.error("no result file is named, only what belongs to one")
