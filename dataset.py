@@ -7,6 +7,7 @@ A record stays the plain dict that it was read as, so that fields nobody here kn
 
 import re
 import sys
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Annotated, get_type_hints
@@ -62,18 +63,6 @@ class Result(Record):
     crop_answer: Answer
 
 
-class Pictured(Record):
-    """A record of which only the image is read."""
-
-    image_path: Text
-
-
-class Sized(Record):
-    """A record of which only the size of its image is read."""
-
-    image_size: Size = None
-
-
 class Query(Record):
     """What localization heads are asked about an image."""
 
@@ -123,6 +112,27 @@ def checked(record, kind, name):
         raise ValueError(f"{name}: {_in_words(error, record, kind)}") from None
 
 
+def field_of(record, field, kind=Question):
+    """One field of a record, where its others do not matter; a ValueError as that of `checked`."""
+    value = record.get(field)
+    refuse_half_characters(value if field in TEXTS else None, f"{name_of(record)}: {field}")
+    try:
+        return msgspec.convert(value, hints(kind)[field])
+    except msgspec.ValidationError:
+        raise ValueError(f"{name_of(record)}: {_what_is_valid(kind, field)}, not {shown(value)}") from None
+
+
+@cache
+def hints(kind):
+    """{field: its annotated type} of a class."""
+    return get_type_hints(kind, include_extras=True)
+
+
+def _what_is_valid(kind, field):
+    notes = getattr(hints(kind)[field], "__metadata__", ())
+    return next(note.description for note in reversed(notes) if getattr(note, "description", None)).format(field)
+
+
 def refuse_half_characters(value, what):
     """ValueError if a text cannot be written: JSON may hold half of a character that takes two."""
     try:
@@ -136,9 +146,7 @@ def _in_words(error, record, kind):
     place = re.search(r"`\$\.(\w+)", str(error))
     if place is None:  # of a kind's own check, which has said it in words
         return str(error)
-    notes = getattr(get_type_hints(kind, include_extras=True)[place[1]], "__metadata__", ())
-    what = next(note.description for note in reversed(notes) if getattr(note, "description", None))
-    return f"{what.format(place[1])}, not {shown(record[place[1]])}"
+    return f"{_what_is_valid(kind, place[1])}, not {shown(record[place[1]])}"
 
 
 def shown(value):
@@ -222,7 +230,7 @@ def box_of(record, field="gt_bbox", image_size=None):
     Raises:
         ValueError: naming the record: no box, or one that cannot lie in its image.
     """
-    size = image_size or checked({"id": "-", **record}, Sized, name_of(record)).image_size
+    size = image_size or field_of(record, "image_size")
     box, name = numbers_of(record[field], 4), f"{name_of(record)}: {field}"
     if box is None or not (box[0] < box[2] and box[1] < box[3]):
         raise ValueError(f"{name} is [x1, y1, x2, y2] in pixels, not {shown(record[field])}")
@@ -248,11 +256,8 @@ def box_xywh_to_xyxy(box):
 
 def refuse_other_size(record, image_size):
     """ValueError, naming both, if a record says that its image has another size than it has, as a person sees it."""
-    said = record.get("image_size")
-    if said is None:
-        return
-    said = checked({"id": "-", **record}, Sized, name_of(record)).image_size
-    if tuple(said) != tuple(image_size):
+    said = field_of(record, "image_size")
+    if said is not None and tuple(said) != tuple(image_size):
         width, height = image_size
         turned = " (a camera's orientation tag turns it)" if tuple(said) == (height, width) else ""
         raise ValueError(f"{name_of(record)}: image_size {said} is not that of its image, which is "
@@ -325,7 +330,7 @@ def check_record(record, image_folder):
 def image_of(record, image_folder):
     """The path of a record's image, whatever its other fields are; ValueError if it lies outside of the folder."""
     name, folder = name_of(record), Path(image_folder).resolve()
-    image_path = checked(record, Pictured, name).image_path
+    image_path = field_of(record, "image_path")
     path = (folder / image_path).resolve()
     if not path.is_relative_to(folder):
         raise ValueError(f"{name}: image_path {image_path!r} leaves the image folder")
