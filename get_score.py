@@ -309,7 +309,8 @@ def report(data_dir, save_path, options):
         say(sentence)
     rows = [row for found in files for row in rows_of(*found, options)]
     if not any(row["n"] or "unscored" not in row for row in rows):
-        raise ValueError(f"nothing in {data_dir} can be scored: {why_not(files, left_out)}")
+        reasons = [f"{path}: {why_not(task, records)}" for _, task, _, path, records in files]
+        raise ValueError(f"nothing in {data_dir} can be scored: {[*left_out, *reasons][0]}")
     folder = Path(save_path)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation_report.json").write_text(json.dumps(rows, indent=1, default=float) + "\n")
@@ -327,13 +328,10 @@ def report(data_dir, save_path, options):
     return rows
 
 
-def why_not(files, left_out):
-    """The first reason why something cannot be scored."""
-    for _, task, _, path, records in files if not left_out else ():
-        for grader in TASKS[task]["metrics"].values():
-            reasons = [pair_or_reason(record, grader) for record in records]
-            left_out = left_out or [f"{path}: {reason}" for reason in reasons if isinstance(reason, str)]
-    return left_out[0]
+def why_not(task, records):
+    """The first reason why a record cannot be scored; None if all can be."""
+    found = (pair_or_reason(record, grader) for grader in TASKS[task]["metrics"].values() for record in records)
+    return next((reason for reason in found if isinstance(reason, str)), None)
 
 
 def parse(argv=None):

@@ -28,7 +28,7 @@ from attention import counted
 from batches import FAILURES, what_failed
 from dataset import box_of, check_record, load_task, pick
 from files import ROOT, in_repository, write_atomically
-from graders import GRADERS, RIGHT, first_grader, score
+from graders import GRADERS, RIGHT, first_grader
 from images import allow_pixels
 from pictures import bars_figure, curves_figure, save_figure
 from records import Results, answered
@@ -167,9 +167,12 @@ def sizes(args):
     run.run_task(args)  # results that are there are taken as they are, or refused
     grader, images, scores = first_grader(args.task), in_repository(args.image_path), {}
     for method in args.method:
-        for record in get_score.read_results(Path(args.save_path) / f"{args.model}-{args.task}-{method}.json"):
-            size, pair = get_score.size_of(record, images), score(record, grader)
-            if record["id"] in wanted and size and pair:
+        path = Path(args.save_path) / f"{args.model}-{args.task}-{method}.json"
+        for record in get_score.read_results(path):
+            size, pair = get_score.size_of(record, images), get_score.pair_or_reason(record, grader)
+            if isinstance(pair, str) and record["id"] in wanted:
+                get_score.say(f"{path}: {pair}: it cannot be scored, and is left out")
+            elif record["id"] in wanted and size and pair:
                 for part in (size, "all"):
                     own = scores.setdefault(part, {})
                     own.setdefault(method, {})[record["id"]] = pair[1], record["image_path"]
@@ -177,7 +180,7 @@ def sizes(args):
                     if "error" not in record or record["id"] not in without:  # another method may have answered it
                         without[record["id"]] = pair[0], record["image_path"]
     if not scores:
-        raise ValueError(f"{args.question_path}: sizes are those of gt_bbox, and no record has one")
+        raise ValueError(f"{args.question_path}: sizes are those of gt_bbox, and no record that can be scored has one")
     order = sorted(scores, key=lambda part: (part == "all", get_score.place_of(part)))
     rows = {part: {name: estimate(*zip(*scores[part][name].values(), strict=True)) for name in (NO_CROP, *args.method)}
             for part in order}  # fmt: skip

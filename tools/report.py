@@ -60,6 +60,25 @@ class Result:
         return get_score.images_of(self.about, self.task)
 
 
+def readable(paths):
+    """The [Result] of some files; those that are none are named and left out.
+
+    Raises:
+        ValueError, FileNotFoundError: the first one's, if none of them is one.
+    """
+    found, errors = [], []
+    for path in paths:
+        try:
+            found.append(Result.read(path))
+        except (ValueError, OSError) as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    for error in errors:
+        get_score.say(f"{error}: it is left out")
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------- maps
 def maps_of(result, place=None):
     """{record id: (map, region)} of a result: the saved ones and, if there is a `place` for the model, all others.
@@ -285,14 +304,18 @@ def names_of(results):
 
 
 def scores(results):
-    """{"columns", "rows"} of the score table; no rows, and "why", where records have no labels to score by."""
+    """{"columns", "rows", "left_out" (in words)} of the score table; no rows, and "why", if nothing can be scored."""
     options, rows = get_score.parse([]), []
-    try:
-        for r in results:
-            rows += get_score.rows_of(r.model, r.task, r.method, r.path, r.records, options)
-    except ValueError as error:
-        return {"columns": get_score.COLUMNS, "rows": [], "why": str(error)}
-    return {"columns": get_score.COLUMNS, "rows": list(map(get_score.cells, rows))}
+    for r in results:
+        rows += get_score.rows_of(r.model, r.task, r.method, r.path, r.records, options)
+    if not any(row["n"] or "unscored" not in row for row in rows):
+        why = next(filter(None, (get_score.why_not(r.task, r.records) for r in results)), None)
+        return {"columns": get_score.COLUMNS, "rows": [], "why": why, "left_out": ""}
+    counts = {f"{row['model']} {row['method']} {row['metric']}": row.get("unscored") for row in rows
+              if row["part"] == "all"}  # fmt: skip
+    counts = [f"{name} {count}" for name, count in counts.items() if count]
+    left_out = f"Records that cannot be scored and are not in n: {', '.join(counts)}." if counts else ""
+    return {"columns": get_score.COLUMNS, "rows": list(map(get_score.cells, rows)), "left_out": left_out}
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -328,6 +351,7 @@ def write_page(path, results, metric=None, place=None, side=None):
     }  # fmt: skip
     if about["note"]:
         print(about["note"], file=sys.stderr)
+    about["note"] = " ".join(filter(None, (about["note"], about["scores"].pop("left_out"))))
     maps = [maps_of(result, place) for result in results]
     head, tail = TEMPLATE.read_text(encoding="utf-8").split("<!-- images and data -->")
     with renamed_to(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -368,7 +392,7 @@ def main(argv=None):
         parser.error(f"--out {out}: there is no folder {out.parent}")
     place = {"device": args.device, "device_map": args.device_map} if args.maps == "all" else None
     try:
-        write_page(out, list(map(Result.read, paths)), args.metric, place, args.image_side)
+        write_page(out, readable(paths), args.metric, place, args.image_side)
     except (ValueError, OSError) as error:
         sys.exit(f"report: {error}")
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
