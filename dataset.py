@@ -24,7 +24,7 @@ EDGE = 1  # pixels that a box may reach beyond its image: annotators round
 
 # ------------------------------------------------------------------------------------------------------------- fields
 # The description says what is valid; it is the middle of the sentence of an error.
-Id = Annotated[Annotated[str, Meta(min_length=1)] | int, Meta(description="id is a text or a whole number")]
+Id = Annotated[Annotated[str, Meta(min_length=1)] | int, Meta(description="{} is a text or a whole number")]
 Text = Annotated[str, Meta(pattern=r"\S", description="{} is a text that is not empty")]
 Labels = Annotated[str | list[str] | None, Meta(description="labels are a text or a list of texts")]
 Answer = Annotated[str, Meta(description="{} is a text")]
@@ -42,7 +42,7 @@ class Record(msgspec.Struct):
     id: Id
 
 
-class Question(Record):
+class Question(Record, kw_only=True):
     """A record of a dataset: what is asked about an image. Without labels there is nothing to score it by."""
 
     question: Text
@@ -77,16 +77,6 @@ class Truth(Record):
     width: Length = None
     height: Length = None
 
-    @property
-    def size(self):
-        """(width, height) or None."""
-        return None if None in (self.width, self.height) else (self.width, self.height)
-
-    @property
-    def xyxy(self):
-        """The box as [x1, y1, x2, y2]."""
-        return box_xywh_to_xyxy(self.bbox)
-
 
 def checked(record, kind, name):
     """A record as one of the classes above; what they do not know of it is left out.
@@ -112,14 +102,14 @@ def checked(record, kind, name):
         raise ValueError(f"{name}: {_in_words(error, record, kind)}") from None
 
 
-def field_of(record, field, kind=Question):
+def field_of(record, field, kind=Question, name=None):
     """One field of a record, where its others do not matter; a ValueError as that of `checked`."""
-    value = record.get(field)
-    refuse_half_characters(value if field in TEXTS else None, f"{name_of(record)}: {field}")
+    value, name = record.get(field), name or name_of(record)
+    refuse_half_characters(value if field in TEXTS else None, f"{name}: {field}")
     try:
         return msgspec.convert(value, hints(kind)[field])
     except msgspec.ValidationError:
-        raise ValueError(f"{name_of(record)}: {_what_is_valid(kind, field)}, not {shown(value)}") from None
+        raise ValueError(f"{name}: {_what_is_valid(kind, field)}, not {shown(value)}") from None
 
 
 @cache
@@ -199,7 +189,7 @@ def refuse_bad_ids(records, where, field="id", numbers=None, unit="record"):
         seen.setdefault(str(key), (key, number))
     if twice:
         more = f" and {len(twice) - 10} more" if len(twice) > 10 else ""
-        raise ValueError(f"{where}: ids must differ, but these come twice: {', '.join(twice[:10])}{more}")
+        raise ValueError(f"{where}: ids must differ, and each of these comes twice: {', '.join(twice[:10])}{more}")
 
 
 # -------------------------------------------------------------------------------------------------------------- boxes
@@ -238,6 +228,21 @@ def box_of(record, field="gt_bbox", image_size=None):
     return box
 
 
+def box_of_truth(record, name):
+    """((x1, y1, x2, y2), (width, height) or None) of a record with a box [x, y, width, height] (see Truth).
+
+    Raises:
+        ValueError: beginning with `name`: no box, or one that cannot lie in its image.
+    """
+    box = tuple(box_xywh_to_xyxy(record.get("bbox"), f"{name}: a box"))
+    if not (box[0] < box[2] and box[1] < box[3]):
+        raise ValueError(f"{name}: {_what_is_valid(Truth, 'bbox')}, not {shown(record['bbox'])}")
+    size = tuple(field_of(record, side, Truth, name) for side in ("width", "height"))
+    size = None if None in size else size
+    refuse_misplaced(box, size, f"{name}: bbox")
+    return box, size
+
+
 def numbers_of(values, count):
     """So many finite numbers as a tuple of floats, or None."""
     values = list(values) if isinstance(values, list | tuple) or hasattr(values, "tolist") else []
@@ -246,10 +251,10 @@ def numbers_of(values, count):
     return found if found and max(map(abs, found)) < LARGEST else None
 
 
-def box_xywh_to_xyxy(box):
-    """[x, y, width, height] -> [x1, y1, x2, y2], pixels; a ValueError that names what is no box."""
+def box_xywh_to_xyxy(box, what="a box"):
+    """[x, y, width, height] -> [x1, y1, x2, y2], pixels; a ValueError, beginning with `what`, shows what is no box."""
     if numbers_of(box, 4) is None:
-        raise ValueError(f"a box is [x, y, width, height] in pixels, not {shown(box)}")
+        raise ValueError(f"{what} is [x, y, width, height] in pixels, not {shown(box)}")
     x, y, width, height = box
     return [x, y, x + width, y + height]
 

@@ -1,5 +1,7 @@
 """Pictures of localization heads: their maps on the image, mask and box, and all heads of a model at a glance."""
 
+import textwrap
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -11,6 +13,7 @@ from pictures import overlay
 
 MASK_COLOR = (0, 158, 115)  # green that colour-blind people tell from the box's red
 PANEL = 3.4  # inches, the longer side of a picture
+POINT = 0.07  # inches that a letter of a panel's title takes, about
 SHOWN_HEADS = 6  # of those that made a map; "all" has hundreds
 
 
@@ -41,7 +44,7 @@ def grounding_figure(image, query, attention, region, found):
     figure = Figure(figsize=(width * len(panels), height + 0.75), layout="constrained")
     for axes, (picture, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(picture)
-        axes.set_title(title, fontsize=9, parse_math=False, wrap=True)
+        axes.set_title(wrapped(title, width / POINT), fontsize=9, parse_math=False)
         axes.set_axis_off()
         axes.set(xlim=(0, image.width), ylim=(image.height, 0))
         if found.box and axes in (figure.axes[0], figure.axes[-1]):
@@ -49,6 +52,11 @@ def grounding_figure(image, query, attention, region, found):
             for color, line in (("white", 3.5), ("crimson", 1.8)):
                 axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=line))
     return figure
+
+
+def wrapped(text, letters):
+    """A text in lines of so many letters; by hand, for matplotlib takes "$" for mathematics where it wraps a title."""
+    return "\n".join(textwrap.fill(line, max(8, int(letters))) for line in text.split("\n"))
 
 
 def draw_mask(mask, path):

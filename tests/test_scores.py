@@ -419,7 +419,7 @@ def test_what_is_only_begun_is_no_failure(tmp_path, capsys):
         (
             "llava-textvqa-rel_att.json",
             json.dumps([result(1, "a", "b"), result(1, "a", "b")]),
-            "these come twice: '1' (records 0 and 1)",
+            "comes twice: '1' (records 0 and 1)",
         ),
         ("llava-textvqa-rel_att.json", json.dumps([result(1, "a", "b", labels=None)]), "record '1': labels"),
         ("llava-textvqa-rel_att.json", json.dumps([result(1, "a", "b") | {"id": [1]}]), "a text or a whole number"),
@@ -448,7 +448,7 @@ BAD = [result(2, "a", "b", labels=None), result(3, "a", "b") | {"crop_answer": 7
         ("llava-gqa-rel_att.json", '[{"id": "1", "orig', "llava-gqa-rel_att.json is no complete JSON file"),
         ("llava-gqa-rel_att.json", "{}", "llava-gqa-rel_att.json holds a dict"),
         ("llava-gqa-rel_att.json", json.dumps([result(1, "a", "b"), result(1, "a", "b") | {"id": 1}]),
-         r"these come twice: '1' and 1 \(records 0 and 1\)"),
+         r"comes twice: '1' and 1 \(records 0 and 1\)"),
         ("llava-gqa-rel_att.json", json.dumps([result(1, "a", "b", labels=[])]),
          "gqa-rel_att.json: record '1': labels are"),
         ("llava-vstar-rel_att.json", json.dumps([result(1, "a", "b")]), "vstar-rel_att.json: record '1': its question"),
