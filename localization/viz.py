@@ -13,7 +13,7 @@ from pictures import overlay
 
 MASK_COLOR = (0, 158, 115)  # green that colour-blind people tell from the box's red
 PANEL = 3.4  # inches, the longer side of a picture
-POINT = 0.07  # inches that a letter of a panel's title takes, about
+LETTER, LINE = 0.07, 0.15  # inches that a letter and a line of a panel's title take, about
 SHOWN_HEADS = 6  # of those that made a map; "all" has hundreds
 
 
@@ -41,10 +41,12 @@ def grounding_figure(image, query, attention, region, found):
     panels += [(overlay(image, found.att_map, region), together), (masked(image, found.shown), "mask and box")]
     scale = PANEL / max(image.size)
     width, height = max(image.width * scale, 0.65 * PANEL), max(image.height * scale, PANEL / 2)  # room for the titles
-    figure = Figure(figsize=(width * len(panels), height + 0.75), layout="constrained")
+    panels = [(picture, wrapped(title, width / LETTER)) for picture, title in panels]
+    lines = max(title.count("\n") + 1 for _, title in panels)
+    figure = Figure(figsize=(width * len(panels), height + 0.45 + lines * LINE), layout="constrained")
     for axes, (picture, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(picture)
-        axes.set_title(wrapped(title, width / POINT), fontsize=9, parse_math=False)
+        axes.set_title(title, fontsize=9, parse_math=False)
         axes.set_axis_off()
         axes.set(xlim=(0, image.width), ylim=(image.height, 0))
         if found.box and axes in (figure.axes[0], figure.axes[-1]):
