@@ -166,6 +166,24 @@ def test_a_record_that_cannot_be_measured_is_named_and_left_out(tmp_path, capsys
     assert sum(row["n"] for row in table["rows"]["0"].values()) == 1
 
 
+@pytest.mark.parametrize("finding", ["attention", "sizes"])
+def test_a_record_that_cannot_be_scored_or_placed_is_named_and_left_out(tmp_path, capsys, finding):
+    record = {"question": "what?", "labels": ["1"], "image_path": "scene_00001.jpg", "gt_bbox": [9, 9, 99, 99]}
+    changes = {"fine": {}, "none": {"labels": []}, "number": {"labels": 3}, "turned": {"image_size": [446, 594]},
+               "far": {"gt_bbox": [500, 9, 600, 99]}, "share": {"gt_bbox": [0.1, 0.1, 0.3, 0.3]}}  # fmt: skip
+    (tmp_path / "data.json").write_text(json.dumps([record | {"id": key} | more for key, more in changes.items()]))
+    where = ["--question_path", tmp_path / "data.json", "--image_path", "data/demo/images"]
+    where += ["--method", "center_crop"] if finding == "sizes" else []
+    table, _ = find(tmp_path, finding, "--model", "llava_tiny", "--device", "cpu", *where)
+    said = capsys.readouterr().err
+    for key, says in (("none", "labels are a text"), ("number", "labels are a text"),
+                      ("turned", "image_size [446, 594] is not"), ("far", "gt_bbox [500, 9, 600, 99]"),
+                      ("share", "gt_bbox [0.1, 0.1, 0.3, 0.3]")):  # fmt: skip
+        assert f"record {key!r}: {says}" in said
+    if finding == "attention":
+        assert sum(row["n"] for row in table["rows"]["0"].values()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -176,6 +194,7 @@ def test_a_record_that_cannot_be_measured_is_named_and_left_out(tmp_path, capsys
         (["overhead", "--save_maps"], "keeps no maps"),
         (["sizes", "--total_chunks", "2"], "by one process"),
         (["depth"], "invalid choice: 'depth'"),
+        (["sizes", "--max_image_pixels", "178956971"], "max_image_pixels must be 1 to 178956970, got 178956971"),
         (["sizes", "--model", "lava"], "invalid choice: 'lava'"),
         (["attention", "--limit", "1", "--question_path", "gone.json"], "gone.json"),
     ],
