@@ -89,11 +89,9 @@ def checked(record, kind, name):
     """
     if not isinstance(record, dict):
         raise ValueError(f"{name} is no object but {str(record)[:60]}")
-    fields = msgspec.structs.fields(kind)
-    empty = {field.name: (None,) if field.type is Answer else (None, "") for field in fields}
-    missing = [field.name for field in fields if field.required and record.get(field.name) in empty[field.name]]
+    missing = [field for field in required(kind) if record.get(field) is None or record[field] == ""]
     if missing:
-        raise ValueError(f"{name} has no {', '.join(sorted(missing))}")
+        raise ValueError(f"{name} has no {', '.join(missing)}")
     for field in TEXTS:
         refuse_half_characters(record.get(field), f"{name}: {field}")
     try:
@@ -110,6 +108,12 @@ def field_of(record, field, kind=Question, name=None):
         return msgspec.convert(value, hints(kind)[field])
     except msgspec.ValidationError:
         raise ValueError(f"{name}: {_what_is_valid(kind, field)}, not {shown(value)}") from None
+
+
+@cache
+def required(kind):
+    """The fields without which a class cannot be, by name."""
+    return sorted(field.name for field in msgspec.structs.fields(kind) if field.required)
 
 
 @cache
@@ -198,17 +202,16 @@ def refuse_misplaced(box, image_size, what):
 
     Args:
         image_size: (width, height); None if it is not known: then only a box without a pixel is refused.
-        what: the beginning of the sentence: "record '7': gt_bbox".
+        what: the beginning of the sentence: "record '7': gt_bbox [5, 5, 900, 9] (x1, y1, x2, y2)".
     """
     x1, y1, x2, y2 = box
-    given = f"{what} [{', '.join(f'{side:g}' for side in box)}] (x1, y1, x2, y2)"
     if min(x2 - x1, y2 - y1) < 1:
-        raise ValueError(f"{given} has a side under one pixel: boxes are in pixels, not in shares of the image")
+        raise ValueError(f"{what} has a side under one pixel: boxes are in pixels, not in shares of the image")
     if image_size is None:
         return
     width, height = image_size
     if min(x1, y1) < -EDGE or x2 > width + EDGE or y2 > height + EDGE:
-        raise ValueError(f"{given} reaches beyond its image of {width:g} x {height:g} pixels: is it in another form, "
+        raise ValueError(f"{what} reaches beyond its image of {width:g} x {height:g} pixels: is it in another form, "
                          "or on another scale?")  # fmt: skip
 
 
@@ -224,7 +227,7 @@ def box_of(record, field="gt_bbox", image_size=None):
     box, name = numbers_of(record[field], 4), f"{name_of(record)}: {field}"
     if box is None or not (box[0] < box[2] and box[1] < box[3]):
         raise ValueError(f"{name} is [x1, y1, x2, y2] in pixels, not {shown(record[field])}")
-    refuse_misplaced(box, size, name)
+    refuse_misplaced(box, size, f"{name} {shown(record[field])} (x1, y1, x2, y2)")
     return box
 
 
@@ -239,7 +242,7 @@ def box_of_truth(record, name):
         raise ValueError(f"{name}: {_what_is_valid(Truth, 'bbox')}, not {shown(record['bbox'])}")
     size = tuple(field_of(record, side, Truth, name) for side in ("width", "height"))
     size = None if None in size else size
-    refuse_misplaced(box, size, f"{name}: bbox")
+    refuse_misplaced(box, size, f"{name}: bbox {shown(record['bbox'])} (x, y, width, height)")
     return box, size
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import get_score
-from records import load_task, read_json
+from dataset import load_task
+from files import read_json
+from pictures import bars_figure, curves_figure, save_figure
 from tools import findings
 
 COMMON = ["--model", "llava_tiny", "--device", "cpu", "--limit"]
@@ -121,6 +123,14 @@ def test_every_model_has_its_findings(tmp_path, model):
         counts = [each["n"] for row in table["rows"].values() for each in row.values()]
         assert 0 < max(counts) <= limit
         assert (tmp_path / f"{model}-demo-{finding}.png").exists()
+
+
+@pytest.mark.parametrize("text", ["costs $5 # or $6", "$", "$x_$ and \\frac{"])
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path, text):
+    found = {"no crop": {"mean": 1.0, "low": 0.5, "high": 2.0}}
+    save_figure(bars_figure({text: found, "all": found}, "%", text), tmp_path / "bars.png")
+    save_figure(curves_figure({0: found, 1: found}, "layer", "%", text), tmp_path / "curves.png")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("bars", "curves"))
 
 
 # ------------------------------------------------------------------------------------------------------------ unbroken

@@ -136,6 +136,14 @@ def test_a_broken_tag_costs_no_picture(tmp_path, ending, broken):
     assert load_image(tmp_path / f"x.{ending}").size == size_as_seen(tmp_path / f"x.{ending}") == PICTURE.size
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("tag", [34665, 34853, 40965])  # where more tags should be, and are not
+def test_a_broken_tag_costs_no_tiff(tmp_path, tag):
+    level = np.asarray(PICTURE.convert("L"))
+    path = tiff(tmp_path / "x.tif", PICTURE.size, 8, level.tobytes(), more=[(tag, 999_999)])
+    assert grey(path) == level.tolist()
+
+
 # -------------------------------------------------------------------------------------------------------------- depths
 def test_floats_up_to_one_are_shares_of_white(tmp_path):
     for top, white in ((1.0, 255), (0.5, 128), (0.2, 51)):

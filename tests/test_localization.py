@@ -831,7 +831,7 @@ def test_equal_ids_of_mdetr_are_refused_whatever_their_type(tmp_path):
         ({"bbox": [1, 2, 0, 4]}, "bbox is"),
         ({"sents": None}, "the phrase is a text|not as expected"),
         ({"sents": " "}, "'1': prompt is a text that is not empty, not ' '"),
-        ({"bbox": [30, 9, 55, 30]}, r"'1': bbox \[30, 9, 85, 39\] .* reaches beyond its image of 60 x 40"),
+        ({"bbox": [30, 9, 55, 30]}, r"'1': bbox \[30, 9, 55, 30\] .* reaches beyond its image of 60 x 40"),
         ({"bbox": [0.1, 0.2, 0.5, 0.5]}, "'1': bbox .* a side under one pixel"),
         ({"bbox": [100, 500, 800, 300]}, "'1': bbox .* reaches beyond"),
         ({"bbox": [1, 2, "3", 4]}, r"a box is \[x, y, width, height\] in pixels, not \[1, 2, '3', 4\]"),

@@ -91,7 +91,11 @@ def maps_of(result, place=None):
     if "map" not in METHODS.get(result.method, {}):
         return {}
     saved = result.path.with_suffix(".maps.npz")
-    maps = read_maps(saved) if saved.exists() else {}
+    try:
+        maps = read_maps(saved) if saved.exists() else {}
+    except ValueError as error:
+        get_score.say(f"{error}: they are taken as not saved")
+        maps = {}
     open_ones = [record for record in result.records if record["id"] not in maps and "error" not in record]
     if open_ones and place is not None:
         before = len(maps)
