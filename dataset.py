@@ -7,10 +7,11 @@ A record stays the plain dict that it was read as, so that fields nobody here kn
 
 import re
 import sys
+from collections.abc import Sequence
 from functools import cache
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +19,7 @@ from msgspec import Meta
 from files import in_repository, is_json, read_rows, read_text
 
 TEXTS = ("question", "short_question", "prompt", "image_path")  # fields that are shown to a model or to a system
+Kind = TypeVar("Kind")
 SHOWN = 100  # characters of a wrong value, at most
 LARGEST = 1e300  # of a box's numbers, so that what is computed of them is still finite
 EDGE = 1  # pixels that a box may reach beyond its image: annotators round
@@ -78,7 +80,7 @@ class Truth(Record):
     height: Length = None
 
 
-def checked(record, kind, name):
+def checked(record: Any, kind: type[Kind], name: str) -> Kind:
     """A record as one of the classes above; what they do not know of it is left out.
 
     Args:
@@ -100,7 +102,7 @@ def checked(record, kind, name):
         raise ValueError(f"{name}: {_in_words(error, record, kind)}") from None
 
 
-def field_of(record, field, kind=Question, name=None):
+def field_of(record: dict, field: str, kind: type = Question, name: str | None = None) -> Any:
     """One field of a record, where its others do not matter; a ValueError as that of `checked`."""
     value, name = record.get(field), name or name_of(record)
     refuse_half_characters(value if field in TEXTS else None, f"{name}: {field}")
@@ -111,13 +113,13 @@ def field_of(record, field, kind=Question, name=None):
 
 
 @cache
-def required(kind):
+def required(kind: type) -> list[str]:
     """The fields without which a class cannot be, by name."""
     return sorted(field.name for field in msgspec.structs.fields(kind) if field.required)
 
 
 @cache
-def hints(kind):
+def hints(kind: type) -> dict[str, Any]:
     """{field: its annotated type} of a class."""
     return get_type_hints(kind, include_extras=True)
 
@@ -127,7 +129,7 @@ def _what_is_valid(kind, field):
     return next(note.description for note in reversed(notes) if getattr(note, "description", None)).format(field)
 
 
-def refuse_half_characters(value, what):
+def refuse_half_characters(value: Any, what: str) -> None:
     """ValueError if a text cannot be written: JSON may hold half of a character that takes two."""
     try:
         (value if isinstance(value, str) else "").encode()
@@ -143,19 +145,21 @@ def _in_words(error, record, kind):
     return f"{_what_is_valid(kind, place[1])}, not {shown(record[place[1]])}"
 
 
-def shown(value):
+def shown(value: Any) -> str:
     """A value in an error's sentence."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def name_of(record):
+def name_of(record: dict) -> str:
     """ "record '7'", in a sentence."""
     return f"record {record.get('id')!r}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- ids
-def with_ids(records, field="id", numbers=None, unit="record"):
+def with_ids(
+    records: Sequence, field: str = "id", numbers: Sequence[int] | None = None, unit: str = "record"
+) -> tuple[list[dict], list[str]]:
     """(those with an id, [a sentence on each of the others]).
 
     Args:
@@ -175,7 +179,9 @@ def with_ids(records, field="id", numbers=None, unit="record"):
     return good, said
 
 
-def refuse_bad_ids(records, where, field="id", numbers=None, unit="record"):
+def refuse_bad_ids(
+    records: Sequence, where: Any, field: str = "id", numbers: Sequence[int] | None = None, unit: str = "record"
+) -> None:
     """ValueError, naming `where` they are, unless all are objects with an id, and no id comes twice; 1 is "1".
 
     Args: as `with_ids`.
@@ -197,7 +203,7 @@ def refuse_bad_ids(records, where, field="id", numbers=None, unit="record"):
 
 
 # -------------------------------------------------------------------------------------------------------------- boxes
-def refuse_misplaced(box, image_size, what):
+def refuse_misplaced(box: Sequence[float], image_size: Sequence[float] | None, what: str) -> None:
     """ValueError unless a box (xyxy) can be one in pixels of its image.
 
     Args:
@@ -215,7 +221,9 @@ def refuse_misplaced(box, image_size, what):
                          "or on another scale?")  # fmt: skip
 
 
-def box_of(record, field="gt_bbox", image_size=None):
+def box_of(
+    record: dict, field: str = "gt_bbox", image_size: Sequence[float] | None = None
+) -> tuple[float, float, float, float]:
     """A record's field as a box of four floats, xyxy pixels.
 
     Args:
@@ -231,7 +239,7 @@ def box_of(record, field="gt_bbox", image_size=None):
     return box
 
 
-def box_of_truth(record, name):
+def box_of_truth(record: dict, name: str) -> tuple[tuple[float, ...], tuple[float, float] | None]:
     """((x1, y1, x2, y2), (width, height) or None) of a record with a box [x, y, width, height] (see Truth).
 
     Raises:
@@ -246,7 +254,7 @@ def box_of_truth(record, name):
     return box, size
 
 
-def numbers_of(values, count):
+def numbers_of(values: Any, count: int) -> tuple[float, ...] | None:
     """So many finite numbers as a tuple of floats, or None."""
     values = list(values) if isinstance(values, list | tuple) or hasattr(values, "tolist") else []
     good = len(values) == count and all(isinstance(each, Real) and not isinstance(each, bool) for each in values)
@@ -254,7 +262,7 @@ def numbers_of(values, count):
     return found if found and max(map(abs, found)) < LARGEST else None
 
 
-def box_xywh_to_xyxy(box, what="a box"):
+def box_xywh_to_xyxy(box: Sequence[float], what: str = "a box") -> list[float]:
     """[x, y, width, height] -> [x1, y1, x2, y2], pixels; a ValueError, beginning with `what`, shows what is no box."""
     if numbers_of(box, 4) is None:
         raise ValueError(f"{what} is [x, y, width, height] in pixels, not {shown(box)}")
@@ -262,7 +270,7 @@ def box_xywh_to_xyxy(box, what="a box"):
     return [x, y, x + width, y + height]
 
 
-def refuse_other_size(record, image_size):
+def refuse_other_size(record: dict, image_size: Sequence[int]) -> None:
     """ValueError, naming both, if a record says that its image has another size than it has, as a person sees it."""
     said = field_of(record, "image_size")
     if said is not None and tuple(said) != tuple(image_size):
@@ -273,7 +281,7 @@ def refuse_other_size(record, image_size):
 
 
 # --------------------------------------------------------------------------------------------------------------- tasks
-def load_task(question_path):
+def load_task(question_path: str | Path) -> list[dict]:
     """The records of a dataset: a JSON list, JSON lines, or the name of a Hugging Face dataset (its `test` split).
 
     Raises:
@@ -305,7 +313,7 @@ def _from_hub(name):
     return [{field: value for field, value in record.items() if field not in left_out} for record in records]
 
 
-def pick(records, ids_path=None, limit=None):
+def pick(records: list[dict], ids_path: str | Path | None = None, limit: int | None = None) -> list[dict]:
     """The records that a run is about: those whose ids a file lists (a JSON list, or one a line), at most `limit`.
 
     Raises:
@@ -325,7 +333,7 @@ def pick(records, ids_path=None, limit=None):
     return records[:limit]
 
 
-def check_record(record, image_folder):
+def check_record(record: dict, image_folder: str | Path) -> Path:
     """The path of a record's image.
 
     Raises:
@@ -335,7 +343,7 @@ def check_record(record, image_folder):
     return image_of(record, image_folder)
 
 
-def image_of(record, image_folder):
+def image_of(record: dict, image_folder: str | Path) -> Path:
     """The path of a record's image, whatever its other fields are; ValueError if it lies outside of the folder."""
     name, folder = name_of(record), Path(image_folder).resolve()
     image_path = field_of(record, "image_path")

@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -13,12 +15,12 @@ ROOT = Path(__file__).resolve().parent
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # what file systems without them say
 
 
-def in_repository(path):
+def in_repository(path: str | Path) -> Path:
     """A path as given, if it is absolute or exists here; else relative to the repository."""
     return Path(path) if Path(path).is_absolute() or Path(path).exists() else ROOT / path
 
 
-def read_text(path):
+def read_text(path: str | Path) -> str:
     """The text of a file in UTF-8; a ValueError that names it if it is none."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
@@ -26,7 +28,7 @@ def read_text(path):
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
 
 
-def read_json(path):
+def read_json(path: str | Path) -> Any:
     """The content of a JSON file; a ValueError that names it if it is broken."""
     text = read_text(path)
     try:
@@ -35,7 +37,7 @@ def read_json(path):
         raise ValueError(f"{path} is no complete JSON file: {error}") from error
 
 
-def read_rows(path):
+def read_rows(path: str | Path) -> list:
     """The objects of a file that is a JSON list or JSON lines; raises ValueError, naming the file, if it is neither."""
     text = read_text(path)
     try:
@@ -51,7 +53,7 @@ def read_rows(path):
     return rows
 
 
-def is_json(value):
+def is_json(value: Any) -> bool:
     """Can a value be written as JSON?"""
     try:
         json.dumps(value)
@@ -60,7 +62,7 @@ def is_json(value):
     return True
 
 
-def whole_lines(text):
+def whole_lines(text: bytes) -> Iterator[Any]:
     """The JSON objects of a part file's bytes; a line torn by a kill is left out: its record is done again."""
     for line in text.splitlines():
         try:
@@ -70,7 +72,7 @@ def whole_lines(text):
 
 
 @contextmanager
-def renamed_to(path):
+def renamed_to(path: str | Path) -> Iterator[Path]:
     """A temporary path to write to, which then takes the name: a reader sees the old file or the new one, never a half.
 
         with renamed_to("picture.png") as temporary:
@@ -88,14 +90,14 @@ def renamed_to(path):
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path, data):
+def write_atomically(path: str | Path, data: Any) -> None:
     """A JSON file, by `renamed_to`."""
     with renamed_to(path) as temporary:
         temporary.write_text(json.dumps(data, indent=1) + "\n")
 
 
 @contextmanager
-def alone_in(path):
+def alone_in(path: str | Path) -> Iterator[None]:
     """No other process is in here with the same path; a lock that a kill releases. Without one where there are none."""
     lock = FileLock(path)
     try:

@@ -106,7 +106,7 @@ def about_of(path):
     return about
 
 
-def say(sentence):
+def say(sentence: str) -> None:
     """What has to be said of a file or record that is left out, beside the table."""
     print(sentence, file=sys.stderr)
 
@@ -222,14 +222,29 @@ def rows_of(model, task, method, path, records, options):
             if part == "all" and missing is not None:
                 row["missing"] = missing
             rows.append(row)
-    for reason in list(unscored.values())[:SHOWN]:
-        say(f"{path}: {reason}: it cannot be scored, and is left out")
-    if len(unscored) > SHOWN:
-        say(f"{path}: and {len(unscored) - SHOWN} more")
+    say_some(path, [f"{reason}: it cannot be scored, and is left out" for reason in unscored.values()])
+    if "size" in options.by:
+        say_some(path, [f"{reason}: it has no size" for reason in map(why_no_box, records) if reason])
     return rows
 
 
-def pair_or_reason(record, grader):
+def why_no_box(record: dict) -> str | None:
+    """Why a record's gt_bbox is none that can lie in its image; None if it has one, or none at all."""
+    try:
+        return box_of(record) and None if record.get("gt_bbox") and "size" not in record else None
+    except ValueError as error:
+        return str(error)
+
+
+def say_some(path: Path, sentences: list[str]) -> None:
+    """`say` what there is to say of a file's records, or of the first ones."""
+    for sentence in sentences[:SHOWN]:
+        say(f"{path}: {sentence}")
+    if len(sentences) > SHOWN:
+        say(f"{path}: and {len(sentences) - SHOWN} more")
+
+
+def pair_or_reason(record: dict, grader: str) -> tuple[float, float] | str | None:
     """Both scores of a record, None where the benchmark does not count it, or a sentence on why it has none."""
     try:
         return score(record, grader)
@@ -328,7 +343,7 @@ def report(data_dir, save_path, options):
     return rows
 
 
-def why_not(task, records):
+def why_not(task: str, records: list[dict]) -> str | None:
     """The first reason why a record cannot be scored; None if all can be."""
     found = (pair_or_reason(record, grader) for grader in TASKS[task]["metrics"].values() for record in records)
     return next((reason for reason in found if isinstance(reason, str)), None)

@@ -208,7 +208,7 @@ def question_of(record):
 OPTION = re.compile(r"(?:\s*(?i:options?|choices?):)?(\s*\(?([A-Z])[).:]\s*(.*?)\s*)")
 
 
-def option_lines(question):
+def option_lines(question: str) -> list[tuple[str, str, str]]:
     """[(letter, its line, the text behind the letter)] of the options of a question, "(A) red" or "A. red".
 
     What stands before them, between ("Options:") and behind (an instruction) does not matter.

@@ -23,7 +23,7 @@ MOST_PIXELS = 2 * 89_478_485  # where Pillow, by itself, refuses a picture whate
 
 
 # ------------------------------------------------------------------------------------------------------------ the door
-def load_image(source):
+def load_image(source: str | Path | Image.Image) -> Image.Image:
     """An image as a person sees it: upright RGB.
 
     The orientation is applied, transparency is laid over white, other depths are scaled to 8 bits (16 bits, floats from
@@ -49,7 +49,7 @@ def load_image(source):
         raise ValueError(f"cannot read {source} as an image: {error}") from error
 
 
-def size_as_seen(path):
+def size_as_seen(path: str | Path) -> tuple[int, int]:
     """(width, height) of an image file as a person sees it, however many pixels it has; the pixels are not read.
 
     Raises:
@@ -65,7 +65,7 @@ class TooManyPixels(ValueError):
     """An image file has more pixels than may be opened."""
 
 
-def refuse_too_many_pixels(path, pixels):
+def refuse_too_many_pixels(path: str | Path, pixels: int) -> None:
     """TooManyPixels, naming the file, if it has more pixels than PIL.Image.MAX_IMAGE_PIXELS."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels > limit:
@@ -73,13 +73,13 @@ def refuse_too_many_pixels(path, pixels):
                             f"localization data.max_image_pixels) allows up to {MOST_PIXELS}")  # fmt: skip
 
 
-def refuse_bad_limit(number):
+def refuse_bad_limit(number: int | None) -> None:
     """ValueError unless images may be opened up to so many pixels; None leaves it as it is."""
     if number is not None and (type(number) is not int or not 1 <= number <= MOST_PIXELS):
         raise ValueError(f"max_image_pixels must be 1 to {MOST_PIXELS}, got {number}")
 
 
-def allow_pixels(number):
+def allow_pixels(number: int | None) -> None:
     """Open images of up to so many pixels from now on; raises as `refuse_bad_limit`."""
     refuse_bad_limit(number)
     if number is not None:

@@ -6,6 +6,7 @@ import logging
 import sys
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -92,7 +93,7 @@ def read_lines(data):
     return [sample | {"id": str(sample["id"])} for sample in samples], failed
 
 
-def sample_of(record, name, folder):
+def sample_of(record: Any, name: str, folder: Path) -> dict[str, Any]:
     """A line's id, prompt and image_path, which is then a path that can be opened; ValueError if it lacks one."""
     if not isinstance(record, dict):
         raise ValueError(f"it is no object but {str(record)[:60]}")

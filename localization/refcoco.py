@@ -52,7 +52,7 @@ def rows_of(content):
     raise ValueError('it is neither MDETR\'s {"images", "annotations"} nor MiniGPT-4\'s list with img_id, sents, bbox')
 
 
-def checked_row(row):
+def checked_row(row: tuple) -> tuple:
     """A row, if its phrase is a text and its box one in its image; else a ValueError that names it."""
     key, phrase, file_name, box, width, height = row
     checked({"id": key, "prompt": phrase, "image_path": file_name}, Query, repr(key))

@@ -56,7 +56,7 @@ def grounding_figure(image, query, attention, region, found):
     return figure
 
 
-def wrapped(text, letters):
+def wrapped(text: str, letters: float) -> str:
     """A text in lines of so many letters; by hand, for matplotlib takes "$" for mathematics where it wraps a title."""
     return "\n".join(textwrap.fill(line, max(8, int(letters))) for line in text.split("\n"))
 

@@ -399,6 +399,16 @@ def test_sizes_come_from_the_boxes(tmp_path):
     assert [row["part"] for row in report(tmp_path, "--metric", "paper")] == ["all"]
 
 
+@pytest.mark.parametrize("box", [[90, 90, 130, 20], [0, 0, 101.5, 9], [0.1, 0.1, 0.3, 0.2], [-9, 0, 9, 9], "left"])
+def test_a_box_that_cannot_be_one_has_no_size_and_is_named(tmp_path, capsys, box):
+    records = [result(0, "no", "yes", gt_bbox=box, image_size=[100, 100])]
+    records += [result(1, "no", "yes", gt_bbox=[0, 0, 100.9, 100], image_size=[100, 100])]
+    (tmp_path / "llava-vqav2-rel_att.json").write_text(json.dumps(records))
+    rows = report(tmp_path, "--metric", "paper")
+    assert [(row["part"], row["n"]) for row in rows] == [("all", 2), ("large", 1)]
+    assert "llava-vqav2-rel_att.json: record '0': gt_bbox " in capsys.readouterr().err
+
+
 def test_what_is_only_begun_is_no_failure(tmp_path, capsys):
     (tmp_path / "llava-pope-rel_att.parts").mkdir()
     get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path)])

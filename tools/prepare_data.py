@@ -18,6 +18,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -91,7 +92,7 @@ class Source:
             raise ValueError(f"which one is {name}? {', '.join(map(str, found[:5]))} differ: give a narrower --source")
         return min(found, default=None)
 
-    def packed(self, is_wanted):
+    def packed(self, is_wanted: Callable[[PurePosixPath], bool]) -> str:
         """What to do about files that are not there: which archive has one and is to be unpacked; "" if none has.
 
         Args:
@@ -105,7 +106,7 @@ class Source:
         return ""
 
 
-def members_of(path):
+def members_of(path: Path) -> list[str]:
     """The names in a zip or tar archive; none of one that is broken."""
     try:
         if path.name.lower().endswith(".zip"):
@@ -158,6 +159,8 @@ class YesOrNo(Single, kw_only=True):
 class Letter(Single, kw_only=True):
     """V*'s: the letter of an option."""
 
+    category: Text
+
     def __post_init__(self):
         letters = [letter for letter, *_ in option_lines(self.question)]
         if self.labels not in letters:
@@ -180,7 +183,7 @@ class WithChoices(Listed, kw_only=True):
             )
 
 
-def official(entry, field, kind):
+def official(entry: dict, field: str, kind: type) -> str | int:
     """A field of an official entry that names it or its image; a ValueError shows the entry."""
     if field not in entry:
         raise KeyError(field)

@@ -60,7 +60,7 @@ class Result:
         return get_score.images_of(self.about, self.task)
 
 
-def readable(paths):
+def readable(paths: list[Path]) -> list[Result]:
     """The [Result] of some files; those that are none are named and left out.
 
     Raises:
