@@ -185,7 +185,8 @@ def row_of(scored, grader, rounds, seed):
         return row
     before, after = np.array([pair for _, pair in graded]).T
     difference = after - before
-    low, high = bootstrap_interval(difference, [r.get("image_path", r["id"]) for r, _ in graded], rounds, seed)
+    clusters = [str(r.get("image_path", r["id"])) for r, _ in graded]
+    low, high = bootstrap_interval(difference, clusters, rounds, seed)
     outcomes = Counter(outcome(pair) for _, pair in graded)
     row |= {"without_crop": before.mean(), "with_crop": after.mean(), "difference": difference.mean(), "low": low,
             "high": high, "fixed": outcomes["fixed"], "broken": outcomes["broken"]}  # fmt: skip

@@ -79,6 +79,14 @@ def labels_of(record):
     return [labels] if isinstance(labels, str) else labels
 
 
+def has_labels(record: dict) -> bool:
+    """Does a record have labels to score it by?"""
+    try:
+        return bool(labels_of(record))
+    except ValueError:
+        return False
+
+
 def leave_one_out(answer, labels):
     """Mean over the labels of min(1, matches among the others / 3), times 100."""
     matches = labels.count(answer)
@@ -281,7 +289,11 @@ def outcome(pair):
 
 # ---------------------------------------------------------------------------------------------- more than a mean score
 def pope_details(answers, records):
-    """Precision, recall and F1 of "yes", and how often it is said, in %."""
+    """Precision, recall and F1 of "yes", and how often it is said, in %; errors that lack labels are not among it."""
+    labelled = [(answer, record) for answer, record in zip(answers, records, strict=True) if has_labels(record)]
+    if not labelled:
+        return {}
+    answers, records = zip(*labelled, strict=True)
     true = [labels_of(record)[0].lower() != "no" for record in records]
     said = [not so if "error" in record else says_yes(answer)  # an error is wrong, whichever it had to be
             for answer, record, so in zip(answers, records, true, strict=True)]  # fmt: skip

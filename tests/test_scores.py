@@ -492,6 +492,25 @@ def test_a_bad_record_costs_only_itself(tmp_path, capsys):
     assert len((tmp_path / "all").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("odd", [{"image_path": ["a", "b"]}, {"image_path": {}}, {"category": ["x"]}, {"size": [1]},
+                                 {"gt_bbox": {}, "image_size": "large"}, {"question": 3}])  # fmt: skip
+def test_odd_fields_cost_no_score(tmp_path, odd):
+    (tmp_path / GOOD).write_text(json.dumps([result(0, "no", "yes"), result(1, "no", "yes", **odd)]))
+    rows = report(tmp_path, "--metric", "paper")
+    assert [(row["n"], row["with_crop"]) for row in rows if row["part"] == "all"] == [(2, 100)]
+
+
+@pytest.mark.parametrize("labels", [None, 7, [], ["no", 3]])
+def test_an_error_without_usable_labels_is_wrong_and_no_answer_of_pope(tmp_path, labels):
+    fine = [result(n, "yes", "yes", labels="yes") for n in range(3)]
+    error = result(3, "", "", labels=labels, error="record '3': labels are a text")
+    for records, figures in ((fine, (100, 100)), ([*fine, error], (100, 75)), ([error], (None, 0))):
+        (tmp_path / "llava-pope-rel_att.json").write_text(json.dumps(records))
+        (row,) = report(tmp_path, "--metric", "official")
+        assert (row.get("recall, with crop"), row["with_crop"]) == figures
+        assert row["n"] == len(records)
+
+
 def test_many_bad_records_are_counted_and_some_are_named(tmp_path, capsys):
     (tmp_path / GOOD).write_text(json.dumps([result(n, "no", "yes", labels=True if n else ["yes"]) for n in range(40)]))
     get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path)])

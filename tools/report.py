@@ -142,7 +142,7 @@ def made_again(result, records, place):
         print(f"no map of {batch[0]['id']}: {said}", file=sys.stderr)
         return []
 
-    records = sorted(records, key=lambda record: record["image_path"])  # questions about an image share a look
+    records = sorted(records, key=lambda record: str(record.get("image_path")))  # questions about an image share a look
     with tqdm(total=len(records), desc=f"maps of {result.path.stem}", unit="map") as bar:
         for batch in in_batches(records, lambda _: None, BATCH_SIZES.get(model.device.type, 1)):
             yield from found_in(batch)
@@ -198,7 +198,7 @@ class Images:
 
 def sides_of(results, side=None):
     """(longer side of an image, of a crop): the largest with which a page of so many stays small enough."""
-    images = len({record.get("image_path") for result in results for record in result.records})
+    images = len({str(record.get("image_path")) for result in results for record in result.records})
     crops = sum(len(result.records) for result in results)
     side = side or int(min(IMAGE_SIDE, (IMAGE_PIXELS / max(1, images)) ** 0.5))
     return side, int(min(CROP_SIDE, (CROP_PIXELS / max(1, crops)) ** 0.5))
