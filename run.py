@@ -33,11 +33,14 @@ from transformers.utils import logging as transformers_logging
 import utils
 from attention import counted
 from batches import FAILURES, answer_batch, in_batches, prefetched, what_failed
+from dataset import check_record, load_task, pick
+from files import ROOT, in_repository
 from graders import first_grader, score
+from images import MOST_PIXELS, allow_pixels, refuse_bad_limit
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS, known
 from localization.analyze import head_name
 from look import MAX_NEW_TOKENS
-from records import ROOT, Results, answered, check_record, in_repository, load_task, pick
+from records import Results, answered
 from vicrop import (
     PER_SAMPLE,
     Case,
@@ -451,6 +454,8 @@ def parse(argv=None):
     add("--loc_heads", help='loc_att: heads to read, as in "L14H24,L14H13", a file of localization.pipeline '
         f"stage=batch_analyze, or {PER_SAMPLE}; default: those known of the model, if any")  # fmt: skip
     add_model_options(parser)
+    add("--max_image_pixels", type=int, help="open images of up to so many pixels; default: 89478485, at most "
+        f"{MOST_PIXELS}")  # fmt: skip
     add("--batch_size", type=int, help="questions that go through the model together; default: 8 on CUDA, else 1")
     add("--total_chunks", type=int, default=1, help="cut the task into so many parts ...")
     add("--chunk_id", type=int, default=0, help="... and do this one (from 0)")
@@ -463,6 +468,7 @@ def parse(argv=None):
     try:
         args.method = method_list(args.method)
         look_options(args)
+        refuse_bad_limit(args.max_image_pixels)
         if args.loc_heads and not any("heads" in reads(args, method) for method in args.method):
             raise ValueError(f"--loc_heads {args.loc_heads}: {', '.join(args.method)} reads no heads, loc_att does")
         args.loc_heads = heads_of(args.model, args.model_id, args.loc_heads)
@@ -491,6 +497,7 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
+    allow_pixels(args.max_image_pixels)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

@@ -16,10 +16,11 @@ from checkpoints import default_dtype as default_dtype
 from checkpoints import load_model as load_model
 from checkpoints import local_or_hub, look_class, model_module
 from checkpoints import weights_of as weights_of
+from dataset import refuse_other_size
+from files import read_json
 from info import GENERAL_PROMPT, METHODS, MODELS, checkpoint_of, known
 from localization.analyze import parse_heads
 from maps import MapFunction
-from records import read_json
 
 PER_SAMPLE = "per_sample"
 
@@ -48,6 +49,8 @@ class Case:
         of: for each the number of its image.
         short_questions: for each None, or what is asked in its place for the map only (V*).
         records: their data records, for boxes that come from them (gt_crop, random_crop).
+    Raises:
+        ValueError: a question is empty, or a record says that its image has another size than it has.
     """
 
     def __init__(self, look, questions, of=(0,), short_questions=(None,), records=({},)):
@@ -55,6 +58,8 @@ class Case:
             if not question or not question.strip():
                 raise ValueError("the question is empty")
         self.look, self.of, self.records = look, list(of), records
+        for record, number in zip(records, self.of, strict=False):  # notebooks' questions have none
+            refuse_other_size(record, look.images[number].size)
         self.prompts, self.general = [look.prompt(question) for question in questions], look.prompt(GENERAL_PROMPT)
         self.map_prompts = [
             look.prompt(short) if short else prompt for short, prompt in zip(short_questions, self.prompts, strict=True)
