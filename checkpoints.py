@@ -20,8 +20,8 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file, extract_commit_hash
 
+from files import ROOT
 from info import MODELS, known
-from records import ROOT
 
 ENDS = 1 << 20  # bytes of a checkpoint file's begin and end that tell it from another
 # Files of a checkpoint's folder on which answers depend: weights, and the settings of model, processor and tokenizer.

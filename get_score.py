@@ -13,17 +13,18 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.stats import binomtest
 
+from dataset import box_of, field_of, image_of, load_task, refuse_bad_ids, with_ids
+from files import ROOT, in_repository, read_json
 from graders import DETAILS, outcome, score
+from images import size_as_seen
 from info import METHODS, MODELS, SIZES, TASKS
-from records import ROOT, in_repository, load_task, read_json
-from utils import box_of
 
 GROUPS = ("size", "category")  # fields by which scores are broken down, where records have them
 REFERENCE_METHODS = ("grad", "grad_high")  # further names that the published code gives its methods
 KNOWN_METHODS = (*METHODS, *REFERENCE_METHODS)
+SHOWN = 10  # of the records of a file that cannot be scored
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -43,16 +44,22 @@ def name_of(path):
 
 
 def result_files(folder):
-    """[(model, task, method, path)] of a folder, in the order of the tables.
+    """([(model, task, method, path, records)] of a folder in the order of the tables, [why others are left out]).
 
     Raises:
-        ValueError: a file that is not named as a result is, or nothing at all, not even begun.
+        ValueError: there is nothing at all, not even begun.
     """
+    found, said = [], []
     paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.name.endswith(".meta.json")]
-    found = [(*name_of(path), path) for path in paths if not path.name.startswith((".", "evaluation_report"))]
-    if not found and not list(Path(folder).glob("*.parts")):
+    for path in paths:
+        if not path.name.startswith((".", "evaluation_report")):
+            try:
+                found.append((*name_of(path), path, read_results(path)))
+            except (ValueError, OSError) as error:
+                said.append(f"{error}: it is left out")
+    if not found and not said and not list(Path(folder).glob("*.parts")):
         raise ValueError(f"no result files in {folder}: run `bash run_all.sh` or run.py first")
-    return sorted(found, key=lambda file: [place_in_table(name) for name in (file[1], file[0], file[2])])
+    return sorted(found, key=lambda file: [place_in_table(name) for name in (file[1], file[0], file[2])]), said
 
 
 def place_in_table(name):
@@ -66,35 +73,42 @@ def place_among(names, name):
 
 
 def read_results(path):
-    """The records of a result file.
+    """The records of a result file; those without an id are named and left out.
 
     Raises:
-        ValueError: no complete JSON list of answered records, or an id that comes twice.
+        ValueError: no complete JSON list of records, none that has an id, or an id that comes twice.
     """
     records = read_json(path)
     if not isinstance(records, list):
         raise ValueError(f"{path} holds a {type(records).__name__}, not a list of records")
-    for number, record in enumerate(records):
-        missing = {"id", "original_answer", "crop_answer"} - set(record if isinstance(record, dict) else ())
-        if missing:
-            raise ValueError(f"{path}: record {number} has no {', '.join(sorted(missing))}")
-        if not all(isinstance(record[name], str) for name in ("original_answer", "crop_answer")):
-            raise ValueError(f"{path}: the answers of record {number} are no texts")
-        if not isinstance(record["id"], str | int):
-            raise ValueError(f"{path}: the id of record {number} is a text or a whole number, not {record['id']!r}")
-    twice = [key for key, count in Counter(str(record["id"]) for record in records).items() if count > 1]
-    if twice:
-        raise ValueError(f"{path}: {len(twice)} ids come more than once: {', '.join(twice[:10])}")
+    records, nameless = with_ids(records)
+    refuse_bad_ids(records, path)
+    if nameless and not records:
+        raise ValueError(f"{path}: {nameless[0]}")
+    for sentence in nameless:
+        say(f"{path}: {sentence}: it is left out")
     return records
 
 
 def about_of(path):
-    """What a result's .meta.json says of how it was made; empty without one."""
+    """What a result's .meta.json says of how it was made; empty without one, or (said) where it cannot be read."""
     meta = path.with_suffix(".meta.json")
-    about = read_json(meta) if meta.exists() else {}
-    if not isinstance(about, dict) or not all(isinstance(about.get(part, {}), dict) for part in ("settings", "counts")):
-        raise ValueError(f"{meta} is none that run.py has written: its settings or counts are no objects")
+    try:
+        about = read_json(meta) if meta.exists() else {}
+        parts = [about.get(part, {}) for part in ("settings", "counts")] if isinstance(about, dict) else [None]
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError(f"{meta} is none that run.py has written: its settings or counts are no objects")
+        if not isinstance(parts[0].get("image_path", ""), str) or not isinstance(parts[1].get("dataset", 0), int):
+            raise ValueError(f"{meta} is none that run.py has written: its image_path or its counts are wrong")
+    except (ValueError, OSError) as error:
+        say(f"{error}: {path.name} is taken without it")
+        return {}
     return about
+
+
+def say(sentence: str) -> None:
+    """What has to be said of a file or record that is left out, beside the table."""
+    print(sentence, file=sys.stderr)
 
 
 def images_of(about, task):
@@ -111,7 +125,11 @@ def missing_from(records, task, about):
     if "dataset" in about.get("counts", {}):
         return about["counts"]["dataset"] - len(records)
     path, ids = in_repository(TASKS[task]["question_path"]), {record["id"] for record in records}
-    known = {record["id"] for record in load_task(path)} if path.is_file() else set()
+    try:
+        known = {record["id"] for record in load_task(path)} if path.is_file() else set()
+    except (ValueError, OSError) as error:
+        say(f"{error}: how many of its records are missing cannot be told")
+        return None
     return len(known - ids) if ids <= known else None
 
 
@@ -119,21 +137,12 @@ def size_of(record, image_folder):
     """small, medium or large by the part of the image that gt_bbox covers; None without gt_bbox or image."""
     if "size" in record or not record.get("gt_bbox"):
         return record.get("size")
-    image_size = record.get("image_size")
-    if not image_size:
-        path = image_folder / str(record.get("image_path"))
-        if not path.is_file():
-            return None
-        try:
-            with Image.open(path) as image:
-                image_size = image.size
-        except (OSError, Image.DecompressionBombError):  # such a record has an error, which its run has named
-            return None
     try:
-        (x1, y1, x2, y2), (width, height) = box_of(record), image_size
-        part = (x2 - x1) * (y2 - y1) / (width * height)
-    except (ValueError, TypeError, ZeroDivisionError):  # no box at all: gt_crop, which needs one, has said so; no size
+        size = field_of(record, "image_size") or size_as_seen(image_of(record, image_folder))
+        x1, y1, x2, y2 = box_of(record, image_size=size)
+    except (ValueError, OSError):  # no image or no box in it: the run, or gt_crop, which needs one, has said so
         return None
+    part = (x2 - x1) * (y2 - y1) / (size[0] * size[1])
     return next(name for name, limit in SIZES.items() if part < limit)
 
 
@@ -167,14 +176,17 @@ def mcnemar(fixed, broken):
 
 # --------------------------------------------------------------------------------------------------------------- table
 def row_of(scored, grader, rounds, seed):
-    """The figures of some records in one metric, given [(record, both scores or None)]."""
-    graded = [(record, pair) for record, pair in scored if pair is not None]
+    """The figures of some records in one metric, given [(record, both scores, None, or why it has none)]."""
+    graded = [(record, pair) for record, pair in scored if isinstance(pair, tuple)]
     row = {"n": len(graded), "errors": sum("error" in record for record, _ in scored)}
+    unscored = sum(isinstance(pair, str) for _, pair in scored)
+    row |= {"unscored": unscored} if unscored else {}
     if not graded:
         return row
     before, after = np.array([pair for _, pair in graded]).T
     difference = after - before
-    low, high = bootstrap_interval(difference, [r.get("image_path", r["id"]) for r, _ in graded], rounds, seed)
+    clusters = [str(r.get("image_path", r["id"])) for r, _ in graded]
+    low, high = bootstrap_interval(difference, clusters, rounds, seed)
     outcomes = Counter(outcome(pair) for _, pair in graded)
     row |= {"without_crop": before.mean(), "with_crop": after.mean(), "difference": difference.mean(), "low": low,
             "high": high, "fixed": outcomes["fixed"], "broken": outcomes["broken"]}  # fmt: skip
@@ -188,7 +200,7 @@ def row_of(scored, grader, rounds, seed):
 
 
 def rows_of(model, task, method, path, records, options):
-    """One row per metric for all records, and for each value of each group."""
+    """One row per metric for all records, and for each value of each group; says which records cannot be scored."""
     about = about_of(path)
     images, missing = images_of(about, task), missing_from(records, task, about)
     metrics = {name: grader for name, grader in TASKS[task]["metrics"].items() if wanted(name, options.metric)}
@@ -201,16 +213,44 @@ def rows_of(model, task, method, path, records, options):
                 members.setdefault(str(value), []).append(number)
         for name in sorted(members, key=place_of) if group == "size" else members:
             parts[group, name] = members[name]
-    rows = []
+    rows, unscored = [], {}
     for metric, grader in metrics.items():
-        scored = [(record, score(record, grader)) for record in records]
+        scored = [(record, pair_or_reason(record, grader)) for record in records]
+        unscored |= {record["id"]: reason for record, reason in scored if isinstance(reason, str)}
         for (_, part), members in parts.items():
             row = {"task": task, "model": model, "method": method, "metric": metric, "part": part}
             row |= row_of([scored[number] for number in members], grader, options.bootstrap, options.seed)
             if part == "all" and missing is not None:
                 row["missing"] = missing
             rows.append(row)
+    say_some(path, [f"{reason}: it cannot be scored, and is left out" for reason in unscored.values()])
+    if "size" in options.by:
+        say_some(path, [f"{reason}: it has no size" for reason in map(why_no_box, records) if reason])
     return rows
+
+
+def why_no_box(record: dict) -> str | None:
+    """Why a record's gt_bbox is none that can lie in its image; None if it has one, or none at all."""
+    try:
+        return box_of(record) and None if record.get("gt_bbox") and "size" not in record else None
+    except ValueError as error:
+        return str(error)
+
+
+def say_some(path: Path, sentences: list[str]) -> None:
+    """`say` what there is to say of a file's records, or of the first ones."""
+    for sentence in sentences[:SHOWN]:
+        say(f"{path}: {sentence}")
+    if len(sentences) > SHOWN:
+        say(f"{path}: and {len(sentences) - SHOWN} more")
+
+
+def pair_or_reason(record: dict, grader: str) -> tuple[float, float] | str | None:
+    """Both scores of a record, None where the benchmark does not count it, or a sentence on why it has none."""
+    try:
+        return score(record, grader)
+    except ValueError as error:
+        return str(error)
 
 
 def wanted(metric, chosen):
@@ -222,7 +262,7 @@ def per_sample(model, task, method, path, records, options):
     """One line per record and metric: both scores."""
     for metric, grader in TASKS[task]["metrics"].items():
         for record in records if wanted(metric, options.metric) else ():
-            if (pair := score(record, grader)) is not None:
+            if isinstance(pair := pair_or_reason(record, grader), tuple):
                 yield {"id": record["id"], "model": model, "task": task, "method": method, "metric": metric,
                        "original": pair[0], "crop": pair[1]}  # fmt: skip
 
@@ -254,12 +294,15 @@ def print_aligned(lines, left):
 
 
 def details_of(rows):
-    """A line of each row that has more figures than the table's."""
+    """A line of each row that has more figures than the table's, or records that are not in its n."""
     for row in rows:
+        about = f"{row['task']} {row['model']} {row['method']} {row['metric']} {row['part']}"
+        if "unscored" in row:
+            yield f"{about}: {row['unscored']} records cannot be scored and are not in n"
         details = [f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
                    for name, value in row.items() if "," in name]  # fmt: skip
         if details:
-            yield f"{row['task']} {row['model']} {row['method']} {row['metric']} {row['part']}: {'; '.join(details)}"
+            yield f"{about}: {'; '.join(details)}"
 
 
 def show(rows):
@@ -269,11 +312,21 @@ def show(rows):
 
 
 def report(data_dir, save_path, options):
-    """Rows of all files of a folder, also written to evaluation_report.json, .csv and .md in `save_path`."""
-    files = [(*found, read_results(found[-1])) for found in result_files(data_dir)]
-    if not files:  # all is only begun: an earlier report stays
+    """Rows of all files of a folder, also written to evaluation_report.json, .csv and .md in `save_path`.
+
+    Files and records that cannot be scored are named, and the others are.
+    Raises:
+        ValueError: nothing at all can be scored.
+    """
+    files, left_out = result_files(data_dir)
+    if not files and not left_out:  # all is only begun: an earlier report stays
         return []
+    for sentence in left_out:
+        say(sentence)
     rows = [row for found in files for row in rows_of(*found, options)]
+    if not any(row["n"] or "unscored" not in row for row in rows):
+        reasons = [f"{path}: {why_not(task, records)}" for _, task, _, path, records in files]
+        raise ValueError(f"nothing in {data_dir} can be scored: {[*left_out, *reasons][0]}")
     folder = Path(save_path)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation_report.json").write_text(json.dumps(rows, indent=1, default=float) + "\n")
@@ -289,6 +342,12 @@ def report(data_dir, save_path, options):
             for found in files:
                 file.writelines(json.dumps(line) + "\n" for line in per_sample(*found, options))
     return rows
+
+
+def why_not(task: str, records: list[dict]) -> str | None:
+    """The first reason why a record cannot be scored; None if all can be."""
+    found = (pair_or_reason(record, grader) for grader in TASKS[task]["metrics"].values() for record in records)
+    return next((reason for reason in found if isinstance(reason, str)), None)
 
 
 def parse(argv=None):

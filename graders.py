@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from rapidfuzz.distance import Levenshtein
 
+from dataset import Result, field_of, name_of
 from info import TASKS
 
 # -------------------------------------------------------------------------------------------------- normalised answers
@@ -72,11 +73,18 @@ def _words(text):
 # -------------------------------------------------------------------------------------------------------------- labels
 def labels_of(record):
     """The labels of a record as a list of texts; raises ValueError, naming the record, if it has none."""
-    labels = record.get("labels")
-    labels = [labels] if isinstance(labels, str) else labels
-    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
-        raise ValueError(f"record {record.get('id')!r}: labels are a text or a list of texts, not {labels!r}")
-    return labels
+    labels = field_of(record, "labels")
+    if not labels:
+        raise ValueError(f"{name_of(record)}: labels are a text or a list of texts, not {labels!r}")
+    return [labels] if isinstance(labels, str) else labels
+
+
+def has_labels(record: dict) -> bool:
+    """Does a record have labels to score it by?"""
+    try:
+        return bool(labels_of(record))
+    except ValueError:
+        return False
 
 
 def leave_one_out(answer, labels):
@@ -130,7 +138,7 @@ def aokvqa_choice(answer, record):
         return None
     choices, right = record["choices"], record.get("correct_choice_idx")
     if not isinstance(choices, list) or not isinstance(right, int) or not 0 <= right < len(choices):
-        raise ValueError(f"record {record.get('id')!r}: correct_choice_idx {right!r} is the number of no choice")
+        raise ValueError(f"{name_of(record)}: correct_choice_idx {right!r} is the number of no choice")
     return 100.0 * (answer == choices[right])
 
 
@@ -175,7 +183,7 @@ def anls(answer, record):
     plain = lambda text: " ".join(text.strip().lower().split())  # noqa: E731
     distances = []
     for label in labels_of(record):
-        longest = max(len(label), len(answer))  # as they are, not as they are compared
+        longest = max(len(label.upper()), len(answer.upper()))  # not as they are compared; "ß" is "SS" there
         distances.append(Levenshtein.distance(plain(label), plain(answer)) / longest if longest else 0.0)
     similarity = 1 - min(distances)
     return 100 * similarity if similarity >= 0.5 else 0.0
@@ -183,10 +191,11 @@ def anls(answer, record):
 
 def vstar_paper(answer, record):
     """The letter of the nearest option line (difflib's ratio): V* in the ViCrop paper."""
-    lines = question_of(record).split("\n")[1:-1]
-    if not lines:
-        raise ValueError(f"record {record.get('id')!r}: its question has no lines of options")
-    return 100.0 * (chr(ord("A") + lines.index(nearest(answer, lines))) == labels_of(record)[0])
+    options = option_lines(question_of(record))
+    if not options:
+        raise ValueError(f"{name_of(record)}: its question has no lines of options, as in '(A) red'")
+    line = nearest(answer, [line for _, line, _ in options])
+    return 100.0 * (next(letter for letter, own, _ in options if own == line) == labels_of(record)[0])
 
 
 def nearest(answer, candidates):
@@ -201,12 +210,21 @@ def vstar(answer, record):
 
 def question_of(record):
     """The question of a record; raises ValueError, naming the record, if it has none."""
-    if not isinstance(record.get("question"), str):
-        raise ValueError(f"record {record.get('id')!r}: the question is a text, not {record.get('question')!r}")
-    return record["question"]
+    return field_of(record, "question")
 
 
-OPTION = re.compile(r"^\s*\(?([A-Z])[).:]\s*(.*?)\s*$", re.MULTILINE)
+OPTION = re.compile(r"(?:\s*(?i:options?|choices?):)?(\s*\(?([A-Z])[).:]\s*(.*?)\s*)")
+
+
+def option_lines(question: str) -> list[tuple[str, str, str]]:
+    """[(letter, its line, the text behind the letter)] of the options of a question, "(A) red" or "A. red".
+
+    What stands before them, between ("Options:") and behind (an instruction) does not matter.
+    """
+    found = map(OPTION.fullmatch, question.split("\n")[1:])
+    return [(each[2], each[1], each[3]) for each in found if each]
+
+
 SAID_BEFORE = r"(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?:? ?){0,2}"  # "The answer is option"
 LETTER = re.compile(rf"^{SAID_BEFORE}\(?([A-Z])(?:[).:,\n]|$)", re.IGNORECASE)
 
@@ -217,7 +235,7 @@ def chosen_letter(answer, question):
     A letter at its beginning counts if nothing or a mark follows ("A", "(A) red", "A: red", not "A red one"); else the
     only option whose text is in the answer ("dark red" does not name an option "red").
     """
-    options = dict(OPTION.findall(question))
+    options = {letter: text for letter, _, text in option_lines(question)}
     found = LETTER.match(answer.strip())
     if found and found[1].upper() in options:
         return found[1].upper()
@@ -252,10 +270,14 @@ def score(record, grader):
     """(without crop, with crop), or None where the grader does not count the record.
 
     An error is wrong, and is not graded: what the record lacks may be the reason for it.
+
+    Raises:
+        ValueError: naming the record: an answer that is no text, no labels, or whatever else cannot be graded.
     """
     if "error" in record:
         return None if grader in NOT_COUNTED and NOT_COUNTED[grader](record) else (0.0, 0.0)
-    scores = [GRADERS[grader](record[field], record) for field in ("original_answer", "crop_answer")]
+    answers = [field_of(record, field, Result) for field in ("original_answer", "crop_answer")]
+    scores = [GRADERS[grader](answer, record) for answer in answers]
     return None if None in scores else tuple(scores)
 
 
@@ -267,7 +289,11 @@ def outcome(pair):
 
 # ---------------------------------------------------------------------------------------------- more than a mean score
 def pope_details(answers, records):
-    """Precision, recall and F1 of "yes", and how often it is said, in %."""
+    """Precision, recall and F1 of "yes", and how often it is said, in %; errors that lack labels are not among it."""
+    labelled = [(answer, record) for answer, record in zip(answers, records, strict=True) if has_labels(record)]
+    if not labelled:
+        return {}
+    answers, records = zip(*labelled, strict=True)
     true = [labels_of(record)[0].lower() != "no" for record in records]
     said = [not so if "error" in record else says_yes(answer)  # an error is wrong, whichever it had to be
             for answer, record, so in zip(answers, records, true, strict=True)]  # fmt: skip

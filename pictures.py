@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from records import renamed_to
+from files import renamed_to
 
 HEAT = "inferno"  # matplotlib's colours of importance
 
@@ -77,8 +77,9 @@ def bars_figure(rows, unit, title):
         places = np.arange(len(rows)) + (number - (len(series) - 1) / 2) * width
         ends = np.maximum(0, (means - low, high - means))  # where nothing varies they are off by rounding
         axes.bar(places, means, width, yerr=ends, label=name, error_kw={"linewidth": 1})
-    axes.set_xticks(range(len(rows)), rows)
-    axes.set(ylabel=unit, ylim=(0, None), title=title)
+    axes.set_xticks(range(len(rows)), rows, parse_math=False)
+    axes.set(ylabel=unit, ylim=(0, None))
+    axes.set_title(title, parse_math=False)
     if len(series) > 1:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
@@ -102,7 +103,8 @@ def curves_figure(rows, label, unit, title, even=None):
     if even is not None:
         axes.axhline(even, color="grey", linestyle=":")
         axes.set_yscale("log")
-    axes.set(xlabel=label, ylabel=unit, title=title)
+    axes.set(xlabel=label, ylabel=unit)
+    axes.set_title(title, parse_math=False)
     axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False)
     return figure

@@ -1,152 +1,31 @@
-"""The JSON in both directions: load a task's records, append finished ones, find what is left, merge.
+"""The results of a run: append finished records, find what is left, merge.
 
 A result file `NAME.json` is a list in dataset order. While it is being made, each process appends to a part file of its
 own in `NAME.parts/`, one JSON object a line; what is in any of them is done. `NAME.meta.json` tells how it was made,
 `NAME.maps.npz` has the importance maps if they are kept.
 """
 
-import errno
 import json
 import os
 import shutil
 import socket
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
+from dataset import check_record as check_record  # under their old names, which notebooks know
+from dataset import load_task as load_task
+from dataset import pick as pick
+from dataset import refuse_bad_ids as refuse_bad_ids
+from files import ROOT as ROOT
+from files import alone_in, read_json, renamed_to, whole_lines, write_atomically
+from files import in_repository as in_repository
+from files import read_rows as read_rows
 from map_files import packed, read_maps, unpacked, write_maps
 
-ROOT = Path(__file__).resolve().parent
 FOUND = ("original_answer", "crop_answer", "bbox", "num_img_tokens", "error")  # fields of a record that a run fills in
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # what file systems without them say
 
 
-def in_repository(path):
-    """A path as given, if it is absolute or exists here; else relative to the repository."""
-    return Path(path) if Path(path).is_absolute() or Path(path).exists() else ROOT / path
-
-
-# ------------------------------------------------------------------------------------------------------------- input
-def load_task(question_path):
-    """The records of a dataset: a JSON list, JSON lines, or the name of a Hugging Face dataset (its `test` split).
-
-    Raises:
-        FileNotFoundError: no such file, and nothing that could be a dataset's name.
-        ValueError: not a list of objects, or an id that is missing or given twice.
-    """
-    path = in_repository(question_path)
-    if path.is_file():
-        records = read_rows(path)
-    elif path.suffix in (".json", ".jsonl"):
-        raise FileNotFoundError(f"no questions at {question_path}: see data/README.md for how to get or make them")
-    else:
-        records = _from_hub(str(question_path))
-    refuse_bad_ids(records, question_path)
-    return records
-
-
-def refuse_bad_ids(records, where):
-    """ValueError, naming `where` they are, unless all records are objects with an id, and no id comes twice."""
-    seen, twice = {}, []
-    for number, record in enumerate(records):
-        key = record.get("id") if isinstance(record, dict) else None
-        if not isinstance(key, (str, int)) or isinstance(key, bool) or key == "":
-            said = f"record {number} is no object with an id (a text or a whole number): {str(record)[:80]}"
-            raise ValueError(f"{where}: {said}")
-        if key in seen:
-            twice.append(f"{key!r} (records {seen[key]} and {number})")
-        seen[key] = number
-    if twice:
-        more = f" and {len(twice) - 10} more" if len(twice) > 10 else ""
-        raise ValueError(f"{where}: ids must differ, but these come twice: {', '.join(twice[:10])}{more}")
-
-
-def pick(records, ids_path=None, limit=None):
-    """The records that a run is about: those whose ids a file lists (a JSON list, or one a line), at most `limit`.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file; it names ids that the dataset does not have.
-    """
-    if ids_path is not None:
-        text = read_text(ids_path)
-        listed = read_rows(Path(ids_path)) if text.lstrip().startswith("[") else map(str.strip, text.split("\n"))
-        listed = set(map(str, listed)) - {""}
-        unknown = sorted(listed - {str(record["id"]) for record in records})
-        if unknown:
-            named = ", ".join(unknown[:10])
-            raise ValueError(f"{ids_path} names {len(unknown)} ids that are not in the dataset: {named}")
-        records = [record for record in records if str(record["id"]) in listed]
-    if not records:
-        raise ValueError(f"there are no records to ask about: {ids_path or 'the dataset'} is empty")
-    return records[:limit]
-
-
-def read_rows(path):
-    """The objects of a file that is a JSON list or JSON lines; raises ValueError, naming the file, if it is neither."""
-    text = read_text(path)
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        try:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        except json.JSONDecodeError:
-            raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
-    rows = [rows] if isinstance(rows, dict) else rows  # a single line
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} holds a {type(rows).__name__}, not a list of records")
-    return rows
-
-
-def _from_hub(name):
-    try:
-        from datasets import load_dataset  # optional: most runs read files
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"no file {name}; to read it as a Hugging Face dataset, `pip install datasets`"
-        ) from error
-    records = [dict(record) for record in load_dataset(name, split="test")]
-    left_out = sorted({field for record in records for field, value in record.items() if not is_json(value)})
-    if left_out:
-        print(f"{name}: {', '.join(left_out)} cannot be written as JSON and are left out", file=sys.stderr)
-    return [{field: value for field, value in record.items() if field not in left_out} for record in records]
-
-
-def is_json(value):
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def check_record(record, image_folder):
-    """The path of a record's image.
-
-    Raises:
-        ValueError: a missing or empty field, or an image outside of the folder.
-    """
-    for field in ("question", "image_path"):
-        if record.get(field) is None or record[field] == "":
-            raise ValueError(f"record {record['id']!r} has no {field}")
-    for field in ("question", "image_path", "short_question"):
-        value = record.get(field) or "-"
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"record {record['id']!r}: {field} is a text that is not empty, not {value!r}")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"record {record['id']!r}: {field} {value!r} has half of a character") from error
-    folder = Path(image_folder).resolve()
-    path = (folder / record["image_path"]).resolve()
-    if not path.is_relative_to(folder):
-        raise ValueError(f"record {record['id']!r}: image_path {record['image_path']!r} leaves the image folder")
-    return path
-
-
-# ------------------------------------------------------------------------------------------------------------ output
 class Results:
     """The results of one (model, task, method), through kills, reruns and any number of processes.
 
@@ -343,71 +222,3 @@ def joined(*parts):
         kept = {key for key in part.keys() & found.keys() if "error" in part[key] and "error" not in found[key]}
         found |= {key: record for key, record in part.items() if key not in kept}
     return found
-
-
-@contextmanager
-def alone_in(path):
-    """No other process is in here with the same path; a lock that a kill releases. Without one where there are none."""
-    lock = FileLock(path)
-    try:
-        lock.acquire()
-    except (NotImplementedError, OSError) as error:  # some network file systems
-        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
-            raise
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def read_text(path):
-    """The text of a file in UTF-8; a ValueError that names it if it is none."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
-
-
-def read_json(path):
-    """The content of a JSON file; a ValueError that names it if it is broken."""
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is no complete JSON file: {error}") from error
-
-
-def whole_lines(text):
-    """The JSON objects of a part file's bytes; a line torn by a kill is left out: its record is done again."""
-    for line in text.splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:  # no JSON, or cut within a character
-            continue
-
-
-@contextmanager
-def renamed_to(path):
-    """A temporary path to write to, which then takes the name: a reader sees the old file or the new one, never a half.
-
-        with renamed_to("picture.png") as temporary:
-            image.save(temporary)
-
-    The temporary name has the same ending; nothing is left of it if the writing fails.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{time.time_ns()}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path, data):
-    """A JSON file, by `renamed_to`."""
-    with renamed_to(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1) + "\n")

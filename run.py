@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
@@ -32,10 +33,13 @@ from transformers.utils import logging as transformers_logging
 import utils
 from attention import counted
 from batches import FAILURES, answer_batch, in_batches, prefetched, what_failed
+from dataset import check_record, load_task, pick
+from files import ROOT, in_repository
 from graders import first_grader, score
+from images import MOST_PIXELS, allow_pixels, refuse_bad_limit
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS, known
 from localization.analyze import head_name
-from records import ROOT, Results, answered, check_record, in_repository, load_task, pick
+from records import Results, answered
 from session import MAX_NEW_TOKENS, ImageSession
 from vicrop import (
     PER_SAMPLE,
@@ -239,12 +243,13 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
         bar: told after each batch; stopped: ends the work after the present batch once there is something in it.
     """
     model, processor, methods = loaded
-    folder, options = in_repository(args.image_path), adapter_options(args)
+    folder, options, sessions = in_repository(args.image_path), adapter_options(args), deque(maxlen=2)
 
     @lru_cache(maxsize=2)  # records come in image order, and one batch is made ahead
     def session_of_images(paths):
         session = ImageSession(paths, model, processor, **options)
         session.inputs  # noqa: B018 (made here, in the loading thread)
+        sessions.append(session)
         return session
 
     def session_of(batch):
@@ -255,6 +260,7 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
 
     def alone(record):
         session_of_images.cache_clear()  # the memory may be needed that a batch has left behind
+        sessions.clear()
         clear_device_cache(garbage_collection=True)
         return session_of([record])
 
@@ -272,10 +278,18 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
                 for record, fields in zip(batch, found, strict=True):
                     att_map = fields.pop("map", None)
                     results[method].append(answered(record, fields), att_map if args.save_maps else None)
-                results[method].note(seconds=round(time.perf_counter() - began, 3), forwards=len(passes))
+                spent = {"seconds": round(time.perf_counter() - began, 3), "forwards": len(passes)}
+                results[method].note(**spent, **how_it_was_read(sessions))
             bar.update()
             if stopped:
                 return
+
+
+def how_it_was_read(sessions):
+    """Whether questions shared their image's prefix, and went through the model together, for NAME.meta.json."""
+    told = {"prefix_shared": [each.store.shared for each in sessions], "batched": [each.batched for each in sessions]}
+    known_ones = {name: [each for each in values if each is not None] for name, values in told.items()}
+    return {name: all(values) for name, values in known_ones.items() if values}
 
 
 def whereabouts(model, batch_size):
@@ -443,6 +457,8 @@ def parse(argv=None):
     add("--loc_heads", help='loc_att: heads to read, as in "L14H24,L14H13", a file of localization.pipeline '
         f"stage=batch_analyze, or {PER_SAMPLE}; default: those known of the model, if any")  # fmt: skip
     add_model_options(parser)
+    add("--max_image_pixels", type=int, help="open images of up to so many pixels; default: 89478485, at most "
+        f"{MOST_PIXELS}")  # fmt: skip
     add("--batch_size", type=int, help="questions that go through the model together; default: 8 on CUDA, else 1")
     add("--total_chunks", type=int, default=1, help="cut the task into so many parts ...")
     add("--chunk_id", type=int, default=0, help="... and do this one (from 0)")
@@ -455,6 +471,7 @@ def parse(argv=None):
     try:
         args.method = method_list(args.method)
         adapter_options(args)
+        refuse_bad_limit(args.max_image_pixels)
         if args.loc_heads and not any("heads" in reads(args, method) for method in args.method):
             raise ValueError(f"--loc_heads {args.loc_heads}: {', '.join(args.method)} reads no heads, loc_att does")
         args.loc_heads = heads_of(args.model, args.model_id, args.loc_heads)
@@ -483,6 +500,7 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
+    allow_pixels(args.max_image_pixels)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

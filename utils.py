@@ -1,4 +1,4 @@
-"""Maps, boxes, tiles and filters: numpy, scipy and PIL; no model in here.
+"""Maps to boxes, tiles and filters: numpy, scipy and PIL; no model in here.
 
 Conventions: an image size is (width, height) in pixels, a box is (x1, y1, x2, y2) in pixels with x2 and y2 exclusive, a
 map is (h, w) with row 0 at the top.
@@ -7,12 +7,14 @@ map is (h, w) with row 0 at the top.
 import base64
 import io
 import math
-import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+
+from dataset import box_of
+from dataset import box_xywh_to_xyxy as box_xywh_to_xyxy  # under its old name, which notebooks know
+from images import load_image
 
 WINDOW_RATIOS = (1, 1.2, 1.4, 1.6, 1.8, 2)
 TILE_SIDE = 1024
@@ -21,56 +23,6 @@ MAX_PIXELS = 256 * 28 * 28  # of an image for Qwen2.5-VL
 
 
 # ---------------------------------------------------------------------------------------------------------- images
-# EXIF orientation -> what turns the image upright
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
-
-
-def load_image(source):
-    """An image as a person sees it: upright RGB.
-
-    EXIF rotation is applied, transparency is laid over white, 16-bit depth is scaled to 8, CMYK and palettes converted.
-
-    Args:
-        source: path or PIL image.
-    Raises:
-        FileNotFoundError, ValueError: the file does not exist, or is no readable image; the sentence names it.
-    """
-    if isinstance(source, Image.Image):
-        return _as_seen(source)
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"no image file at {source}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                return _as_seen(image)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"{source} is refused, it unpacks to too many pixels: {error}") from error
-    except Exception as error:  # a broken file may raise anything in a decoder
-        raise ValueError(f"cannot read {source} as an image: {error}") from error
-
-
-def _as_seen(image):
-    turn = UPRIGHT.get(image.getexif().get(0x0112))  # not ImageOps.exif_transpose: it trips over other, broken tags
-    image = image if turn is None else image.transpose(turn)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        # "I;16" says that it has 16 bits. "I" and "F" do not say how much is white: 65535 if they go beyond 255.
-        deep = image.mode.startswith("I;16") or values.max(initial=0) > 255
-        image = Image.fromarray((values / (257 if deep else 1)).clip(0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    image = image.convert("RGB")
-    image.info.clear()  # its orientation tag would turn it once more, were it loaded again
-    return image
-
-
 def pad_to_square(image, color):
     """The image in the middle of a square of its longer side; `color` is RGB. LLaVA-1.5's own preprocessing."""
     width, height = image.size
@@ -212,32 +164,12 @@ def clip_box(box, image_size):
 
 # Boxes that no map chooses: baselines for a data record (see info.METHODS). They take windows of the sizes that the
 # methods choose from, so that the comparison is one of place; only gt_crop goes beyond where its box does not fit.
-def box_of(record, field="gt_bbox"):
-    """A record's field as a box of four floats, or a ValueError that names the record."""
-    try:
-        x1, y1, x2, y2 = (float(side) for side in record[field])
-        if np.isfinite([x1, y1, x2, y2, x1 + x2, y1 + y2]).all() and x1 < x2 and y1 < y2:
-            return x1, y1, x2, y2
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(f"record {record.get('id')!r}: {field} is [x1, y1, x2, y2] in pixels, not {record[field]!r}")
-
-
-def box_xywh_to_xyxy(box):
-    """[x, y, width, height] -> [x1, y1, x2, y2], pixels; a ValueError that names what is no box."""
-    try:
-        x, y, width, height = box
-        return [x, y, x + width, y + height]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"a box is [x, y, width, height] in pixels, not {box!r}") from error
-
-
 def gt_crop(record, image_size, bbox_size):
     """The smallest of the methods' windows around `gt_bbox` that holds it (or the square that does)."""
     if not record.get("gt_bbox"):
         whose = f"record {record['id']!r}" if "id" in record else "a single picture"
         raise ValueError(f"gt_crop crops at the gt_bbox of a dataset's record, and {whose} has none")
-    x1, y1, x2, y2 = box_of(record)
+    x1, y1, x2, y2 = box_of(record, image_size=image_size)
     longest = max(x2 - x1, y2 - y1)
     side = next((bbox_size * ratio for ratio in WINDOW_RATIOS if bbox_size * ratio >= longest), longest)
     return square_around(int(x1 + x2) // 2, int(y1 + y2) // 2, side, image_size)

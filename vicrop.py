@@ -20,11 +20,12 @@ from checkpoints import default_dtype as default_dtype
 from checkpoints import load_model as load_model
 from checkpoints import local_or_hub, model_module
 from checkpoints import weights_of as weights_of
+from dataset import refuse_other_size
+from files import read_json
 from info import GENERAL_PROMPT, METHODS, MODELS, checkpoint_of, known
 from layouts import Region
 from localization.analyze import parse_heads
 from methods import CropBaseline, Method, Questions
-from records import read_json
 from session import ImageSession
 
 PER_SAMPLE = "per_sample"
@@ -54,6 +55,8 @@ class QuestionBatch:
         of: for each the number of its image.
         short_questions: for each None, or what is asked in its place for the map only (V*).
         records: their data records, for boxes that come from them (gt_crop, random_crop).
+    Raises:
+        ValueError: a question is empty, or a record says that its image has another size than it has.
     """
 
     def __init__(self, session: ImageSession, questions, of=(0,), short_questions=(None,), records=({},)):
@@ -62,6 +65,8 @@ class QuestionBatch:
                 raise ValueError("the question is empty")
         ask = session.adapter.prompt
         self.session, self.of, self.records = session, list(of), records
+        for record, number in zip(records, self.of, strict=False):  # notebooks' questions have none
+            refuse_other_size(record, session.images[number].size)
         self.prompts, self.general = [ask(question) for question in questions], ask(GENERAL_PROMPT)
         self.map_prompts = [
             ask(short) if short else prompt for short, prompt in zip(short_questions, self.prompts, strict=True)

@@ -16,21 +16,24 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import look as look_module
 import numpy as np
 import torch
 import transformers
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-from attention import undisturbed, watch
+import session as session_module
+from attention import capture_attention, replaced
+from attribution import edge_mask
 from benchmarks.shapes import GROUPS, SHAPES, TINY, build
 from info import GENERAL_PROMPT
-from utils import bbox_in_region, edge_mask
-from vicrop import Case, look_class, model_module
+from prefix_cache import PaddedBatch, PrefixStore, Row
+from session import ImageSession, Read
+from utils import bbox_in_region
+from vicrop import QuestionBatch, model_module
 
 QUESTIONS = ("what number is on the red sign?", "which digit is on the blue sign?")
 
@@ -41,31 +44,33 @@ class Trial:
     def __init__(self, shape, method, device, tokens, batch_size):
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
         family, self.model, self.processor = build(shape, device, dtype)
-        self.module, self.method, self.tokens = model_module(family), method, tokens
-        self.kind, self.function = look_class(self.module), getattr(self.module, method)
+        self.method, self.tokens = method, tokens
+        self.bound = getattr(model_module(family), method).bind(self.model)
         rng = np.random.default_rng(0)
         coarse = [Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)) for _ in range(batch_size)]
         self.images = [image.resize((640, 480), Image.Resampling.BICUBIC) for image in coarse]
         self.questions = [QUESTIONS[number % 2] for number in range(batch_size)]
-        self.layers = self.function.layers(self.model)
-        look_module.end_tokens = lambda *_, **__: [-1]
+        self.layers = self.bound.layers(self.model)
+        session_module.end_tokens = lambda *_, **__: [-1]
         for model in (self.model, getattr(self.model, "language_model", None)):
             if hasattr(model, "generation_config"):
                 model.generation_config.eos_token_id = None
 
     def ours(self):
         """Boxes by the toolkit's way, with both answers."""
-        look_module.MAX_NEW_TOKENS, count = self.tokens, len(self.images)
-        look = self.kind(self.images, self.model, self.processor)
-        case = Case(look, self.questions, range(count), [None] * count, [{}] * count)
-        originals = case.original_answers({self.method: self.function})
-        return [found.bbox for found in case.findings(self.method, self.function, originals)]
+        session_module.MAX_NEW_TOKENS, count = self.tokens, len(self.images)
+        batch = QuestionBatch(self.session(self.images), self.questions, range(count), [None] * count, [{}] * count)
+        originals = batch.original_answers({self.method: self.bound})
+        return [found.bbox for found in batch.results(self.bound, originals)]
+
+    def session(self, images):
+        """A fresh session: nothing is shared with another."""
+        return ImageSession(images, self.model, self.processor)
 
     def answers(self, images, questions, crops=None):
         """Stock `generate` for a batch of images, or of images and crops."""
-        look = self.kind(images, self.model, self.processor)
         with torch.inference_mode():
-            return Stock(look, questions, crops).generate(self.tokens)
+            return Stock(self.session(images), questions, crops).generate(self.tokens)
 
     def two_answers(self):
         """Nothing but both answers; the crop is the middle of the image."""
@@ -75,11 +80,12 @@ class Trial:
     def by_parts(self, images, questions, reading):
         """Boxes with both answers, every pass on its own."""
         self.answers(images, questions)
-        look = self.kind(images, self.model, self.processor)
-        with torch.enable_grad() if reading is all_softmaxes else undisturbed(look.modules):
-            maps = FORMULAS[self.method](look, questions, self.layers, reading)
-        boxes = [bbox_in_region(att_map.detach().float().cpu().numpy(), region, image.size, look.bbox_size)
-                 for att_map, region, image in zip(maps, look.regions, images, strict=True)]  # fmt: skip
+        session = self.session(images)
+        with torch.enable_grad() if reading is all_softmaxes else session.frozen.frozen_eval():
+            maps = FORMULAS[self.method](session, questions, self.layers, reading)
+        boxes = [bbox_in_region(att_map.detach().float().cpu().numpy(), layout.region, image.size,
+                                session.adapter.bbox_size)
+                 for att_map, layout, image in zip(maps, session.layouts, images, strict=True)]  # fmt: skip
         self.answers(images, questions, [image.crop(box) for image, box in zip(images, boxes, strict=True)])
         return boxes
 
@@ -98,18 +104,20 @@ class Trial:
 class Stock:
     """The inputs of `generate` for a batch of questions, as a user of transformers would build them."""
 
-    def __init__(self, look, questions, crops=None):
-        self.look, self.model = look, look.model
-        prompts = [look.prompt(question) for question in questions]
-        shown = [look.inputs] if crops is None else [look.inputs, look.placed(look.preprocess(crops))]
-        grids = [look.grids_of(inputs) for inputs in shown]
-        rows = [look.tokens(prompt, [look.token_count(grid[n]) for grid in grids]) for n, prompt in enumerate(prompts)]
-        width = max(map(len, rows))
-        pad = look.processor.tokenizer.pad_token_id
+    def __init__(self, session, questions, crops=None):
+        self.session, self.model, adapter = session, session.model, session.adapter
+        self.prompts, self.shown = [adapter.prompt(question) for question in questions], [session.inputs]
+        layouts = [session.layouts]
+        if crops is not None:
+            prepared = adapter.preprocess(crops)
+            self.shown.append(adapter.placed(prepared))
+            layouts.append(adapter.layouts(prepared, [crop.size for crop in crops]))
+        counts = [[layout.num_tokens for layout in each] for each in zip(*layouts, strict=True)]
+        rows = [adapter.tokenize(prompt, own) for prompt, own in zip(self.prompts, counts, strict=True)]
+        width, pad = max(map(len, rows)), session.processor.tokenizer.pad_token_id
         self.ids = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=pad) for row in rows])
-        self.ids = self.ids.to(look.device)
+        self.ids = self.ids.to(session.device)
         self.mask = (self.ids != pad).long()
-        self.prompts, self.shown = prompts, shown
 
     def pixels(self):
         """The vision inputs of all images, in the order in which the prompts name them."""
@@ -121,11 +129,12 @@ class Stock:
 
     def generate(self, tokens):
         limits = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
-        if self.model.config.model_type == "instructblip":  # for two images, the Q-Former's outputs one after the other
-            embeds = self.model.get_input_embeddings()(self.ids)
-            features = [torch.stack(self.look.embed(self.look.see(inputs), self.prompts)) for inputs in self.shown]
-            image = (self.ids == self.model.config.image_token_id)[..., None]
-            embeds = embeds.masked_scatter(image, torch.cat(features, 1).to(embeds.dtype))
+        if self.session.adapter.connector:  # for two images, the Q-Former's outputs one after the other
+            embeds, image = self.model.get_input_embeddings()(self.ids), self.ids == self.model.config.image_token_id
+            asked = [self.session.adapter.qformer_inputs(prompt, self.ids.device) for prompt in self.prompts]
+            asked = {name: torch.cat([each[name] for each in asked]) for name in asked[0]}
+            features = [self.model.get_image_features(**inputs, **asked).pooler_output for inputs in self.shown]
+            embeds = embeds.masked_scatter(image[..., None], torch.cat(features, 1).to(embeds.dtype))
             return self.model.language_model.generate(inputs_embeds=embeds, attention_mask=self.mask, **limits)
         inputs = {"input_ids": self.ids, "attention_mask": self.mask, **self.pixels()}
         if "image_grid_thw" in inputs:
@@ -133,18 +142,15 @@ class Stock:
         return self.model.generate(**inputs, **limits)
 
 
-def read_modules(look, layers):
-    """(models, attention modules) that a map is made of."""
-    modules = [look.attention_modules[layer] for layer in layers]
-    if hasattr(look, "_cross"):
-        return [look.model.qformer, look.model.get_decoder()], [look._cross, *modules]
-    return [look.model.get_decoder()], modules
+def read_modules(session, layers):
+    """(models, attention modules) of the decoder that a map is made of."""
+    return [session.decoder], [session.attention_modules[layer] for layer in layers]
 
 
 @contextmanager
-def all_softmaxes(look, layers, graph):
+def all_softmaxes(session, layers, graph):
     """{attention module: its whole softmax}, of every layer: what `output_attentions` of an eager model holds."""
-    kept, (_, modules) = {}, read_modules(look, range(len(look.attention_modules)))
+    kept, (_, modules) = {}, read_modules(session, session.attention_modules)
     hooks = [m.register_forward_hook(lambda module, _, output: kept.__setitem__(module, output[1])) for m in modules]
     yield kept
     for hook in hooks:
@@ -152,58 +158,62 @@ def all_softmaxes(look, layers, graph):
 
 
 @contextmanager
-def needed_rows(look, layers, graph):
+def needed_rows(session, layers, graph):
     """{attention module: its last row's softmax} of the layers that are read."""
-    models, modules = read_modules(look, layers)
-    with watch(models, modules, graph=graph) as seen:
-        yield seen.probs
+    models, modules = read_modules(session, layers)
+    with capture_attention(models, modules, graph=graph, leaf=session.adapter.connector is None) as captured:
+        yield captured.probs
 
 
-def whole_pass(look, texts, reading, pixels=None):
-    """(v, asks, end) of one pass over images and texts, nothing shared, nothing cached."""
-    asks = look.asks([look.prompt(text) for text in texts])
-    scripts, inputs = [look.script(ask) for ask in asks], look.inputs
-    seen = look.see(inputs if pixels is None else {**inputs, "pixel_values": pixels})
-    features = [[each] for each in look.embed(seen, [ask.prompt for ask in asks])]
-    hidden = look._read_on(look._unread(scripts, features), scripts)
-    logits = look.model.get_output_embeddings()(hidden if reading is all_softmaxes else hidden[:, -1:])
-    return logits[:, -1].float().log_softmax(-1).amax(-1), asks, max(script.stop for script in scripts)
+def whole_pass(session, texts, reading, layers=(), graph=False, images=None):
+    """(v, {module: attention}, queries, Read) of one pass over images and texts, nothing shared, nothing cached."""
+    queries = session.queries([session.adapter.prompt(text) for text in texts])
+    images = images or session.encode(session.inputs, session.layouts)
+    calls = [session.decoder_call(query, [images[query.image_index]], graph=graph) for query in queries]
+    rows = [Row(None, call) for call in calls]
+    cache, shifts = PrefixStore(session.decoder).begin(rows, len(session.decoder.layers))
+    with reading(session, layers, graph) if layers else nullcontext({}) as found:
+        output = cache.extend(session.decoder, PaddedBatch.of(calls))
+    hidden = output.last_hidden_state if reading is all_softmaxes else output.last_hidden_state[:, -1:]
+    v = session.model.get_output_embeddings()(hidden)[:, -1].float().log_softmax(-1).amax(-1)
+    return v, found, queries, Read(output, cache, rows, shifts)
 
 
-def separate_rel_att(look, questions, layers, reading):
+def separate_rel_att(session, questions, layers, reading):
     maps = []
     for texts in (questions, [GENERAL_PROMPT] * len(questions)):
-        with reading(look, layers, graph=False) as found:
-            _, *where = whole_pass(look, texts, reading)
-        maps.append([att_map.mean((0, 1)) for att_map in look._maps(found, layers, *where)])
+        _, found, queries, read = whole_pass(session, texts, reading, layers)
+        maps.append([att_map.mean((0, 1)) for att_map in session.maps(found, layers, queries, read)])
     return [specific / general for specific, general in zip(*maps, strict=True)]
 
 
-def separate_grad_att(look, questions, layers, reading):
-    with torch.enable_grad(), reading(look, layers, graph=True) as found:
-        v, *where = whole_pass(look, questions, reading)
-        _, modules = read_modules(look, layers)
-        gradients = torch.autograd.grad(v.sum(), [found[module] for module in modules])
-    weighted = {module: found[module] * gradient.relu() for module, gradient in zip(modules, gradients, strict=True)}
-    return [att_map.mean((0, 1)) for att_map in look._maps(weighted, layers, *where)]
+def separate_grad_att(session, questions, layers, reading):
+    with torch.enable_grad():
+        v, found, queries, read = whole_pass(session, questions, reading, layers, graph=True)
+        modules = [session.attention_modules[layer] for layer in layers]
+        through = [row.rest.through for row in read.rows if row.rest.through is not None]
+        probs = [*(found[module] for module in modules), *through]
+        gradients = torch.autograd.grad(v.sum(), probs)
+    weighted = [each * gradient.relu() for each, gradient in zip(probs, gradients, strict=True)]
+    rows, through = dict(zip(modules, weighted, strict=False)), weighted[len(modules) :]
+    return [att_map.mean((0, 1)) for att_map in session.maps(rows, layers, queries, read, through or None)]
 
 
-def separate_pure_grad(looks, questions, layers, reading):
+def separate_pure_grad(session, questions, layers, reading):
     """Image by image, as a graph of a whole pass is kept."""
-    return [pure_grad_map(looks.alone(number), question, reading) for number, question in enumerate(questions)]
+    return [pure_grad_map(session.only(number), question, reading) for number, question in enumerate(questions)]
 
 
-def pure_grad_map(look, question, reading):
-    norms = []
+def pure_grad_map(session, question, reading):
+    norms, (layout,) = [], session.layouts
     for text in (question, GENERAL_PROMPT):
         with torch.enable_grad():
-            pixels = look.inputs["pixel_values"].detach().clone().requires_grad_()
-            v, *_ = whole_pass(look, [text], reading, pixels)
+            pixels = session.inputs["pixel_values"].detach().clone().requires_grad_()
+            images = session.encode({**session.inputs, "pixel_values": pixels}, session.layouts)
+            v, *_ = whole_pass(session, [text], reading, images=images)
             gradient = torch.autograd.grad(v.sum(), pixels)[0]
-        norms.append(look.canvas(gradient.float()).sum(0).norm(dim=0))
-    settings, (h, w) = look.processor.image_processor, look.grids[0]
-    shown = look.canvas(look.pixels)[0].permute(1, 2, 0).numpy() * settings.image_std + np.array(settings.image_mean)
-    masked = norms[0] / norms[1] * torch.from_numpy(edge_mask(shown)).to(norms[0].device)
+        norms.append(session.adapter.canvas(gradient.float(), session.inputs, layout).sum(0).norm(dim=0))
+    masked, (h, w) = norms[0] / norms[1] * edge_mask(session).to(norms[0].device), layout.grid
     return masked.reshape(h, masked.shape[0] // h, w, -1).mean((1, 3))
 
 
@@ -219,22 +229,33 @@ WAYS = {
 def count_work(trial, way):
     """(images encoded, tokens read by the language model before and between answers' own steps) of one way."""
     images, tokens = [], []
-    look = trial.kind(trial.images[:1], trial.model, trial.processor)
+    vision_side = trial.session(trial.images[:1]).adapter.vision
 
-    def vision(_, args, kwargs):
+    def vision(args, kwargs):
         grids = kwargs.get("grid_thw")
         images.append(len(grids) if grids is not None else len(next(iter([*args, *kwargs.values()]))))
 
-    def text(_, args, kwargs):
+    def text(args, kwargs):
         embeds = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
         tokens.append(embeds.shape[0] * embeds.shape[1] if embeds.shape[1] > 1 else 0)
 
-    hooks = [look.vision.register_forward_pre_hook(vision, with_kwargs=True),
-             trial.model.get_decoder().register_forward_pre_hook(text, with_kwargs=True)]  # fmt: skip
-    way(trial)
-    for hook in hooks:
-        hook.remove()
+    decoder = trial.model.get_decoder()
+    with passed(vision_side, vision), passed(decoder, text):
+        way(trial)
     return sum(images) / len(trial.images), sum(tokens) / len(trial.images)
+
+
+@contextmanager
+def passed(module, see):
+    """`see(args, kwargs)` is called for each forward pass of a module; not where another stands in for it."""
+    forward = module.forward
+
+    def seen(*args, **kwargs):
+        see(args, kwargs)
+        return forward(*args, **kwargs)
+
+    with replaced(module, "forward", seen):
+        yield
 
 
 def timed(trial, way):

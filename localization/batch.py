@@ -6,17 +6,19 @@ import logging
 import sys
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from batches import FAILURES, prefetched, what_failed
+from dataset import Query, field_of, refuse_bad_ids
+from files import in_repository, read_json, write_atomically
 from localization import analyze, bbox, storage, viz
 from localization.collector import Collector
 from localization.sample import draw_top, finish, folder_of, made_with, number
 from pictures import save_figure
-from records import in_repository, read_json, write_atomically
 
 log = logging.getLogger("localization")
 
@@ -61,6 +63,8 @@ def read_lines(data):
     """([{"id", "prompt", "image_path"}], [(line, error)]) of data.data_file, those that the configuration is about.
 
     Image paths are taken relative to the file's folder, or to the current one.
+    Raises:
+        ValueError, FileNotFoundError: no such file or lines; an id that comes twice.
     """
     if not data.data_file:
         raise ValueError("data.data_file is needed: JSON lines with id, prompt and image_path")
@@ -77,32 +81,25 @@ def read_lines(data):
     if lines and not lines[wanted]:
         span = f"{data.start_index or 0} up to {data.end_index or 'the end'}"
         raise ValueError(f"{data.data_file} has {len(lines)} lines, counted from 0, and none from {span}")
-    samples, failed, seen = [], [], set()
+    samples, numbers, failed = [], [], []
     for at, line in lines[wanted]:
+        name = f"{path}, line {at}"
         try:
-            sample = checked(json.loads(line.decode("utf-8")), path.parent)
-            if sample["id"] in seen:
-                raise ValueError(f"id {sample['id']!r} comes twice")
+            samples.append(sample_of(json.loads(line.decode("utf-8")), name, path.parent))
+            numbers.append(at)
         except (ValueError, OSError) as error:  # OSError: no name that a file can have
-            failed.append((f"{path}, line {at}", error))
-        else:
-            seen.add(sample["id"])
-            samples.append(sample)
-    return samples, failed
+            failed.append((name, str(error).removeprefix(f"{name}: ")))
+    refuse_bad_ids(samples, path, numbers=numbers, unit="line")
+    return [sample | {"id": str(sample["id"])} for sample in samples], failed
 
 
-def checked(sample, folder):
+def sample_of(record: Any, name: str, folder: Path) -> dict[str, Any]:
     """A line's id, prompt and image_path, which is then a path that can be opened; ValueError if it lacks one."""
-    if not isinstance(sample, dict):
-        raise ValueError(f"it is no object but {str(sample)[:60]}")
-    for field in ("prompt", "image_path"):
-        if not isinstance(sample.get(field), str) or not sample[field].strip():
-            raise ValueError(f"{field} is a text that is not empty, not {sample.get(field)!r}")
-    if not isinstance(sample.get("id"), str | int) or isinstance(sample["id"], bool) or sample["id"] == "":
-        raise ValueError(f"id is a text or a whole number, not {sample.get('id')!r}")
+    if not isinstance(record, dict):
+        raise ValueError(f"it is no object but {str(record)[:60]}")
+    sample = {field: field_of(record, field, Query, name) for field in ("id", "prompt", "image_path")}
     beside = folder / sample["image_path"]
-    image = beside if beside.is_file() else in_repository(sample["image_path"])
-    return {"id": str(sample["id"]), "prompt": sample["prompt"], "image_path": str(image)}
+    return sample | {"image_path": str(beside if beside.is_file() else in_repository(sample["image_path"]))}
 
 
 def stem_in(folder, sample):

@@ -93,6 +93,7 @@ class Data:
     output_dir: str = "outputs/localization"
     visualize_batch: bool = False
     batch_attention_dir: str | None = None
+    max_image_pixels: int | None = None  # open images of up to so many pixels (images.MOST_PIXELS at most)
 
 
 @dataclass

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset import box_of_truth, numbers_of, refuse_bad_ids
+from files import read_json, read_rows
 from get_score import bootstrap_interval
 from localization.storage import beside, safe_id
-from records import read_json, read_rows
-from utils import box_xywh_to_xyxy
 
 CENTER = "center"  # --baseline: a box of half the image's sides in its middle
 SHOWN_IDS = 10
@@ -38,42 +38,24 @@ def inside(point, box):
 
 
 # -------------------------------------------------------------------------------------------------------------- input
-def numbers(values, count):
-    """A box or a point as so many finite floats, or None."""
-    try:
-        found = [float(value) for value in values]
-    except (TypeError, ValueError):
-        return None
-    return found if len(found) == count and np.isfinite(found).all() else None
-
-
 def ground_truth(path, id_field):
     """[{"id", "box" (xyxy), "image", "size" ((width, height) or None)}] of a file of JSON lines."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no ground truth at {path}: --dataset-jsonl names it")
-    rows, seen = [], set()
-    for number, record in enumerate(read_rows(Path(path)), 1):
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, record {number} is no object but {str(record)[:60]}")
-        key, box = record.get(id_field), numbers(record.get("bbox"), 4)
-        if key is None:
-            fields = ", ".join(record)
-            raise ValueError(f"{path}, record {number}: no {id_field!r} among {fields}; --id-field names it")
-        if box is None or box[2] <= 0 or box[3] <= 0:
-            raise ValueError(f"{path}, {key!r}: bbox is [x, y, width, height] in pixels, not {record.get('bbox')!r}")
-        if str(key) in seen:
-            raise ValueError(f"{path}: the id {key!r} comes twice")
-        seen.add(str(key))
-        size = numbers([record.get("width"), record.get("height")], 2)
-        image = str(record.get("image_path", key))
-        rows.append({"id": str(key), "box": box_xywh_to_xyxy(box), "image": image, "size": size})
-    if not rows:
+    records = read_rows(Path(path))
+    if not records:
         raise ValueError(f"{path} has no record")
+    refuse_bad_ids(records, f"{path} (--id-field names the id)", id_field, range(1, len(records) + 1))
+    rows = []
+    for record in records:
+        key = record[id_field]
+        box, size = box_of_truth({**record, "id": key}, f"{path}, {key!r}")
+        rows.append({"id": str(key), "box": box, "image": str(record.get("image_path", key)), "size": size})
     return rows
 
 
-def prediction(root, key):
-    """(box or None, peak or None, (width, height) or None, what is wrong or None) of one id."""
+def prediction(root, key, size=None):
+    """(box or None, peak or None, (width, height) or None, what is wrong or None) of one id; size: its image's."""
     path = beside(Path(root) / safe_id(key), "_bbox.json")
     if not path.is_file():
         return None, None, None, "missing"
@@ -83,9 +65,12 @@ def prediction(root, key):
         found = None
     if not isinstance(found, dict):
         return None, None, None, "broken"
-    box, peak, size = (numbers(found.get(name), count) for name, count in (("bbox", 4), ("peak", 2), ("image_size", 2)))
+    fields = (("bbox", 4), ("peak", 2), ("image_size", 2))
+    box, peak, own_size = (numbers_of(found.get(name), count) for name, count in fields)
+    if size and own_size and tuple(size) != own_size:  # its pixels are not those of the truth
+        return None, None, own_size, f"of an image of {own_size[0]:g} x {own_size[1]:g}, not {size[0]:g} x {size[1]:g}"
     wrong = None if box and box[0] < box[2] and box[1] < box[3] else "degenerate"
-    return None if wrong else box, peak, size, wrong
+    return None if wrong else box, peak, own_size, wrong
 
 
 def center_of(truth):
@@ -101,7 +86,7 @@ def judged(truths, root):
     """{"iou": (n,), "pointing": (n,) or None, "wrong": {id: why}} of the predictions in `root`, or of CENTER."""
     if root != CENTER and not Path(root).is_dir():
         raise FileNotFoundError(f"no folder {root} with predictions")
-    found = [center_of(truth) if root == CENTER else prediction(root, truth["id"]) for truth in truths]
+    found = [center_of(truth) if root == CENTER else prediction(root, truth["id"], truth["size"]) for truth in truths]
     overlaps = [iou(each[0], truth["box"]) if each[0] else 0.0 for truth, each in zip(truths, found, strict=True)]
     points = [bool(each[1]) and inside(each[1], truth["box"]) for truth, each in zip(truths, found, strict=True)]
     wrong = {truth["id"]: each[3] for truth, each in zip(truths, found, strict=True) if each[3]}

@@ -42,8 +42,10 @@ def run(config):
         os.environ["HF_HOME"] = config.model.cache_dir
     from transformers.utils import logging as transformers_logging
 
+    from images import allow_pixels
     from localization import batch, sample
 
+    allow_pixels(config.data.max_image_pixels)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     stages = {

@@ -13,8 +13,8 @@ import re
 import sys
 from pathlib import Path
 
-from records import read_json, refuse_bad_ids, renamed_to
-from utils import box_xywh_to_xyxy
+from dataset import Query, box_of_truth, checked, refuse_bad_ids
+from files import read_json, renamed_to
 
 COCO_NAME = re.compile(r"COCO_\w+?_\d{12}")  # of an image; what follows numbers the phrases about it
 
@@ -52,14 +52,11 @@ def rows_of(content):
     raise ValueError('it is neither MDETR\'s {"images", "annotations"} nor MiniGPT-4\'s list with img_id, sents, bbox')
 
 
-def checked(row):
-    """A row, if its phrase is a text and its box one; else a ValueError that names it."""
-    key, phrase, _, box, *_ = row
-    if not isinstance(phrase, str) or not phrase.strip():
-        raise ValueError(f"{key!r}: the phrase is a text that is not empty, not {phrase!r}")
-    x1, y1, x2, y2 = map(float, box_xywh_to_xyxy(box))
-    if not (0 < x2 - x1 < float("inf") and 0 < y2 - y1 < float("inf")):
-        raise ValueError(f"{key!r}: bbox is [x, y, width, height] in pixels, not {box!r}")
+def checked_row(row: tuple) -> tuple:
+    """A row, if its phrase is a text and its box one in its image; else a ValueError that names it."""
+    key, phrase, file_name, box, width, height = row
+    checked({"id": key, "prompt": phrase, "image_path": file_name}, Query, repr(key))
+    box_of_truth({"id": key, "bbox": box, "width": width, "height": height}, repr(key))
     return row
 
 
@@ -70,14 +67,14 @@ def convert(annotations, images, out):
         raise FileNotFoundError(f"no image folder at {images}: --images names it")
     content = read_json(annotations)
     try:
-        rows = list(map(checked, rows_of(content)))
+        rows = list(map(checked_row, rows_of(content)))
     except KeyError as error:
         raise ValueError(f"{annotations}: a record has no {error}") from error
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{annotations}: a record is not as expected: {error}") from error
     except ValueError as error:
         raise ValueError(f"{annotations}: {error}") from error
-    refuse_bad_ids([{"id": str(key)} for key, *_ in rows], annotations)
+    refuse_bad_ids([{"id": key} for key, *_ in rows], annotations)
     queries, truths = [], []
     for key, phrase, file_name, box, width, height in rows:
         image_path = str(images / Path(file_name).name)

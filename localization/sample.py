@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from files import in_repository, read_json, write_atomically
+from images import load_image
 from info import checkpoint_of
 from localization import analyze, bbox, storage, viz
 from localization.collector import Collector
 from pictures import save_figure
-from records import in_repository, read_json, write_atomically
-from utils import load_image
 from vicrop import heads_of
 
 log = logging.getLogger("localization")

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from records import renamed_to, write_atomically
+from files import renamed_to, write_atomically
 
 ENDINGS = {"npz": ".npz", "pkl": ".pkl.gz"}  # format -> of its attention files
 FOUND, PICTURES = ("_bbox.json", "_analysis.json", "_mask.png"), ("_topK.png", "_heads.png")

@@ -1,16 +1,19 @@
 """Pictures of localization heads: their maps on the image, mask and box, and all heads of a model at a glance."""
 
+import textwrap
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from files import renamed_to
 from localization.analyze import FIRST_LAYER, chord_elbow, head_name
 from pictures import overlay
-from records import renamed_to
 
 MASK_COLOR = (0, 158, 115)  # green that colour-blind people tell from the box's red
 PANEL = 3.4  # inches, the longer side of a picture
+LETTER, LINE = 0.07, 0.15  # inches that a letter and a line of a panel's title take, about
 SHOWN_HEADS = 6  # of those that made a map; "all" has hundreds
 
 
@@ -38,10 +41,12 @@ def grounding_figure(image, query, attention, region, found):
     panels += [(overlay(image, found.att_map, region), together), (masked(image, found.shown), "mask and box")]
     scale = PANEL / max(image.size)
     width, height = max(image.width * scale, 0.65 * PANEL), max(image.height * scale, PANEL / 2)  # room for the titles
-    figure = Figure(figsize=(width * len(panels), height + 0.75), layout="constrained")
+    panels = [(picture, wrapped(title, width / LETTER)) for picture, title in panels]
+    lines = max(title.count("\n") + 1 for _, title in panels)
+    figure = Figure(figsize=(width * len(panels), height + 0.45 + lines * LINE), layout="constrained")
     for axes, (picture, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(picture)
-        axes.set_title(title, fontsize=9, parse_math=False, wrap=True)
+        axes.set_title(title, fontsize=9, parse_math=False)
         axes.set_axis_off()
         axes.set(xlim=(0, image.width), ylim=(image.height, 0))
         if found.box and axes in (figure.axes[0], figure.axes[-1]):
@@ -49,6 +54,11 @@ def grounding_figure(image, query, attention, region, found):
             for color, line in (("white", 3.5), ("crimson", 1.8)):
                 axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=line))
     return figure
+
+
+def wrapped(text: str, letters: float) -> str:
+    """A text in lines of so many letters; by hand, for matplotlib takes "$" for mathematics where it wraps a title."""
+    return "\n".join(textwrap.fill(line, max(8, int(letters))) for line in text.split("\n"))
 
 
 def draw_mask(mask, path):

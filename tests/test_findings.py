@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import get_score
-from records import load_task, read_json
+from dataset import load_task
+from files import read_json
+from pictures import bars_figure, curves_figure, save_figure
 from tools import findings
 
 COMMON = ["--model", "llava_tiny", "--device", "cpu", "--limit"]
@@ -123,6 +125,14 @@ def test_every_model_has_its_findings(tmp_path, model):
         assert (tmp_path / f"{model}-demo-{finding}.png").exists()
 
 
+@pytest.mark.parametrize("text", ["costs $5 # or $6", "$", "$x_$ and \\frac{"])
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path, text):
+    found = {"no crop": {"mean": 1.0, "low": 0.5, "high": 2.0}}
+    save_figure(bars_figure({text: found, "all": found}, "%", text), tmp_path / "bars.png")
+    save_figure(curves_figure({0: found, 1: found}, "layer", "%", text), tmp_path / "curves.png")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("bars", "curves"))
+
+
 # ------------------------------------------------------------------------------------------------------------ unbroken
 def test_a_finding_that_is_killed_goes_on(tmp_path, monkeypatch):
     measure, asked = findings.ratios_of, []
@@ -166,6 +176,24 @@ def test_a_record_that_cannot_be_measured_is_named_and_left_out(tmp_path, capsys
     assert sum(row["n"] for row in table["rows"]["0"].values()) == 1
 
 
+@pytest.mark.parametrize("finding", ["attention", "sizes"])
+def test_a_record_that_cannot_be_scored_or_placed_is_named_and_left_out(tmp_path, capsys, finding):
+    record = {"question": "what?", "labels": ["1"], "image_path": "scene_00001.jpg", "gt_bbox": [9, 9, 99, 99]}
+    changes = {"fine": {}, "none": {"labels": []}, "number": {"labels": 3}, "turned": {"image_size": [446, 594]},
+               "far": {"gt_bbox": [500, 9, 600, 99]}, "share": {"gt_bbox": [0.1, 0.1, 0.3, 0.3]}}  # fmt: skip
+    (tmp_path / "data.json").write_text(json.dumps([record | {"id": key} | more for key, more in changes.items()]))
+    where = ["--question_path", tmp_path / "data.json", "--image_path", "data/demo/images"]
+    where += ["--method", "center_crop"] if finding == "sizes" else []
+    table, _ = find(tmp_path, finding, "--model", "llava_tiny", "--device", "cpu", *where)
+    said = capsys.readouterr().err
+    for key, says in (("none", "labels are a text"), ("number", "labels are a text"),
+                      ("turned", "image_size [446, 594] is not"), ("far", "gt_bbox [500, 9, 600, 99]"),
+                      ("share", "gt_bbox [0.1, 0.1, 0.3, 0.3]")):  # fmt: skip
+        assert f"record {key!r}: {says}" in said
+    if finding == "attention":
+        assert sum(row["n"] for row in table["rows"]["0"].values()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -176,6 +204,7 @@ def test_a_record_that_cannot_be_measured_is_named_and_left_out(tmp_path, capsys
         (["overhead", "--save_maps"], "keeps no maps"),
         (["sizes", "--total_chunks", "2"], "by one process"),
         (["depth"], "invalid choice: 'depth'"),
+        (["sizes", "--max_image_pixels", "178956971"], "max_image_pixels must be 1 to 178956970, got 178956971"),
         (["sizes", "--model", "lava"], "invalid choice: 'lava'"),
         (["attention", "--limit", "1", "--question_path", "gone.json"], "gone.json"),
     ],

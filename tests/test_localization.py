@@ -14,7 +14,7 @@ from plain import PLAIN_KINDS
 
 import info
 import vicrop
-from localization import analyze, bbox, evaluate_boxes, pipeline, refcoco, storage
+from localization import analyze, bbox, evaluate_boxes, pipeline, refcoco, storage, viz
 from localization.collector import Collector
 from localization.config import AttentionFormat, AttentionStorage, AttentionType, ConvMode, Logic, Model
 from records import ROOT
@@ -492,6 +492,48 @@ def test_a_batch_goes_on_and_one_bad_line_does_not_stop_it(command, tmp_path, mo
     assert not list(folder.glob("*_topK.png"))  # they showed others
 
 
+@pytest.mark.parametrize("ids", [(1, "1"), ("a", "a"), (7, 7)])
+def test_a_file_in_which_an_id_comes_twice_is_refused_at_once(command, tmp_path, monkeypatch, ids):
+    rows = [{"id": key, "prompt": "the sign", "image_path": str(EXAMPLES / "square.jpg")} for key in ("x", *ids)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr("localization.collector.load_model", None)
+    with pytest.raises(SystemExit, match=r"lines.jsonl: ids must differ.* \(lines 2 and 3\)"):
+        command("stage=batch", f"data.data_file={tmp_path / 'lines.jsonl'}", "data.process_all=true")
+
+
+QUERIES = ["the tag with $5 # $6", "$", "$$", "$x_$ and \\frac{", "a sign that says 100% of $10 & $20_a^b " * 6]
+
+
+def test_a_query_with_dollars_is_a_title_like_any_other(command, tmp_path):
+    rows = [
+        {"id": key, "prompt": query, "image_path": str(EXAMPLES / "square.jpg")} for key, query in enumerate(QUERIES)
+    ]
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    batch = (f"data.data_file={tmp_path / 'lines.jsonl'}", "data.process_all=true", "data.visualize_batch=true")
+    folder = command("stage=batch", *batch)
+    assert sorted(path.name for path in folder.glob("*_topK.png")) == [f"{key}_topK.png" for key in range(len(QUERIES))]
+    query = 'data.query="costs $5 # or $6_"'
+    folder = command("stage=pipeline", f"data.image_file={EXAMPLES / 'square.jpg'}", query)
+    assert list(folder.glob("square-costs*_heads.png"))
+
+
+def test_a_title_is_wrapped_into_lines_of_a_panels_width():
+    assert viz.wrapped("the sign with a 7", 9) == "the sign\nwith a 7"
+    assert viz.wrapped("layer 3, head 1\nentropy 0.5", 40) == "layer 3, head 1\nentropy 0.5"
+    assert max(map(len, viz.wrapped("x" * 90, 20).split("\n"))) == 20
+
+
+def test_a_large_picture_is_opened_once_it_is_allowed(command, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
+    ask = ("stage=collect", f"data.image_file={EXAMPLES / 'square.jpg'}", "data.query=the sign")
+    for limit in ("", "data.max_image_pixels=2000"):
+        with pytest.raises(SystemExit, match=r"square.jpg is refused.*data.max_image_pixels\) allows up to 178956970"):
+            command(*ask, *filter(None, [limit]))
+    with pytest.raises(SystemExit, match="max_image_pixels must be 1 to 178956970, got 178956971"):
+        command(*ask, "data.max_image_pixels=178956971")
+    assert list(command(*ask, "data.max_image_pixels=178956970").glob("*.npz"))
+
+
 def test_a_batch_that_is_interrupted_goes_on(command, tmp_path, monkeypatch):
     lines, wrote = tmp_path / "lines.jsonl", []
     ids = some_lines(lines)
@@ -686,6 +728,18 @@ def test_a_broken_prediction_is_listed_and_counts_as_none(predictions, capsys):
         assert report["wrong"]["exact"] == "broken"
 
 
+@pytest.mark.parametrize("size", [[200, 200], [100, 101], [1000, 1000]])
+def test_a_prediction_about_an_image_of_another_size_is_listed_and_counts_as_none(predictions, capsys, size):
+    truth, root = predictions
+    exact, half = ({"bbox": [10, 10, 30, y], "peak": [20, 15]} for y in (30, 20))
+    (root / "exact_bbox.json").write_text(json.dumps(exact | {"image_size": size}))
+    (root / "half_bbox.json").write_text(json.dumps(half | {"image_size": [100, 100]}))
+    report = evaluated(capsys, "--dataset-jsonl", truth, "--pred-root", root)
+    assert report["mean_iou"] == pytest.approx(0.5 / 4)
+    assert report["wrong"]["exact"] == f"of an image of {size[0]} x {size[1]}, not 100 x 100"
+    assert "half" not in report["wrong"]
+
+
 def test_pointing_is_only_judged_where_peaks_were_saved(predictions, capsys):
     truth, root = predictions
     for path in root.glob("*_bbox.json"):
@@ -708,6 +762,22 @@ def test_only_large_boxes(predictions, capsys):
         ("[1, 2]", "record 1 is no object but 1"),
         ('{"question_id": 1, "bbox": [1, 2, 0, 4]}', r"bbox is \[x, y, width, height\]"),
         ('{"question_id": 1, "bbox": [1, 2, 3, 4]}\n{"question_id": 1, "bbox": [1, 2, 3, 4]}', "comes twice"),
+        (
+            '{"question_id": 1, "bbox": [1, 2, 3, 4]}\n{"question_id": "1", "bbox": [1, 2, 3, 4]}',
+            r"1 and '1' \(records 1",
+        ),
+        ('{"question_id": true, "bbox": [1, 2, 3, 4]}', "question_id|id is a text or a whole number, not True"),
+        (
+            '{"question_id": 1, "bbox": [40, 30, 60, 50], "width": 90, "height": 90}',
+            "reaches beyond its image of 90 x 90",
+        ),
+        ('{"question_id": 1, "bbox": [0.1, 0.2, 0.3, 0.4], "width": 90, "height": 90}', "a side under one pixel"),
+        ('{"question_id": 1, "bbox": [100, 500, 300, 300], "width": 640, "height": 480}', "reaches beyond its image"),
+        (
+            '{"question_id": 1, "bbox": [1, 2, 3, 4], "width": "90", "height": 90}',
+            "width is a number of pixels, not '90'",
+        ),
+        ('{"question_id": 1, "bbox": [1, 2, 3, 4], "width": 0, "height": 90}', "width is a number of pixels, not 0"),
     ],
 )
 def test_a_wrong_ground_truth_is_named(tmp_path, line, message):
@@ -746,12 +816,29 @@ def test_another_file_than_refcoco_is_named(tmp_path):
         refcoco.main([str(tmp_path / "x.json"), "--images", str(tmp_path), "--out", str(tmp_path)])
 
 
+def test_equal_ids_of_mdetr_are_refused_whatever_their_type(tmp_path):
+    images = [MDETR["images"][0] | {"id": key} for key in (5, "5")]
+    boxes = [MDETR["annotations"][0] | {"image_id": key} for key in (5, "5")]
+    (tmp_path / "x.json").write_text(json.dumps({"images": images, "annotations": boxes}))
+    with pytest.raises(SystemExit, match=r"comes twice: 5 and '5' \(records 0 and 1\)"):
+        refcoco.main([str(tmp_path / "x.json"), "--images", str(tmp_path), "--out", str(tmp_path)])
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"bbox": None}, r"a box is \[x, y, width, height\] in pixels, not None"),
         ({"bbox": [1, 2, 0, 4]}, "bbox is"),
         ({"sents": None}, "the phrase is a text|not as expected"),
+        ({"sents": " "}, "'1': prompt is a text that is not empty, not ' '"),
+        ({"bbox": [30, 9, 55, 30]}, r"'1': bbox \[30, 9, 55, 30\] .* reaches beyond its image of 60 x 40"),
+        ({"bbox": [0.1, 0.2, 0.5, 0.5]}, "'1': bbox .* a side under one pixel"),
+        ({"bbox": [100, 500, 800, 300]}, "'1': bbox .* reaches beyond"),
+        ({"bbox": [1, 2, "3", 4]}, r"a box is \[x, y, width, height\] in pixels, not \[1, 2, '3', 4\]"),
+        ({"bbox": [1, 2, True, 4]}, r"a box is \[x, y, width, height\]"),
+        ({"width": "60"}, "'1': width is a number of pixels, not '60'"),
+        ({"height": True}, "'1': height is a number of pixels, not True"),
         ({"img_id": 9}, "not as expected"),
     ],
 )

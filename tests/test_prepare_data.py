@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from builders import photo
+from PIL import Image
 
 from graders import GRADERS
 from info import TASKS
@@ -189,6 +190,167 @@ def test_a_broken_release_is_one_clear_sentence_and_writes_nothing(tmp_path, cha
     with pytest.raises(SystemExit, match=says):
         prepare_data.main(["gqa", "--source", str(tmp_path / "release"), "--target", str(tmp_path / "target")])
     assert not (tmp_path / "target" / "data.json").exists()
+
+
+# Which file of a release has the entries, and where in it; what its labels are called there.
+ENTRIES = {
+    "textvqa": ("TextVQA_0.5.1_val.json", lambda content: content["data"], "answers"),
+    "docvqa": ("val_v1.0_withQT.json", lambda content: content["data"], "answers"),
+    "gqa": ("testdev_balanced_questions.json", lambda content: list(content.values()), "answer"),
+    "aokvqa": ("aokvqa_v1p0_val.json", lambda content: content, "direct_answers"),
+    "pope": ("coco_pope_popular.json", lambda content: content, "label"),
+    "vstar": ("test_questions.jsonl", lambda content: content, "label"),
+    "vqav2": ("v2_mscoco_val2014_annotations.json", lambda content: content["annotations"], "answers"),
+}
+
+
+def refused(tmp_path, capsys, dataset, change):
+    """What is said of a release whose last entry was changed; nothing was written."""
+    RELEASES[dataset](tmp_path / "release")
+    name, entries_of, _ = ENTRIES[dataset]
+    path = next((tmp_path / "release").rglob(name))
+    lines = dataset in ("pope", "vstar")
+    content = list(map(json.loads, path.read_text().splitlines())) if lines else json.loads(path.read_text())
+    change(entries_of(content)[-1])
+    write_lines(path, content) if lines else write_json(path, content)
+    with pytest.raises(SystemExit) as stopped:
+        prepare_data.main([dataset, "--source", str(tmp_path / "release"), "--target", str(tmp_path / "target")])
+    assert not (tmp_path / "target").exists()
+    return str(stopped.value)
+
+
+WRONG = [None, 7, True, "", [], [7], ["a", None], {"a": 1}]  # for all
+WRONG_LABELS = [(dataset, labels) for dataset in RELEASES for labels in WRONG]
+WRONG_LABELS += [(dataset, "['cup', 'cup']") for dataset in ("textvqa", "docvqa", "aokvqa", "vqav2")]
+WRONG_LABELS += [(dataset, ["yes"]) for dataset in ("gqa", "pope", "vstar")]
+WRONG_LABELS += [("pope", "E"), ("vstar", "E")]
+
+
+@pytest.mark.parametrize(("dataset", "labels"), WRONG_LABELS)
+def test_labels_of_a_wrong_type_are_refused_by_name(tmp_path, capsys, dataset, labels):
+    field, value = ENTRIES[dataset][2], labels
+    if dataset == "vqav2" and isinstance(labels, list):  # there an answer has more fields
+        value = [{"answer": each} for each in labels]
+    said = refused(tmp_path, capsys, dataset, lambda entry: entry.update({field: value}))
+    assert "record '" in said or "is not as in its official files" in said
+    assert "labels" in said or dataset == "vqav2"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "change", "says"),
+    [
+        ("aokvqa", {"choices": "['a', 'b']"}, "record '22jbM6gDxdaMaunuzgrsBB': choices are a list of texts, not \"["),
+        ("aokvqa", {"correct_choice_idx": 4}, "correct_choice_idx is the number of a choice (0 to 3), not 4"),
+        ("aokvqa", {"correct_choice_idx": "3"}, "correct_choice_idx is the number of a choice, not '3'"),
+        ("aokvqa", {"correct_choice_idx": True}, "correct_choice_idx is the number of a choice, not True"),
+        ("aokvqa", {"difficult_direct_answer": "false"}, "difficult_direct_answer is true or false, not 'false'"),
+        ("aokvqa", {"image_id": "461751"}, "image_id is a whole number, not '461751'"),
+        ("aokvqa", {"question_id": None}, "record 0 has no id"),
+        ("docvqa", {"questionId": True}, "questionId is a text or a whole number, not True"),
+        ("textvqa", {"image_id": None}, "image_id is a text that is not empty, not None"),
+        ("textvqa", {"question": ["what?"]}, "record '34603': question is a text that is not empty, not ['what?']"),
+        ("textvqa", {"image_width": "1024"}, "record '34603': image_size is [width, height] in pixels"),
+        ("gqa", {"question": 7}, "record '201307251': question is a text that is not empty, not 7"),
+        ("pope", {"image": 7}, "record 'popular-1': image_path is a text that is not empty, not 7"),
+        ("pope", {"label": "maybe"}, "record 'popular-1': labels are \"yes\" or \"no\", not 'maybe'"),
+        ("vstar", {"label": "C"}, "record 'relative_position-1': labels are the letter of an option (A, B), not 'C'"),
+        ("vstar", {"text": "Left or right?"}, "has no lines like '(A) red'"),
+        ("vqav2", {"question_id": 262148001}, "ids must differ, and each of these comes twice: 262148001"),
+    ],
+)  # fmt: skip
+def test_an_entry_of_a_wrong_type_is_refused_by_name(tmp_path, capsys, dataset, change, says):
+    assert says in refused(tmp_path, capsys, dataset, lambda entry: entry.update(change))
+
+
+@pytest.mark.parametrize("ids", [(1, "1"), ("7", "7"), (3, 3)])
+def test_equal_ids_are_refused_whatever_their_type(tmp_path, capsys, ids):
+    aokvqa(tmp_path / "release")
+    path = tmp_path / "release" / "aokvqa_v1p0_val.json"
+    (entry,) = json.loads(path.read_text())
+    write_json(path, [entry | {"question_id": key} for key in ids])
+    with pytest.raises(SystemExit, match="ids must differ, and each of these comes twice: "):
+        prepare_data.main(["aokvqa", "--source", str(tmp_path / "release"), "--target", str(tmp_path / "target")])
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    ("box", "says"),
+    [
+        ([900, 700, 1000, 720], "reaches beyond its image of 1024 x 730 pixels"),  # x2, y2 taken for width and height
+        ([0.1, 0.2, 0.3, 0.4], "has a side under one pixel"),
+        ([500, 720, 200, 280], "reaches beyond its image"),  # thousandths of its sides
+        ([-5, 0, 20, 20], "reaches beyond its image"),
+        ([10, 20, 30], ": 34603: a box is [x, y, width, height] in pixels, not [10, 20, 30]"),
+        ([10, 20, 30, "5"], "a box is [x, y, width, height] in pixels, not [10, 20, 30, '5']"),
+        (None, "a box is [x, y, width, height] in pixels, not None"),
+    ],
+)
+def test_a_box_that_the_images_size_contradicts_is_refused_by_name(tmp_path, box, says):
+    textvqa(tmp_path / "release")
+    write_lines(tmp_path / "release" / "jrzhang_TextVQA_GT_bbox.jsonl", [{"dataset_id": 34603, "bbox": box}])
+    with pytest.raises(SystemExit) as stopped:
+        prepare_data.main(["textvqa", "--source", str(tmp_path / "release"), "--target", str(tmp_path / "target")])
+    assert says in str(stopped.value)
+    assert "34603" in str(stopped.value)
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_release_without_image_sizes_has_them_from_its_images_as_they_are_seen(tmp_path):
+    vstar(tmp_path / "release")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(30, 40).save(tmp_path / "release" / "relative_position" / "sa_9.jpg", exif=exif)  # 40 x 30 once it is turned
+    prepare_data.prepare("vstar", tmp_path / "release", tmp_path / "target")
+    annotation = tmp_path / "release" / "relative_position" / "sa_9.json"
+    for box in ([10, 20, 35, 5], [5, 25, 5, 9], [0.2, 0.5, 0.3, 0.1]):
+        write_json(annotation, {"bbox": [box]})
+        with pytest.raises(ValueError, match=r"record 'relative_position-1': gt_bbox \["):
+            prepare_data.prepare("vstar", tmp_path / "release", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def packed_release(folder, dataset, names, ending):
+    """A release of which the files that match `names` lie in an archive."""
+    RELEASES[dataset](folder)
+    files = [path for path in sorted(folder.rglob("*.*")) if any(path.match(name) for name in names)]
+    archive = folder / f"all{ending}"
+    if ending == ".zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in files:
+                file.write(path, f"inner/{path.name}")
+    else:
+        with tarfile.open(archive, f"w:{ending.rpartition('.')[2].replace('tgz', 'gz').replace('tar', '')}") as file:
+            for path in files:
+                file.add(path, f"inner/{path.name}")
+    for path in files:
+        path.unlink()
+    return archive
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names", "ending"),
+    [
+        ("gqa", ["*.jpg"], ".zip"), ("textvqa", ["*.jpg"], ".tar"), ("docvqa", ["*.png"], ".tar.gz"),
+        ("pope", ["*.jpg"], ".ZIP"), ("vqav2", ["v2_OpenEnded*"], ".zip"), ("aokvqa", ["aokvqa*.json"], ".tar.gz"),
+        ("docvqa", ["val_v1.0*.json"], ".tgz"), ("vstar", ["sa_4690.jpg"], ".tar.xz"),
+    ],
+)  # fmt: skip
+def test_an_archive_that_is_not_unpacked_is_named(tmp_path, dataset, names, ending):
+    archive = packed_release(tmp_path / "release", dataset, names, ending.lower())
+    archive = archive.rename(archive.with_name(f"all{ending}"))
+    (tmp_path / "release" / "a.zip").write_bytes(b"PK: half of one")
+    with pytest.raises(SystemExit, match=rf"{archive} has inner/.*: unpack it there"):
+        prepare_data.main([dataset, "--source", str(tmp_path / "release"), "--target", str(tmp_path / "target")])
+    assert not (tmp_path / "target").exists()
+
+
+def test_an_archive_that_has_nothing_of_it_is_not_blamed(tmp_path):
+    packed_release(tmp_path / "release", "gqa", ["*.jpg"], ".zip").unlink()
+    with zipfile.ZipFile(tmp_path / "release" / "other.zip", "w") as file:
+        file.writestr("other.jpg", b"")
+    with pytest.raises(SystemExit) as stopped:
+        prepare_data.main(["gqa", "--source", str(tmp_path / "release"), "--target", str(tmp_path / "target")])
+    assert "other.zip" not in str(stopped.value)
 
 
 def test_an_image_may_not_leave_its_folder(tmp_path):

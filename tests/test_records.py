@@ -44,6 +44,14 @@ def test_broken_tasks_are_refused_by_name(tmp_path, text, says):
         load_task(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("ids", [(1, "1"), ("20", 20), (0, "0"), (7, 7)])
+def test_ids_are_equal_whatever_their_type(tmp_path, ids):
+    records = [RECORDS[0] | {"id": key} for key in ("x", *ids, "y")]
+    both = repr(ids[0]) if ids[0] == ids[1] else f"{ids[0]!r} and {ids[1]!r}"
+    with pytest.raises(ValueError, match=rf"ids must differ, .*: {both} \(records 1 and 2\)"):
+        load_task(write(tmp_path, json.dumps(records)))
+
+
 def test_a_missing_task_is_named():
     with pytest.raises(FileNotFoundError, match="nowhere/data.json"):
         load_task("nowhere/data.json")
@@ -80,6 +88,13 @@ def test_a_dataset_of_the_hub_is_loaded_by_its_name(monkeypatch):
         ({"image_path": "../../secret.png"}, "leaves the image folder"),
         ({"image_path": "/etc/passwd"}, "leaves the image folder"),
         ({"image_path": "link.png"}, "leaves the image folder"),
+        ({"labels": 7}, "labels are a text or a list of texts, not 7"),
+        ({"labels": ["a", None]}, r"labels are a text or a list of texts, not \['a', None\]"),
+        ({"labels": {"a": 1}}, "labels are a text or a list of texts, not"),
+        ({"short_question": " "}, "short_question is a text that is not empty, not ' '"),
+        ({"image_size": [0, 9]}, r"image_size is \[width, height\] in pixels, not \[0, 9\]"),
+        ({"image_size": [9]}, r"image_size is \[width, height\] in pixels, not \[9\]"),
+        ({"question": None, "image_path": None}, "has no image_path, question"),
     ],
 )
 def test_a_bad_record_is_refused_by_name(tmp_path, change, says):

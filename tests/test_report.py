@@ -365,6 +365,43 @@ def test_records_without_labels_are_shown_ungraded(opened, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("mine-demo-grad_att.json", '[{"id": ', "mine-demo-grad_att.json is no complete JSON file"),
+        ("mine-demo-grad_att.json", "3", "mine-demo-grad_att.json holds a int"),
+        ("mine-demo-magic.json", "[]", "unknown method 'magic'"),
+        ("other.json", "[]", "other.json in .* is not named MODEL-TASK-METHOD.json"),
+        (
+            "mine-demo-rel_att.meta.json",
+            "{",
+            "meta.json is no complete JSON file.*: mine-demo-rel_att.json is taken without",
+        ),
+    ],
+)
+def test_a_bad_file_costs_the_page_only_itself(tmp_path, capsys, name, text, says):
+    path = hand_made(tmp_path, [{}, {"labels": None}, {"original_answer": 3}])
+    (tmp_path / name).write_text(text)
+    report.main([str(path), str(tmp_path / name), "--maps", "saved", "--out", str(tmp_path / "x.html")])
+    said = capsys.readouterr().err
+    assert re.search(says, said)
+    assert all(f"rel_att.json: record {number}: " in said for number in (1, 2))
+    page = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert "Records that cannot be scored and are not in n: mine rel_att exact 2." in page
+    assert "unknown method" not in page
+
+
+@pytest.mark.parametrize(("limit", "shown"), [("264924", True), ("264923", False)])  # the image has 594 x 446
+def test_a_large_picture_is_shown_once_it_is_allowed(tmp_path, monkeypatch, limit, shown):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
+    path = hand_made(tmp_path, [{}])
+    report.main([str(path), "--maps", "saved", "--max_image_pixels", limit])
+    page = path.with_suffix(".html").read_text(encoding="utf-8")
+    assert ("is refused: it has 264924 pixels" in page) == (not shown)
+    with pytest.raises(SystemExit):
+        report.main([str(path), "--maps", "saved", "--max_image_pixels", "178956971"])
+
+
+@pytest.mark.parametrize(
     ("files", "more", "says"),
     [
         (["mine-demo-rel_att.json"], [], "no .meta.json that tells how to make them: use --maps saved"),

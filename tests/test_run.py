@@ -301,6 +301,7 @@ def test_the_meta_file_tells_how_a_result_was_made(checkpoint, dataset):
         assert made["versions"].keys() >= {"python", "torch", "transformers"}
         assert made["methods"] == ["rel_att", "center_crop"]
         assert meta["forwards"] == made["forwards"] >= 3 * 2
+        assert made["prefix_shared"] is True
         assert meta["seconds"] == made["seconds"] > 0
 
 
@@ -345,15 +346,86 @@ def test_a_rerun_with_other_data_refuses_to_mix(checkpoint, dataset):
         run.main(options(checkpoint, dataset))
 
 
-def test_records_without_usable_labels_are_answered(checkpoint, dataset):
-    """What cannot be scored is for the score table to say; a run goes on, and so does its rerun."""
+def test_records_without_labels_are_answered(checkpoint, dataset):
+    """There is nothing to score them by, which is for the score table to say; a run goes on, and so does its rerun."""
     records = json.loads((dataset / "data.json").read_text())
-    for record, labels in zip(records, ([], None, [7]), strict=True):
+    for record, labels in zip(records, ([], None, ""), strict=True):
         record["labels"] = labels
     write(dataset, records)
     run.main(options(checkpoint, dataset, "--limit", "2"))
     run.main(options(checkpoint, dataset))
     assert not any("error" in record for record in results(dataset, "rel_att"))
+
+
+@pytest.mark.parametrize("labels", [7, True, ["a", 7], [None], {"a": 1}, [["a"]]])
+def test_labels_of_a_wrong_type_are_an_error_of_their_record_before_it_is_asked(
+    checkpoint, dataset, monkeypatch, labels
+):
+    records = json.loads((dataset / "data.json").read_text())
+    records[1]["labels"] = labels
+    write(dataset, records)
+    asked, answer = [], ImageSession.answer
+    monkeypatch.setattr(
+        ImageSession, "answer", lambda self, *a, **b: asked.append(self.images[0].size) or answer(self, *a, **b)
+    )
+    run.main(options(checkpoint, dataset, "--method", "center_crop"))
+    errors = [record.get("error") for record in results(dataset, "center_crop")]
+    assert errors == [None, f"record '2': labels are a text or a list of texts, not {labels!r}", None]
+    assert set(asked) == {(120, 90)}
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ([90, 120], r"image_size [90, 120] is not that of its image, which is [120, 90] as it is seen (a camera's"),
+        ([121, 90], "image_size [121, 90] is not that of its image, which is [120, 90] as it is seen"),
+        ([120], "image_size is [width, height] in pixels, not [120]"),
+        ("120x90", "image_size is [width, height] in pixels, not '120x90'"),
+        ([0, 90], "image_size is [width, height] in pixels, not [0, 90]"),
+    ],
+)
+def test_an_image_size_that_is_not_the_images_is_an_error_of_its_record_in_every_method(
+    checkpoint, dataset, size, says
+):
+    records = json.loads((dataset / "data.json").read_text())
+    records[0]["image_size"], records[1]["image_size"] = size, [1100, 600]
+    write(dataset, records)
+    methods = ["rel_att", "gt_crop", "center_crop"]
+    run.main(options(checkpoint, dataset, "--method", ",".join(methods), "--batch_size", "3"))
+    for method in methods:
+        errors = [record.get("error") for record in results(dataset, method)]
+        assert errors[0].startswith(f"record '1': {says}")
+        assert errors[1:] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "box", [[100, 9, 130, 30], [-3, 0, 20, 20], [9, 9, 30, 92], [0.1, 0.2, 0.3, 0.4], [500, 500, 900, 900]]
+)
+def test_a_box_outside_of_its_image_is_an_error_of_its_record(checkpoint, dataset, box):
+    records = json.loads((dataset / "data.json").read_text())
+    records[0]["gt_bbox"], records[2]["gt_bbox"] = box, [-0.5, 0, 121, 90.9]  # the last is only rounded
+    write(dataset, records)
+    run.main(options(checkpoint, dataset, "--method", "gt_crop"))
+    errors = [record.get("error") for record in results(dataset, "gt_crop")]
+    assert errors[1:] == [None, None]
+    assert errors[0].startswith("record '1': gt_bbox [")
+
+
+def test_a_large_picture_is_answered_once_it_is_allowed(checkpoint, dataset, monkeypatch, capsys):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 120 * 90 + 1)
+    run.main(options(checkpoint, dataset))
+    (error,) = [record["error"] for record in results(dataset, "rel_att") if "error" in record]
+    assert all(part in error for part in ("b.png is refused: it has 660000 pixels", "--max_image_pixels"))
+    capsys.readouterr()
+    get_score.report(dataset / "out", dataset, get_score.parse([]))
+    assert "pixels" not in capsys.readouterr().err
+    run.main(options(checkpoint, dataset, "--retry_errors", "--max_image_pixels", "660000"))
+    assert not any("error" in record for record in results(dataset, "rel_att"))
+    ask = ["--image", str(dataset / "images" / "b.png"), "--question", "what?", "--save_path", str(dataset)]
+    common = ["--model", "llava", "--model_id", str(checkpoint), "--device", "cpu"]
+    with pytest.raises(SystemExit, match="b.png is refused"):
+        run.main([*common, *ask, "--max_image_pixels", "659999"])
+    run.main([*common, *ask, "--max_image_pixels", "178956970"])
 
 
 def test_a_rerun_with_other_weights_refuses_to_mix(checkpoint, dataset, tmp_path):
@@ -540,6 +612,8 @@ def test_a_photo_that_a_camera_has_turned_is_seen_upright(checkpoint, tmp_path, 
         (["--overwrite", "--limit", "2"], "forgets all records"),
         (["--ids", "nowhere.txt"], "nowhere.txt"),
         (["--limit", "0"], "--limit 0"),
+        (["--max_image_pixels", "178956971"], "max_image_pixels must be 1 to 178956970, got 178956971"),
+        (["--max_image_pixels", "0"], "max_image_pixels must be 1 to 178956970, got 0"),
         (["--layer", "foo"], "neither a layer number"),
         (["--loc_heads", "14.24", "--method", "loc_att"], "'14.24' is no attention head"),
         (["--loc_heads", "data/demo/data.json", "--method", "loc_att"], "data.json is no localization_heads.json"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -179,6 +180,10 @@ TEN = ["yes"] * 4 + ["no"] * 3 + ["maybe"] * 2 + ["Never."]
         ("anls", "", [""], 100),
         ("anls", "a  b", ["a b"], 100),
         ("anls", "é", ["e"], 0),
+        # lengths are those in capitals, which may be longer; distances are those in small letters
+        ("anls", "Strase", ["Straße"], 100 * (1 - 1 / 7)),
+        ("anls", "ﬁne", ["fine"], 50),
+        ("anls", "ŉx", ["nx", "ŉy"], 100 * (1 - 1 / 3)),
     ],
 )
 def test_graders(grader, answer, labels, score):
@@ -222,6 +227,27 @@ def test_the_letter_of_a_vstar_answer(answer, letter):
     assert GRADERS["vstar"](answer, record) == 100 * (letter == "B")
     assert GRADERS["vstar_paper"]("cotton", record) == GRADERS["vstar_paper"]("(B)", record) == 100
     assert vstar_details([answer], [record]) == {"unparsed": int(letter is None)}
+
+
+CUP = ["What is the cup made of?", "(A) tin", "(B) clay", "(C) glass", "(D) paper"]
+ASK = "Answer with the option's letter from the given choices directly."
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [*CUP, ASK], CUP, [*CUP, ""], [CUP[0], "Options:", *CUP[1:]], [CUP[0], "Options:", *CUP[1:], ASK],
+        [CUP[0], f"Options: {CUP[1]}", *CUP[2:], ASK], [CUP[0], "", *CUP[1:], "", ASK, "Think first."],
+        [f"{line}\r" for line in [*CUP, ASK]], [line.replace("(", "").replace(")", ".") for line in CUP],
+    ],
+)  # fmt: skip
+def test_options_count_whatever_stands_around_them(lines):
+    answers = {"D": "D", "(D) paper": "D", "paper": "D", "(A) tin": "A", "A": "A", "clay": "B", "(C)": "C"}
+    for answer, letter in answers.items():
+        record = {"id": "1", "question": "\n".join(lines), "labels": letter}
+        assert [GRADERS[grader](answer, record) for grader in ("vstar_paper", "vstar")] == [100, 100]
+        wrong = record | {"labels": "ABCD"["BCDA".index(letter)]}
+        assert [GRADERS[grader](answer, wrong) for grader in ("vstar_paper", "vstar")] == [0, 0]
 
 
 def test_an_option_that_is_a_part_of_another_is_not_named_by_it():
@@ -373,6 +399,16 @@ def test_sizes_come_from_the_boxes(tmp_path):
     assert [row["part"] for row in report(tmp_path, "--metric", "paper")] == ["all"]
 
 
+@pytest.mark.parametrize("box", [[90, 90, 130, 20], [0, 0, 101.5, 9], [0.1, 0.1, 0.3, 0.2], [-9, 0, 9, 9], "left"])
+def test_a_box_that_cannot_be_one_has_no_size_and_is_named(tmp_path, capsys, box):
+    records = [result(0, "no", "yes", gt_bbox=box, image_size=[100, 100])]
+    records += [result(1, "no", "yes", gt_bbox=[0, 0, 100.9, 100], image_size=[100, 100])]
+    (tmp_path / "llava-vqav2-rel_att.json").write_text(json.dumps(records))
+    rows = report(tmp_path, "--metric", "paper")
+    assert [(row["part"], row["n"]) for row in rows] == [("all", 2), ("large", 1)]
+    assert "llava-vqav2-rel_att.json: record '0': gt_bbox " in capsys.readouterr().err
+
+
 def test_what_is_only_begun_is_no_failure(tmp_path, capsys):
     (tmp_path / "llava-pope-rel_att.parts").mkdir()
     get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path)])
@@ -389,8 +425,12 @@ def test_what_is_only_begun_is_no_failure(tmp_path, capsys):
         ("llava-textvqa-magic.json", "[]", "unknown method 'magic'"),
         ("llava-textvqa-rel_att.json", '[{"id": "1", "orig', "no complete JSON file"),
         ("llava-textvqa-rel_att.json", "{}", "holds a dict"),
-        ("llava-textvqa-rel_att.json", '[{"id": "1"}]', "record 0 has no crop_answer, original_answer"),
-        ("llava-textvqa-rel_att.json", json.dumps([result(1, "a", "b"), result(1, "a", "b")]), "more than once: 1"),
+        ("llava-textvqa-rel_att.json", '[{"id": "1"}]', "record '1': original_answer is a text, not None"),
+        (
+            "llava-textvqa-rel_att.json",
+            json.dumps([result(1, "a", "b"), result(1, "a", "b")]),
+            "comes twice: '1' (records 0 and 1)",
+        ),
         ("llava-textvqa-rel_att.json", json.dumps([result(1, "a", "b", labels=None)]), "record '1': labels"),
         ("llava-textvqa-rel_att.json", json.dumps([result(1, "a", "b") | {"id": [1]}]), "a text or a whole number"),
     ],
@@ -402,3 +442,76 @@ def test_what_cannot_be_scored_is_one_clear_sentence(tmp_path, capsys, name, tex
         get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path)])
     assert says in str(stopped.value)
     assert "Traceback" not in capsys.readouterr().err
+    assert not list(tmp_path.glob("evaluation_report.*"))
+
+
+GOOD = "llava-textvqa-rel_att.json"
+BAD = [result(2, "a", "b", labels=None), result(3, "a", "b") | {"crop_answer": 7}, {"question": "who?"}, "text"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("llava-textvqa.json", "[]", "llava-textvqa.json in .* is not named MODEL-TASK-METHOD.json: it is left out"),
+        ("llava-chart-rel_att.json", "[]", "llava-chart-rel_att.json in .*: unknown task 'chart'"),
+        ("llava-gqa-magic.json", "[]", "llava-gqa-magic.json in .*: unknown method 'magic'"),
+        ("llava-gqa-rel_att.json", '[{"id": "1", "orig', "llava-gqa-rel_att.json is no complete JSON file"),
+        ("llava-gqa-rel_att.json", "{}", "llava-gqa-rel_att.json holds a dict"),
+        ("llava-gqa-rel_att.json", json.dumps([result(1, "a", "b"), result(1, "a", "b") | {"id": 1}]),
+         r"comes twice: '1' and 1 \(records 0 and 1\)"),
+        ("llava-gqa-rel_att.json", json.dumps([result(1, "a", "b", labels=[])]),
+         "gqa-rel_att.json: record '1': labels are"),
+        ("llava-vstar-rel_att.json", json.dumps([result(1, "a", "b")]), "vstar-rel_att.json: record '1': its question"),
+        ("llava-textvqa-rel_att.meta.json", "{", "rel_att.meta.json is no complete .*: llava-textvqa-rel_att.json is"),
+        ("llava-textvqa-rel_att.meta.json", '{"counts": 3}', "rel_att.meta.json is none that run.py has written"),
+        ("llava-textvqa-rel_att.meta.json", '{"settings": {"image_path": 3}}', "its image_path or its counts"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_costs_only_itself(tmp_path, capsys, monkeypatch, name, text, says):
+    monkeypatch.setitem(TASKS["textvqa"], "question_path", str(tmp_path / "none.json"))
+    (tmp_path / GOOD).write_text(json.dumps([result(n, "no", "yes") for n in range(3)]))
+    (tmp_path / name).write_text(text)
+    get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path)])
+    assert re.search(says, capsys.readouterr().err)
+    rows = json.loads((tmp_path / "evaluation_report.json").read_text())
+    (row,) = [row for row in rows if (row["task"], row["metric"]) == ("textvqa", "paper")]
+    assert (row["n"], row["with_crop"], "unscored" in row) == (3, 100, False)
+
+
+def test_a_bad_record_costs_only_itself(tmp_path, capsys):
+    (tmp_path / GOOD).write_text(json.dumps([result(0, "no", "yes"), *BAD]))
+    get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path), "--per_sample", str(tmp_path / "all")])
+    printed = capsys.readouterr()
+    for says in ("record '2': labels are", "record '3': crop_answer is a text, not 7", "record 3 has no 'id' among",
+                 "record 4 is no object"):  # fmt: skip
+        assert printed.err.count(f"{GOOD}: {says}") == 1
+    assert "textvqa llava rel_att paper all: 2 records cannot be scored and are not in n" in printed.out
+    assert "2 records cannot be scored" in (tmp_path / "evaluation_report.md").read_text()
+    rows = json.loads((tmp_path / "evaluation_report.json").read_text())
+    assert [(row["n"], row["unscored"], row["with_crop"]) for row in rows] == [(1, 2, 100)] * 2
+    assert len((tmp_path / "all").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("odd", [{"image_path": ["a", "b"]}, {"image_path": {}}, {"category": ["x"]}, {"size": [1]},
+                                 {"gt_bbox": {}, "image_size": "large"}, {"question": 3}])  # fmt: skip
+def test_odd_fields_cost_no_score(tmp_path, odd):
+    (tmp_path / GOOD).write_text(json.dumps([result(0, "no", "yes"), result(1, "no", "yes", **odd)]))
+    rows = report(tmp_path, "--metric", "paper")
+    assert [(row["n"], row["with_crop"]) for row in rows if row["part"] == "all"] == [(2, 100)]
+
+
+@pytest.mark.parametrize("labels", [None, 7, [], ["no", 3]])
+def test_an_error_without_usable_labels_is_wrong_and_no_answer_of_pope(tmp_path, labels):
+    fine = [result(n, "yes", "yes", labels="yes") for n in range(3)]
+    error = result(3, "", "", labels=labels, error="record '3': labels are a text")
+    for records, figures in ((fine, (100, 100)), ([*fine, error], (100, 75)), ([error], (None, 0))):
+        (tmp_path / "llava-pope-rel_att.json").write_text(json.dumps(records))
+        (row,) = report(tmp_path, "--metric", "official")
+        assert (row.get("recall, with crop"), row["with_crop"]) == figures
+        assert row["n"] == len(records)
+
+
+def test_many_bad_records_are_counted_and_some_are_named(tmp_path, capsys):
+    (tmp_path / GOOD).write_text(json.dumps([result(n, "no", "yes", labels=True if n else ["yes"]) for n in range(40)]))
+    get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path)])
+    assert f"{GOOD}: and 29 more" in capsys.readouterr().err

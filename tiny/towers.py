@@ -7,7 +7,7 @@ its learned positions and the weaker channels of its MLPs) is approximated or dr
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from records import ROOT
+from files import ROOT
 
 
 def trained_clip():

@@ -27,11 +27,13 @@ import run
 from attention import counted
 from attribution import attention as attention_maps
 from batches import FAILURES, what_failed
-from graders import GRADERS, RIGHT, first_grader, score
+from dataset import box_of, check_record, load_task, pick
+from files import ROOT, in_repository, write_atomically
+from graders import GRADERS, RIGHT, first_grader
+from images import allow_pixels
 from pictures import bars_figure, curves_figure, save_figure
-from records import Results, answered, check_record, in_repository, load_task, pick, write_atomically
+from records import Results, answered
 from session import ImageSession, layer_numbers
-from utils import box_of
 from vicrop import QuestionBatch, build_methods, default_device, load_model, method_of, model_module
 
 ROUNDS = 2000  # of the bootstrap
@@ -170,9 +172,12 @@ def sizes(args):
     run.run_task(args)  # results that are there are taken as they are, or refused
     grader, images, scores = first_grader(args.task), in_repository(args.image_path), {}
     for method in args.method:
-        for record in get_score.read_results(Path(args.save_path) / f"{args.model}-{args.task}-{method}.json"):
-            size, pair = get_score.size_of(record, images), score(record, grader)
-            if record["id"] in wanted and size and pair:
+        path = Path(args.save_path) / f"{args.model}-{args.task}-{method}.json"
+        for record in get_score.read_results(path):
+            size, pair = get_score.size_of(record, images), get_score.pair_or_reason(record, grader)
+            if isinstance(pair, str) and record["id"] in wanted:
+                get_score.say(f"{path}: {pair}: it cannot be scored, and is left out")
+            elif record["id"] in wanted and size and pair:
                 for part in (size, "all"):
                     own = scores.setdefault(part, {})
                     own.setdefault(method, {})[record["id"]] = pair[1], record["image_path"]
@@ -180,7 +185,7 @@ def sizes(args):
                     if "error" not in record or record["id"] not in without:  # another method may have answered it
                         without[record["id"]] = pair[0], record["image_path"]
     if not scores:
-        raise ValueError(f"{args.question_path}: sizes are those of gt_bbox, and no record has one")
+        raise ValueError(f"{args.question_path}: sizes are those of gt_bbox, and no record that can be scored has one")
     order = sorted(scores, key=lambda part: (part == "all", get_score.place_of(part)))
     rows = {part: {name: estimate(*zip(*scores[part][name].values(), strict=True)) for name in (NO_CROP, *args.method)}
             for part in order}  # fmt: skip
@@ -228,10 +233,11 @@ def ratios_of(subject, record):
     if not record.get("gt_bbox"):
         raise ValueError(f"record {record['id']!r} has no gt_bbox, and the attention ratio is about that box")
     batch = subject.ask(record)
-    score_of = subject.grade(subject.answer(batch), record)
+    (image,), (layout,) = batch.session.images, batch.session.layouts
+    box, score_of = box_of(record, image_size=image.size), subject.grade(subject.answer(batch), record)
     (maps,) = attention_maps(batch.session, batch.map_prompts, subject.layers)
     heads_mean = maps.mean(1).cpu().numpy()  # (layers, h, w)
-    ratios = attention_ratio(heads_mean, batch.session.layouts[0].region, box_of(record)).tolist()
+    ratios = attention_ratio(heads_mean, layout.region, box).tolist()
     return {"score": score_of, "ratio": [None if np.isnan(ratio) else ratio for ratio in ratios]}
 
 
@@ -388,7 +394,7 @@ def parse(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("finding", choices=FINDINGS)
-    parser.add_argument("--out", default=run.ROOT / "data" / "results" / "findings", help="folder of what is found")
+    parser.add_argument("--out", default=ROOT / "data" / "results" / "findings", help="folder of what is found")
     own, rest = parser.parse_known_args(argv)
     args = run.parse(["--method", FINDINGS[own.finding][1], *rest])  # a later --method counts
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -415,6 +421,7 @@ def refused(args):
 
 def main(argv=None):
     args = parse(argv)
+    allow_pixels(args.max_image_pixels)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

@@ -18,14 +18,34 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Annotated
 
+import msgspec
+from msgspec import Meta
 from tqdm import tqdm
 
+from dataset import (
+    Id,
+    Question,
+    Text,
+    box_of,
+    box_xywh_to_xyxy,
+    checked,
+    field_of,
+    load_task,
+    name_of,
+    refuse_bad_ids,
+    shown,
+)
+from files import in_repository, read_json, read_rows, write_atomically
+from graders import option_lines
+from images import size_as_seen
 from info import TASKS
-from records import in_repository, load_task, read_json, read_rows, refuse_bad_ids, write_atomically
 from tools.download import CHUNK, Unavailable, download
-from utils import box_xywh_to_xyxy
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 # ------------------------------------------------------------------------------------------------------ official files
@@ -51,7 +71,8 @@ class Source:
         found = sorted(path for paths in self.by_name.values() for path in paths if path.match(pattern))
         if len(found) != 1:
             names = ", ".join(str(path.relative_to(self.folder)) for path in found[:5]) or "none"
-            raise ValueError(f"{self.folder} must hold one {pattern}, found: {names}")
+            packed = "" if found else self.packed(lambda member: member.match(pattern))
+            raise ValueError(f"{self.folder} must hold one {pattern}, found: {names}{packed}")
         return found[0]
 
     def json(self, pattern):
@@ -71,6 +92,103 @@ class Source:
             raise ValueError(f"which one is {name}? {', '.join(map(str, found[:5]))} differ: give a narrower --source")
         return min(found, default=None)
 
+    def packed(self, is_wanted: Callable[[PurePosixPath], bool]) -> str:
+        """What to do about files that are not there: which archive has one and is to be unpacked; "" if none has.
+
+        Args:
+            is_wanted: `(PurePosixPath of a member) -> bool`.
+        """
+        archives = [path for name, paths in self.by_name.items() if name.lower().endswith(ARCHIVES) for path in paths]
+        for path in sorted(archives):
+            member = next((each for each in map(PurePosixPath, members_of(path)) if is_wanted(each)), None)
+            if member:
+                return f"; {path} has {member}: unpack it there"
+        return ""
+
+
+def members_of(path: Path) -> list[str]:
+    """The names in a zip or tar archive; none of one that is broken."""
+    try:
+        if path.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(path) as archive:
+                return archive.namelist()
+        with tarfile.open(path) as archive:
+            return archive.getnames()
+    except (zipfile.BadZipFile, tarfile.TarError, OSError, zlib.error, EOFError):
+        return []
+
+
+# ------------------------------------------------------------------------------------------------------ official types
+class ByNumber(msgspec.Struct):
+    """How COCO's datasets name their entries and images."""
+
+    question_id: Id
+    image_id: Annotated[int, Meta(ge=0, description="{} is a whole number")]
+
+
+class ByName(msgspec.Struct):
+    """How the others do."""
+
+    question_id: Id
+    questionId: Id  # noqa: N815 (DocVQA's name)
+    dataset_id: Id
+    image_id: Text
+    imageId: Id  # noqa: N815 (GQA's name)
+
+
+class Listed(Question, kw_only=True):
+    """A record with all answers of its annotators."""
+
+    labels: Annotated[
+        Annotated[list[str], Meta(min_length=1)], Meta(description="labels are a list of texts that is not empty")
+    ]
+
+
+class Single(Question, kw_only=True):
+    """A record with the one right answer."""
+
+    labels: Annotated[str, Meta(pattern=r"\S", description="labels are a text that is not empty")]
+
+
+class YesOrNo(Single, kw_only=True):
+    """POPE's."""
+
+    labels: Annotated[str, Meta(pattern="^(?i:yes|no)$", description='labels are "yes" or "no"')]
+
+
+class Letter(Single, kw_only=True):
+    """V*'s: the letter of an option."""
+
+    category: Text
+
+    def __post_init__(self):
+        letters = [letter for letter, *_ in option_lines(self.question)]
+        if self.labels not in letters:
+            known = ", ".join(letters) or "none, for the question has no lines like '(A) red'"
+            raise ValueError(f"labels are the letter of an option ({known}), not {self.labels!r}")
+
+
+class WithChoices(Listed, kw_only=True):
+    """A-OKVQA's."""
+
+    choices: Annotated[list[Text] | None, Meta(description="{} are a list of texts")] = None
+    correct_choice_idx: Annotated[int | None, Meta(description="{} is the number of a choice")] = None
+    difficult_direct_answer: Annotated[bool | None, Meta(description="{} is true or false")] = None
+
+    def __post_init__(self):
+        right = self.correct_choice_idx
+        if self.choices is not None and not (right is not None and 0 <= right < len(self.choices)):
+            raise ValueError(
+                f"correct_choice_idx is the number of a choice (0 to {len(self.choices) - 1}), not {right}"
+            )
+
+
+def official(entry: dict, field: str, kind: type) -> str | int:
+    """A field of an official entry that names it or its image; a ValueError shows the entry."""
+    if field not in entry:
+        raise KeyError(field)
+    return field_of(entry, field, kind, f"entry {shown(entry)}")
+
 
 # ---------------------------------------------------------------------------------------------------------- converters
 # Each takes a Source and yields records; their image_path is the official name of the image.
@@ -78,11 +196,16 @@ def textvqa(source):
     """TextVQA 0.5.1, validation; with gt_bbox where jrzhang/TextVQA_GT_bbox lies beside it, as JSON or JSON lines."""
     boxes = {}
     if any(Path(name).match("*TextVQA_GT_bbox*.json*") for name in source.by_name):
-        rows = read_rows(source.find("*TextVQA_GT_bbox*.json*"))
-        boxes = {str(row["dataset_id"]): box_xywh_to_xyxy(row["bbox"]) for row in rows}
+        path = source.find("*TextVQA_GT_bbox*.json*")
+        rows = read_rows(path)
+        refuse_bad_ids(rows, path, "dataset_id")
+        boxes = {
+            str(row["dataset_id"]): box_xywh_to_xyxy(row["bbox"], f"{path}: {row['dataset_id']!r}: a box")
+            for row in rows
+        }
     for entry in source.json("TextVQA_0.5.1_val.json")["data"]:
-        record = {"id": str(entry["question_id"]), "question": entry["question"], "labels": entry["answers"],
-                  "image_path": f"{entry['image_id']}.jpg",
+        record = {"id": str(official(entry, "question_id", ByName)), "question": entry["question"],
+                  "labels": entry["answers"], "image_path": f"{official(entry, 'image_id', ByName)}.jpg",
                   "image_size": [entry["image_width"], entry["image_height"]]}  # fmt: skip
         yield record | ({"gt_bbox": boxes[record["id"]]} if record["id"] in boxes else {})
 
@@ -91,7 +214,7 @@ def docvqa(source):
     """DocVQA task 1, validation (`val_v1.0*.json`)."""
     for entry in source.json("val_v1.0*.json")["data"]:
         yield {
-            "id": str(entry["questionId"]),
+            "id": str(official(entry, "questionId", ByName)),
             "question": entry["question"],
             "labels": entry["answers"],
             "image_path": Path(entry["image"]).name,
@@ -102,7 +225,7 @@ def gqa(source):
     """GQA, balanced test-dev questions."""
     for key, entry in source.json("testdev_balanced_questions.json").items():
         yield {"id": key, "question": entry["question"], "labels": entry["answer"],
-               "image_path": f"{entry['imageId']}.jpg"}  # fmt: skip
+               "image_path": f"{official(entry, 'imageId', ByName)}.jpg"}  # fmt: skip
 
 
 def aokvqa(source):
@@ -110,7 +233,7 @@ def aokvqa(source):
     kept = ("choices", "correct_choice_idx", "difficult_direct_answer")
     for entry in source.json("aokvqa_v1p0_val.json"):
         record = {"id": entry["question_id"], "question": entry["question"], "labels": entry["direct_answers"],
-                  "image_path": f"{entry['image_id']:012}.jpg"}  # fmt: skip
+                  "image_path": f"{official(entry, 'image_id', ByNumber):012}.jpg"}  # fmt: skip
         yield record | {name: entry[name] for name in kept if name in entry}
 
 
@@ -118,7 +241,8 @@ def pope(source):
     """POPE on COCO: its three files, each a category."""
     for split in ("random", "popular", "adversarial"):
         for entry in source.lines(f"coco_pope_{split}.json"):
-            yield {"id": f"{split}-{entry['question_id']}", "question": entry["text"], "labels": entry["label"],
+            key = official(entry, "question_id", ByName)
+            yield {"id": f"{split}-{key}", "question": entry["text"], "labels": entry["label"],
                    "image_path": entry["image"], "category": split}  # fmt: skip
 
 
@@ -128,12 +252,13 @@ def vstar(source):
     The label is the option's letter. gt_bbox encloses the targets of the annotation beside the image, if it is there.
     """
     for entry in source.lines("test_questions.jsonl"):
-        record = {"id": f"{entry['category']}-{entry['question_id']}", "question": entry["text"],
+        key = official(entry, "question_id", ByName)
+        record = {"id": f"{entry['category']}-{key}", "question": entry["text"],
                   "labels": entry["label"], "image_path": entry["image"],
                   "short_question": entry["text"].split("\n")[0], "category": entry["category"]}  # fmt: skip
         annotation = source.image(str(Path(entry["image"]).with_suffix(".json")))
         if annotation:
-            boxes = [box_xywh_to_xyxy(box) for box in read_json(annotation)["bbox"]]
+            boxes = [box_xywh_to_xyxy(box, f"{annotation}: a box") for box in read_json(annotation)["bbox"]]
             if not boxes:
                 raise ValueError(f"{annotation} has no box")
             left, top, right, bottom = zip(*boxes, strict=True)
@@ -143,16 +268,21 @@ def vstar(source):
 
 def vqav2(source):
     """VQAv2, validation: questions and annotations."""
-    answers = {entry["question_id"]: [answer["answer"] for answer in entry["answers"]]
-               for entry in source.json("v2_mscoco_val2014_annotations.json")["annotations"]}  # fmt: skip
+    rows = source.json("v2_mscoco_val2014_annotations.json")["annotations"]
+    refuse_bad_ids(rows, "v2_mscoco_val2014_annotations.json", "question_id")
+    answers = {official(entry, "question_id", ByNumber): [answer["answer"] for answer in entry["answers"]]
+               for entry in rows}  # fmt: skip
     for entry in source.json("v2_OpenEnded_mscoco_val2014_questions.json")["questions"]:
-        if entry["question_id"] not in answers:
-            raise ValueError(f"v2_mscoco_val2014_annotations.json has no answers to question {entry['question_id']}")
-        yield {"id": str(entry["question_id"]), "question": entry["question"], "labels": answers[entry["question_id"]],
-               "image_path": f"COCO_val2014_{entry['image_id']:012}.jpg"}  # fmt: skip
+        key = official(entry, "question_id", ByNumber)
+        if key not in answers:
+            raise ValueError(f"v2_mscoco_val2014_annotations.json has no answers to question {key}")
+        yield {"id": str(key), "question": entry["question"], "labels": answers[key],
+               "image_path": f"COCO_val2014_{official(entry, 'image_id', ByNumber):012}.jpg"}  # fmt: skip
 
 
 CONVERTERS = {each.__name__: each for each in (textvqa, docvqa, gqa, aokvqa, pope, vstar, vqav2)}
+KINDS = {"textvqa": Listed, "docvqa": Listed, "gqa": Single, "aokvqa": WithChoices, "pope": YesOrNo, "vstar": Letter,
+         "vqav2": Listed}  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- downloads
@@ -235,6 +365,8 @@ def prepare(dataset, source, target, sample=None, seed=0, copy=False):
     if not records:
         raise ValueError(f"{source.folder} has no questions of {dataset}")
     refuse_bad_ids(records, source.folder)
+    for record in records:
+        checked(record, KINDS[dataset], name_of(record))
     if sample is not None:
         if not 0 < sample <= len(records):
             raise ValueError(f"--sample {sample} is not between 1 and the {len(records)} records of {dataset}")
@@ -248,8 +380,14 @@ def prepare(dataset, source, target, sample=None, seed=0, copy=False):
     images = {record["image_path"]: source.image(record["image_path"]) for record in records}
     missing = [name for name, path in images.items() if path is None]
     if missing:
-        named = ", ".join(missing[:5])
-        raise ValueError(f"{len(missing)} of {len(images)} images of {dataset} are not in {source.folder}: {named}")
+        named, names = ", ".join(missing[:5]), {Path(name).name for name in missing}
+        packed = source.packed(lambda member: member.name in names)
+        raise ValueError(
+            f"{len(missing)} of {len(images)} images of {dataset} are not in {source.folder}: {named}{packed}"
+        )
+    for record in records:
+        if "gt_bbox" in record:
+            box_of(record, image_size=record.get("image_size") or size_as_seen(images[record["image_path"]]))
     for name, path in tqdm(images.items(), desc="images", unit="image"):
         place(path, Path(target) / "images" / name, copy)
     write_atomically(Path(target) / "data.json", records)

@@ -22,12 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 import get_score
+from dataset import box_of, check_record, image_of
+from files import renamed_to
 from graders import RIGHT, outcome, score
+from images import MOST_PIXELS, allow_pixels, load_image
 from info import GENERAL_PROMPT, METHODS, OPTIONS, TASKS, known
 from map_files import read_maps, write_maps
 from pictures import HEAT, from_0_to_1
-from records import check_record, renamed_to
-from utils import box_of, load_image
 
 TEMPLATE = Path(__file__).with_name("report.html")
 IMAGE_SIDE, CROP_SIDE = 800, 224  # an image's longer side at most, and a crop's
@@ -59,6 +60,25 @@ class Result:
         return get_score.images_of(self.about, self.task)
 
 
+def readable(paths: list[Path]) -> list[Result]:
+    """The [Result] of some files; those that are none are named and left out.
+
+    Raises:
+        ValueError, FileNotFoundError: the first one's, if none of them is one.
+    """
+    found, errors = [], []
+    for path in paths:
+        try:
+            found.append(Result.read(path))
+        except (ValueError, OSError) as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    for error in errors:
+        get_score.say(f"{error}: it is left out")
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------- maps
 def maps_of(result, place=None):
     """{record id: (map, region)} of a result: the saved ones and, if there is a `place` for the model, all others.
@@ -71,7 +91,11 @@ def maps_of(result, place=None):
     if "map" not in METHODS.get(result.method, {}):
         return {}
     saved = result.path.with_suffix(".maps.npz")
-    maps = read_maps(saved) if saved.exists() else {}
+    try:
+        maps = read_maps(saved) if saved.exists() else {}
+    except ValueError as error:
+        get_score.say(f"{error}: they are taken as not saved")
+        maps = {}
     open_ones = [record for record in result.records if record["id"] not in maps and "error" not in record]
     if open_ones and place is not None:
         before = len(maps)
@@ -117,7 +141,7 @@ def made_again(result, records, place):
         print(f"no map of {batch[0]['id']}: {said}", file=sys.stderr)
         return []
 
-    records = sorted(records, key=lambda record: record["image_path"])  # questions about an image share a session
+    records = sorted(records, key=lambda record: str(record.get("image_path")))  # those of an image share a session
     with tqdm(total=len(records), desc=f"maps of {result.path.stem}", unit="map") as bar:
         for batch in in_batches(records, lambda _: None, BATCH_SIZES.get(model.device.type, 1)):
             yield from found_in(batch)
@@ -173,7 +197,7 @@ class Images:
 
 def sides_of(results, side=None):
     """(longer side of an image, of a crop): the largest with which a page of so many stays small enough."""
-    images = len({record.get("image_path") for result in results for record in result.records})
+    images = len({str(record.get("image_path")) for result in results for record in result.records})
     crops = sum(len(result.records) for result in results)
     side = side or int(min(IMAGE_SIDE, (IMAGE_PIXELS / max(1, images)) ** 0.5))
     return side, int(min(CROP_SIDE, (CROP_PIXELS / max(1, crops)) ** 0.5))
@@ -240,7 +264,7 @@ def questions(results, grader, maps, images):
         record, result = found[number][key], results[number]
         item, image = shown_question(record, result), None
         try:
-            image = load_image(check_record(record, result.images))
+            image = load_image(image_of(record, result.images))
         except (OSError, ValueError) as error:
             item["missing"] = str(error)
         if image:
@@ -283,14 +307,18 @@ def names_of(results):
 
 
 def scores(results):
-    """{"columns", "rows"} of the score table; no rows, and "why", where records have no labels to score by."""
+    """{"columns", "rows", "left_out" (in words)} of the score table; no rows, and "why", if nothing can be scored."""
     options, rows = get_score.parse([]), []
-    try:
-        for r in results:
-            rows += get_score.rows_of(r.model, r.task, r.method, r.path, r.records, options)
-    except ValueError as error:
-        return {"columns": get_score.COLUMNS, "rows": [], "why": str(error)}
-    return {"columns": get_score.COLUMNS, "rows": list(map(get_score.cells, rows))}
+    for r in results:
+        rows += get_score.rows_of(r.model, r.task, r.method, r.path, r.records, options)
+    if not any(row["n"] or "unscored" not in row for row in rows):
+        why = next(filter(None, (get_score.why_not(r.task, r.records) for r in results)), None)
+        return {"columns": get_score.COLUMNS, "rows": [], "why": why, "left_out": ""}
+    counts = {f"{row['model']} {row['method']} {row['metric']}": row.get("unscored") for row in rows
+              if row["part"] == "all"}  # fmt: skip
+    counts = [f"{name} {count}" for name, count in counts.items() if count]
+    left_out = f"Records that cannot be scored and are not in n: {', '.join(counts)}." if counts else ""
+    return {"columns": get_score.COLUMNS, "rows": list(map(get_score.cells, rows)), "left_out": left_out}
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -326,6 +354,7 @@ def write_page(path, results, metric=None, place=None, side=None):
     }  # fmt: skip
     if about["note"]:
         print(about["note"], file=sys.stderr)
+    about["note"] = " ".join(filter(None, (about["note"], about["scores"].pop("left_out"))))
     maps = [maps_of(result, place) for result in results]
     head, tail = TEMPLATE.read_text(encoding="utf-8").split("<!-- images and data -->")
     with renamed_to(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -350,8 +379,13 @@ def main(argv=None):
     add("--maps", choices=("all", "saved"), default="all", help="all: make again what is not saved (default)")
     add("--device", help="torch device on which maps are made again; default: the first GPU, else the CPU")
     add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
+    add("--max_image_pixels", type=int, help=f"open images of up to so many pixels; at most {MOST_PIXELS}")
     add("--image_side", type=int, help=f"pixels of an image's longer side; default: {IMAGE_SIDE}, less for many images")
     args = parser.parse_args(argv)
+    try:
+        allow_pixels(args.max_image_pixels)
+    except ValueError as error:
+        parser.error(str(error))
     paths = [Path(path) for path in args.results if not path.endswith(".meta.json")]  # the shell's * takes them, too
     if not paths:
         parser.error("no result file is named, only what belongs to one")
@@ -361,7 +395,7 @@ def main(argv=None):
         parser.error(f"--out {out}: there is no folder {out.parent}")
     place = {"device": args.device, "device_map": args.device_map} if args.maps == "all" else None
     try:
-        write_page(out, list(map(Result.read, paths)), args.metric, place, args.image_side)
+        write_page(out, readable(paths), args.metric, place, args.image_side)
     except (ValueError, OSError) as error:
         sys.exit(f"report: {error}")
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")

@@ -1,0 +1,113 @@
+"""Files: where they are, JSON in both directions, a lock, and names that a file takes only when it is whole."""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+ROOT = Path(__file__).resolve().parent
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # what file systems without them say
+
+
+def in_repository(path: str | Path) -> Path:
+    """A path as given, if it is absolute or exists here; else relative to the repository."""
+    return Path(path) if Path(path).is_absolute() or Path(path).exists() else ROOT / path
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8; a ValueError that names it if it is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file; a ValueError that names it if it is broken."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no complete JSON file: {error}") from error
+
+
+def read_rows(path: str | Path) -> list:
+    """The objects of a file that is a JSON list or JSON lines; raises ValueError, naming the file, if it is neither."""
+    text = read_text(path)
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        try:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        except json.JSONDecodeError:
+            raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
+    rows = [rows] if isinstance(rows, dict) else rows  # a single line
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds a {type(rows).__name__}, not a list of records")
+    return rows
+
+
+def is_json(value: Any) -> bool:
+    """Can a value be written as JSON?"""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def whole_lines(text: bytes) -> Iterator[Any]:
+    """The JSON objects of a part file's bytes; a line torn by a kill is left out: its record is done again."""
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # no JSON, or cut within a character
+            continue
+
+
+@contextmanager
+def renamed_to(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to, which then takes the name: a reader sees the old file or the new one, never a half.
+
+        with renamed_to("picture.png") as temporary:
+            image.save(temporary)
+
+    The temporary name has the same ending; nothing is left of it if the writing fails.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{time.time_ns()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, data: Any) -> None:
+    """A JSON file, by `renamed_to`."""
+    with renamed_to(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + "\n")
+
+
+@contextmanager
+def alone_in(path: str | Path) -> Iterator[None]:
+    """No other process is in here with the same path; a lock that a kill releases. Without one where there are none."""
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except (NotImplementedError, OSError) as error:  # some network file systems
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
