@@ -2,8 +2,8 @@
 
     python -m benchmarks.front [--image_tokens 4000] [--device cuda]
 
-A Qwen2.5-VL of random weights is shown an image of so many tokens. Prepared are the question, the general prompt, and the
-prompt with the crop; the share is that of a whole question (both answers and the map of rel_att).
+A Qwen2.5-VL of random weights is shown an image of so many tokens. Prepared are the question, the general prompt, and
+the prompt with the crop; the share is that of a whole question (both answers and the map of rel_att).
 """
 
 import argparse
@@ -68,9 +68,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     session_module.MAX_NEW_TOKENS = 4
-    family, model, processor = build(
-        args.shape, args.device, torch.bfloat16 if "cuda" in args.device else torch.float32
-    )
+    dtype = torch.bfloat16 if "cuda" in args.device else torch.float32
+    family, model, processor = build(args.shape, args.device, dtype)
     side = round(args.image_tokens**0.5) * TOKEN_SIDE
     pixels = np.random.default_rng(0).integers(0, 255, (9, 9, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)

@@ -3,8 +3,8 @@
     git worktree add /tmp/before COMMIT
     python -m benchmarks.versions /tmp/before [--shape small tiny] [--method rel_att grad_att] [--pairs 15]
 
-A pair is one question in each checkout, one right after the other, the order changing from pair to pair. Printed are the
-median over the pairs of (this / other) in seconds, with quartiles, and the ratio of peak memory above the weights.
+A pair is one question in each checkout, one right after the other, the order changing from pair to pair. Printed are
+the median over the pairs of (this / other) in seconds, with quartiles, and the ratio of peak memory above the weights.
 """
 
 import argparse
