@@ -5,8 +5,8 @@ which text stands for an image, how many tokens that is, and which of them shows
 """
 
 import importlib
+import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -65,11 +65,13 @@ class Adapter:
 
     Attributes:
         bbox_size: base side of the crop window in image pixels.
+        layer_constant: what the family's module calls the layer to read.
         square_tiles: would a tile that is not square lose something, or gain padding?
         connector: the attention module between image and decoder (a Q-Former's), and the model that holds it, if any.
     """
 
     options: dict[str, Any] = {"geometry": "exact"}  # option -> what it is where nothing is said
+    layer_constant = "ATT_LAYER"
     square_tiles = False
     connector: tuple[nn.Module, nn.Module] | None = None
 
@@ -97,11 +99,10 @@ class Adapter:
             ValueError: its model and its processor do not fit together.
         """
         image, own = processor.image_token, model.config.image_token_id
-        token, rows = processor.tokenizer.convert_tokens_to_ids(image), len(model.get_input_embeddings().weight)
+        token = processor.tokenizer.convert_tokens_to_ids(image)
         if token != own:
             raise ValueError(f"{image} is token {own} by its config.json, and {token} by its tokenizer")
-        if not 0 <= own < rows:
-            raise ValueError(f"{image} is token {own}, and its model has embeddings of tokens 0 to {rows - 1}")
+        refuse_token_without_row(model, image)
 
     # -- the model's parts
     @property
@@ -122,8 +123,8 @@ class Adapter:
 
     # -- text
     def prompt(self, question: str) -> str:
-        """The whole prompt of a question about one image: the model's own template, filled in."""
-        raise NotImplementedError
+        """The whole prompt of a question about one image: the family's template, filled in."""
+        return self.constant("PROMPT").format(question=question)
 
     def phrase(self, text: str) -> str:
         """A prompt of an image and a text, without roles or instructions."""
@@ -180,17 +181,16 @@ class Adapter:
 
     # -- what the model's forward is given
     def forward_inputs(self, prompt: str, ids: Tensor, images: Sequence[EncodedImage]) -> dict[str, Any]:
-        """The arguments of the model's forward besides the ids, for a prompt about images that are encoded already."""
+        """The arguments of the model's forward besides the ids, for a prompt about images that are encoded already.
+
+        A connector between them and the decoder runs here.
+        """
         features = [image.features for image in images]
         pooled = [each.pooled for each in features]
         output = BaseModelOutputWithPooling(pooler_output=torch.cat(pooled) if self.stacks_features else pooled)
         if features[0].deepstack:
             output.deepstack_features = list(zip(*(each.deepstack for each in features), strict=True))
         return {"attention_mask": torch.ones_like(ids)[None], "mm_encoder_outputs": {"image": output}}
-
-    def as_encoded(self, images: Sequence[EncodedImage]) -> AbstractContextManager:
-        """A context in which the model's forward does not encode images again, where `forward_inputs` cannot say so."""
-        return nullcontext()
 
     stacks_features = False  # does the model's forward want the features of all images as one tensor?
 
@@ -211,7 +211,20 @@ class Adapter:
     @classmethod
     def default_layer(cls, model: PreTrainedModel) -> int:
         """The layer to read where none is given: the checkpoint's `config.att_layer`, else the family's constant."""
-        raise NotImplementedError
+        return getattr(model.config, "att_layer", cls.constant(cls.layer_constant))
+
+    @classmethod
+    def constant(cls, name: str) -> Any:
+        """A constant of the module that the adapter is written in, as it is now: changing one changes what is read."""
+        modules = (sys.modules[kind.__module__] for kind in cls.__mro__)
+        return next(getattr(module, name) for module in modules if hasattr(module, name))
+
+
+def refuse_token_without_row(model: PreTrainedModel, image: str) -> None:
+    """ValueError if the token that stands for an image has no embedding."""
+    own, rows = model.config.image_token_id, len(model.get_input_embeddings().weight)
+    if not 0 <= own < rows:
+        raise ValueError(f"{image} is token {own}, and its model has embeddings of tokens 0 to {rows - 1}")
 
 
 def _by_image(values: Any, count: int) -> list[Tensor]:

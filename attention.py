@@ -5,7 +5,7 @@ matrix ever holds more than the rows asked for. Nothing else here touches a mode
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -35,10 +35,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if own:
-            setattr(owner, name, found)
-        else:
-            delattr(owner, name)
+        setattr(owner, name, found) if own else delattr(owner, name)
 
 
 @contextmanager
@@ -184,9 +181,8 @@ class FrozenModel:
     """A model whose parts are listed once: finding them takes as long as a small model's layer."""
 
     def __init__(self, model: nn.Module):
-        self.modules = list(model.modules())
+        self.model, self.modules = model, list(model.modules())
         self.offloaded = any(hasattr(module, "_hf_hook") for module in self.modules)
-        self.quantised = model if getattr(model, "is_quantized", False) else None
         self.compiled = [module for module in self.modules if getattr(module, "_compiled_call_impl", None) is not None]
         self.with_deltas = [module for module in self.modules if hasattr(module, "rope_deltas")]
 
@@ -196,59 +192,44 @@ class FrozenModel:
 
         Then all is put back, also what the model remembers of a prompt (Qwen's `rope_deltas`).
         """
-        training = [module for module in self.modules if module.training]
+        changes = [(module, "training", False) for module in self.modules if module.training]
         weights = [weight for module in self.modules for weight in module._parameters.values() if weight is not None]
-        learning = [weight for weight in weights if weight.requires_grad]
-        compiled = [module._compiled_call_impl for module in self.compiled]
-        deltas = [module.rope_deltas for module in self.with_deltas]
-        for module in training:
-            module.training = False
-        for weight in learning:
-            weight.requires_grad_(False)
-        for module in self.compiled:
-            module._compiled_call_impl = None
+        changes += [(weight, "requires_grad", False) for weight in weights if weight.requires_grad]
+        changes += [(module, "_compiled_call_impl", None) for module in self.compiled]
+        changes += [(module, "rope_deltas", module.rope_deltas) for module in self.with_deltas]
+        found = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+        for owner, name, value in changes:
+            setattr(owner, name, value)
         try:
             with torch.inference_mode(False), torch.no_grad():
                 yield
         finally:
-            for module in training:
-                module.training = True
-            for weight in learning:
-                weight.requires_grad_(True)
-            for module, call in zip(self.compiled, compiled, strict=True):
-                module._compiled_call_impl = call
-            for module, found in zip(self.with_deltas, deltas, strict=True):
-                module.rope_deltas = found
+            for owner, name, value in found:
+                setattr(owner, name, value)
 
-    def checked_gradients(self):
-        """A context in which a quantised model's layers must hand gradients on: some backends' kernels drop them.
+    @contextmanager
+    def checked_gradients(self) -> Iterator[None]:
+        """A quantised model's layers must hand gradients on while this lasts: some backends' kernels drop them.
 
         Raises:
-            ValueError: naming the layer's class and the model's quantisation, within the context.
+            ValueError: naming the layer's class and the model's quantisation.
         """
-        return nullcontext() if self.quantised is None else _checked_gradients(self.quantised, self.modules)
+        settings = getattr(self.model.config, "quantization_config", None) or {}
+        backend = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
 
+        def check(module, inputs, output):
+            wanted = any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
+            if wanted and isinstance(output, Tensor) and not output.requires_grad:
+                name = f"{type(module).__name__} of a model quantised by {getattr(backend, 'value', backend)}"
+                raise ValueError(f"{name} hands no gradient on: use rel_att or loc_att, or other weights")
 
-@contextmanager
-def _checked_gradients(model: nn.Module, modules: list[nn.Module]) -> Iterator[None]:
-    settings = getattr(model.config, "quantization_config", None)
-    backend = getattr(settings, "quant_method", None) or (settings or {}).get("quant_method", "its backend")
-
-    def check(module, inputs, output):
-        floating = [each for each in inputs if isinstance(each, Tensor) and each.is_floating_point()]
-        if any(each.requires_grad for each in floating) and isinstance(output, Tensor) and not output.requires_grad:
-            name = getattr(backend, "value", backend)
-            raise ValueError(
-                f"{type(module).__name__} of a model quantised by {name} hands no gradient on: use rel_att or loc_att, "
-                "or weights that are not quantised"
-            )
-
-    hooks = [module.register_forward_hook(check) for module in modules if not any(module.children())]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        leaves = [module for module in self.modules if not any(module.children())] if settings else []
+        hooks = [module.register_forward_hook(check) for module in leaves]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def frozen_eval(function: Callable) -> Callable:

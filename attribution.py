@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attention import frozen_eval
-from prefix_cache import PaddedBatch, PrefixStore, Row
+from prefix_cache import PrefixStore, Row
 from session import ImageSession, Query, Read
 from utils import edge_mask as strong_edges
 from utils import high_pass_filter
@@ -28,19 +28,10 @@ def attention(session: ImageSession, prompts, layers: Sequence[int], of=None, fo
     missing = [layer for layer in layers if any((query, layer) not in session.rows for query in queries)]
     # Several questions about an image have its general prompt in common: it is read once.
     new = [query for query in dict.fromkeys(queries) if any((query, layer) not in session.rows for layer in missing)]
-    for batch, rows in _batches(session, new):
+    for batch, rows in session.batches(new, [session.row(query) for query in new]):
         read, found = session.prefill(rows, missing, only_rows=True)
         session.remember(found, missing, batch, read)
     return [torch.stack([session.rows[query, layer] for layer in layers]) for query in queries]
-
-
-def _batches(session: ImageSession, queries: list[Query]):
-    """(queries, their Rows) of as many as go through the decoder together."""
-    rows = [session.row(query) for query in queries]
-    if rows and session.together(rows):
-        yield queries, rows
-    else:
-        yield from (([query], [row]) for query, row in zip(queries, rows, strict=True))
 
 
 @frozen_eval
@@ -55,7 +46,7 @@ def weighted_attention(session: ImageSession, prompts, layers: Sequence[int], of
     queries, maps = session.queries(prompts, of), []
     weigh = _through_connector if session.adapter.connector else _on_top
     with session.frozen.checked_gradients():
-        for batch, rows in _batches(session, queries):
+        for batch, rows in session.batches(queries, [session.row(query) for query in queries]):
             maps += weigh(session, batch, rows, layers)
     return maps
 
@@ -66,12 +57,12 @@ def _on_top(session: ImageSession, queries: list[Query], rows: list[Row], layers
     A prompt's last token influences no other token, so a single-token step on top of the cached rest gives the exact
     gradient.
     """
-    before = [row._replace(rest=row.rest.part(row.rest.start, row.rest.length - 1)) for row in rows]
+    before = [row.rest.part(row.rest.start, row.rest.length - 1) for row in rows]
     cache, shifts = session.store.begin(rows, len(session.decoder.layers))
     with session.capture(()):
-        if cache.pending or any(row.rest.embeds.shape[1] for row in before):
-            cache.extend(session.decoder, PaddedBatch.of([row.rest for row in before]))
-    last = PaddedBatch.of([row.rest.part(row.rest.length - 1) for row in rows])
+        if cache.pending or any(part.tokens for part in before):
+            cache.extend(session.decoder, before)
+    last = [row.rest.part(row.rest.length - 1) for row in rows]
     with torch.enable_grad(), session.capture(layers, graph=True) as captured:
         read = Read(cache.extend(session.decoder, last), cache, rows, shifts)
         v = confidence(session, read).sum()
@@ -86,7 +77,7 @@ def _through_connector(session: ImageSession, queries, rows: list[Row], layers: 
         rows = [Row(None, call) for call in calls]
         cache, shifts = session.store.begin(rows, len(session.decoder.layers))
         with session.capture(layers, graph=True, leaf=False) as captured:
-            read = Read(cache.extend(session.decoder, PaddedBatch.of(calls)), cache, rows, shifts)
+            read = Read(cache.extend(session.decoder, calls), cache, rows, shifts)
         v = confidence(session, read).sum()
     connectors = {number: call.through for number, call in enumerate(calls)}
     weighted = _weighted(connectors | captured.probs, v)
@@ -119,7 +110,7 @@ def pixel_gradients(session: ImageSession, prompts: Sequence[str]) -> list[Tenso
             row = store.row(0, session.decoder_call(Query(0, prompt), [image]))
             cache, shifts = store.begin([row], len(session.decoder.layers))
             with session.capture(()):
-                read = Read(cache.extend(session.decoder, PaddedBatch.of([row.rest])), cache, [row], shifts)
+                read = Read(cache.extend(session.decoder, [row.rest]), cache, [row], shifts)
             v = confidence(session, read).sum()
             gradient = torch.autograd.grad(v, pixels, retain_graph=True)[0]
             canvas = session.adapter.canvas(gradient.float(), session.inputs, layout)

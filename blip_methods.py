@@ -4,58 +4,21 @@ Its language model never sees patches: a Q-Former reads the question, attends to
 on 32 tokens. So a map is the attention of the last token to the queries times that of the queries to the patches.
 """
 
-from pathlib import Path
-
 import torch
-from transformers import AutoProcessor, AutoTokenizer, InstructBlipForConditionalGeneration
+from transformers import InstructBlipForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from adapters import Adapter, ImageFeatures
-from attention import replaced
+from adapters import Adapter, ImageFeatures, refuse_token_without_row
+from attention import brought_in, replaced
 from layouts import Layout, raster, whole
-from methods import MapMethod, gradient_attention, localization_attention, pure_gradient, relative_attention
+from methods import family_methods
+from processors import load_qformer_processor, place_token
 from session import valid_layer
 
 QFORMER_LAYER = 2  # counts the layers that have cross-attention: every second one, so layer 4 of the Q-Former
 LM_LAYER = 15
 PROMPT = "Question: {question} Short answer:"
-MODEL_CLASS = InstructBlipForConditionalGeneration
-
-
-def load_processor(source, **where):
-    """The processor of a folder or a hub id.
-
-    The Q-Former's tokenizer is read once more: without it transformers would put the language model's in its place.
-    """
-    if Path(source).is_dir() and not Path(source, "qformer_tokenizer").is_dir():
-        raise FileNotFoundError("it lacks the folder qformer_tokenizer, the tokenizer of its Q-Former")
-    processor = AutoProcessor.from_pretrained(source, **where)
-    processor.qformer_tokenizer = AutoTokenizer.from_pretrained(source, subfolder="qformer_tokenizer", **where)
-    return processor
-
-
-def place_token(tokenizer, rows):
-    """A token id to stand for the image, for a config that names none (saved before transformers 4.46).
-
-    Any id does which no prompt holds and for which there is an embedding, one of `rows`: that is always replaced. It is
-    <image> or an id without a token; else a special token that the tokenizer does not write by itself, not even for
-    characters that it does not know. (A question that spells it out is refused.)
-
-    Raises:
-        ValueError: there is none.
-    """
-    ids = tokenizer.get_vocab()
-    if ids.get("<image>", rows) < rows:
-        return ids["<image>"]
-    without_token = set(range(rows)) - set(ids.values())
-    if without_token:
-        return min(without_token)
-    written = {tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer("a question?").input_ids}
-    special = [token for token in (tokenizer.pad_token_id, *tokenizer.all_special_ids) if token is not None]
-    usable = [token for token in special if token < rows and token not in written]
-    if not usable:
-        raise ValueError("its config.json has no image_token_index, and no token is free to stand for the image")
-    return usable[0]
+MODEL_CLASS, load_processor = InstructBlipForConditionalGeneration, load_qformer_processor
 
 
 def crossing_attention(model, layer=None):
@@ -78,6 +41,7 @@ class BlipAdapter(Adapter):
     """
 
     options = {"geometry": "exact", "qformer_layer": None}
+    layer_constant = "LM_LAYER"
 
     def __init__(self, model, processor, **options):
         super().__init__(model, processor, **options)
@@ -97,12 +61,10 @@ class BlipAdapter(Adapter):
 
     @classmethod
     def prepare(cls, model, processor):
-        rows = len(model.get_input_embeddings().weight)
         if model.config.image_token_id is None:
+            rows = len(model.get_input_embeddings().weight)
             model.config.image_token_index = place_token(processor.tokenizer, rows)
-        if not 0 <= model.config.image_token_id < rows:
-            own = model.config.image_token_id
-            raise ValueError(f"<image> is token {own}, and its model has embeddings of tokens 0 to {rows - 1}")
+        refuse_token_without_row(model, "<image>")
 
     @property
     def vision(self):
@@ -112,15 +74,8 @@ class BlipAdapter(Adapter):
     def speaker(self):
         return self.model.language_model
 
-    def prompt(self, question):
-        return PROMPT.format(question=question)
-
     def phrase(self, text):
         return text  # the image comes before it by itself
-
-    @classmethod
-    def default_layer(cls, model):
-        return getattr(model.config, "att_layer", LM_LAYER)
 
     def layouts(self, inputs, sizes):
         *_, height, width = inputs["pixel_values"].shape
@@ -153,20 +108,18 @@ class BlipAdapter(Adapter):
     def forward_inputs(self, prompt, ids, images):
         asked = self.qformer_inputs(prompt, ids.device)
         asked = {name: value.expand(len(images), -1) for name, value in asked.items()}
-        return {"attention_mask": torch.ones_like(ids)[None], "pixel_values": images[0].features.pooled, **asked}
-
-    def as_encoded(self, images):
-        """The vision tower gives what it has given before: the Q-Former goes on from there, in the model's forward."""
-        features = torch.cat([image.features.pooled for image in images])
-        output = BaseModelOutputWithPooling(last_hidden_state=features)
-        return replaced(self.model.vision_model, "forward", lambda *_, **__: output)
+        seen = BaseModelOutputWithPooling(last_hidden_state=torch.cat([image.features.pooled for image in images]))
+        # The vision tower gives what it has given before, and the model's own code goes on from there.
+        with brought_in(self.model), replaced(self.model.vision_model, "forward", lambda **_: seen):
+            encoded = self.model.get_image_features(None, **asked, return_dict=True)
+        mask = torch.ones_like(ids)[None]
+        return {"attention_mask": mask, "pixel_values": None, "mm_encoder_outputs": {"image": encoded}, **asked}
 
     def stock_inputs(self, prompt, ids, inputs):
         return super().stock_inputs(prompt, ids, inputs) | self.qformer_inputs(prompt, ids.device)
 
 
 ADAPTER = BlipAdapter
-rel_att = rel_attention_blip = MapMethod("rel_attention_blip", BlipAdapter, relative_attention)
-grad_att = gradient_attention_blip = MapMethod("gradient_attention_blip", BlipAdapter, gradient_attention)
-pure_grad = pure_gradient_blip = MapMethod("pure_gradient_blip", BlipAdapter, pure_gradient)
-loc_att = localization_attention_blip = MapMethod("localization_attention_blip", BlipAdapter, localization_attention)
+rel_att, grad_att, pure_grad, loc_att = family_methods("blip")
+rel_attention_blip, gradient_attention_blip = rel_att, grad_att
+pure_gradient_blip, localization_attention_blip = pure_grad, loc_att

@@ -23,7 +23,8 @@ from attention import replaced, with_implementation
 
 BLOCK = 1024  # rows of a mask that are made at once, to be looked at
 # What a decoder is handed that says how to run it, not what to read.
-SWITCHES = ("past_key_values", "use_cache", "labels", "return_dict", "output_attentions", "output_hidden_states")
+SWITCHES = ("input_ids", "past_key_values", "cache_position", "use_cache", "labels", "return_dict",
+            "output_attentions", "output_hidden_states")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- masks
@@ -44,22 +45,6 @@ class MaskRule:
         return any(bool(self.make(q_length=min(BLOCK, stop - at), q_offset=at, **later).any()) for at in starts)
 
 
-@dataclass(frozen=True)
-class MaskTable:
-    """A mask that the model has made itself: (1, heads or 1, T, T), bool or added to the scores."""
-
-    table: Tensor
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """(1, ..., stop - start, stop)."""
-        return self.table[..., start:stop, :stop]
-
-    def sees_past(self, stop: int, length: int) -> bool:
-        """As MaskRule's."""
-        later = self.table[..., :stop, stop:length]
-        return bool((later if later.dtype == torch.bool else later == 0).any())
-
-
 def _rule(batch_size: int, device: Any, mask_function: Callable, **options: Any) -> MaskRule:
     """The mask function of "deferred": it keeps how a mask is made, and makes none."""
     kept = {name: options[name] for name in ("allow_is_causal_skip", "local_size", "use_vmap") if name in options}
@@ -70,15 +55,17 @@ AttentionInterface.register("deferred", sdpa_attention_forward)
 AttentionMaskInterface.register("deferred", _rule)
 
 
-def _kept_mask(mask: Any) -> MaskRule | MaskTable | None:
-    """A mask as handed to a decoder; a 2-D one of a single prompt says nothing: no token of it is padding."""
+def _kept_mask(mask: Any) -> MaskRule | None:
+    """A mask as handed to a decoder; a 2-D one of a single prompt says nothing: no token of it is padding.
+
+    Raises:
+        ValueError: the model masks tokens, or has made a table of all tokens by all tokens by itself.
+    """
     if mask is None or isinstance(mask, MaskRule):
         return mask
-    if mask.dim() == 2:
-        if not bool(mask.all()):
-            raise ValueError("the model masks tokens of a prompt that has no padding")
-        return None
-    return MaskTable(mask)
+    if mask.dim() != 2 or not bool(mask.all()):
+        raise ValueError(f"the model hands its decoder a mask of shape {tuple(mask.shape)} of its own making")
+    return None
 
 
 # -------------------------------------------------------------------------------------------------------------- calls
@@ -91,7 +78,7 @@ class DecoderCall:
         image_at: (N,) numbers of the tokens that stand for the first image.
         embeds: (1, T - start, dim).
         positions: (..., 1, T - start), several axes where rotary positions have several.
-        masks: as handed, one or one per kind of layer; None where attention is plainly causal.
+        masks: per kind of layer, or under None for all of them; None where attention is plainly causal.
         deepstack: ((1, T - start) bool, [(visual tokens, dim)]): features that are added in layers, or None.
         per_token: {name: (1, T - start, ...)} further arguments with a value for each token.
         constants: {name: value} further arguments.
@@ -102,10 +89,10 @@ class DecoderCall:
     image_at: Tensor
     embeds: Tensor
     positions: Tensor
-    masks: Any = None
-    deepstack: tuple[Tensor, list[Tensor]] | None = None
-    per_token: dict[str, Tensor] | None = None
-    constants: dict[str, Any] | None = None
+    masks: dict[str | None, MaskRule | None]
+    deepstack: tuple[Tensor, list[Tensor]] | None
+    per_token: dict[str, Tensor]
+    constants: dict[str, Any]
     through: Tensor | None = None
     start: int = 0
 
@@ -115,25 +102,29 @@ class DecoderCall:
         return len(self.ids)
 
     @property
+    def tokens(self) -> int:
+        """The number of tokens that this part is about, from `start` on."""
+        return self.embeds.shape[1]
+
+    @property
     def nbytes(self) -> int:
         """Bytes that keeping this call takes."""
-        return self.embeds.nbytes + sum(each.nbytes for each in (self.per_token or {}).values())
+        return self.embeds.nbytes + sum(each.nbytes for each in self.per_token.values())
 
     @property
     def batchable(self) -> bool:
         """Can it go through the decoder beside others, with padding between? Not where the model made its own masks."""
-        return self.masks is None
+        return self.masks == {None: None}
 
     def rows_of_masks(self, start: int, stop: int) -> Any:
         """The masks of tokens `start` to `stop`, as the decoder takes them."""
-        if isinstance(self.masks, dict):
-            return {kind: mask and mask.rows(start, stop) for kind, mask in self.masks.items()}
-        return self.masks and self.masks.rows(start, stop)
+        rows = {kind: mask and mask.rows(start, stop) for kind, mask in self.masks.items()}
+        return rows[None] if None in rows else rows
 
     def part(self, start: int, stop: int | None = None) -> "DecoderCall":
         """The same for tokens from number `start` up to `stop` only (default: the last one)."""
         first, last = start - self.start, (self.length if stop is None else stop) - self.start
-        cut = {name: value[:, first:last] for name, value in (self.per_token or {}).items()}
+        cut = {name: value[:, first:last] for name, value in self.per_token.items()}
         deepstack = self.deepstack
         if deepstack is not None:
             shown, features = deepstack
@@ -147,13 +138,12 @@ class DecoderCall:
 
     def owned(self) -> "DecoderCall":
         """The same, holding no more memory than its own tokens need."""
-        cut = {name: value.clone() for name, value in (self.per_token or {}).items()}
+        cut = {name: value.clone() for name, value in self.per_token.items()}
         return replace(self, embeds=self.embeds.clone(), positions=self.positions.clone(), per_token=cut)
 
     def sees_past(self, stop: int) -> bool:
         """Does any of the first `stop` tokens see a later one? Then they cannot be read without it."""
-        masks = self.masks.values() if isinstance(self.masks, dict) else [self.masks]
-        return any(mask is not None and mask.sees_past(stop, self.length) for mask in masks)
+        return any(mask is not None and mask.sees_past(stop, self.length) for mask in self.masks.values())
 
     def begins_like(self, other: "DecoderCall", stop: int) -> bool:
         """Is the decoder handed the very same for the first `stop` tokens, and do they see nothing behind?"""
@@ -169,9 +159,9 @@ class DecoderCall:
 
     def handed(self):
         """All that the decoder is handed, value by value; of masks a block of rows at a time."""
-        yield from (self.embeds, self.positions, *(self.per_token or {}).values(), *(self.constants or {}).values())
+        yield from (self.embeds, self.positions, *self.per_token.values(), *self.constants.values())
         yield from self.deepstack[1] if self.deepstack else ()
-        for at in range(0, self.length if self.masks is not None else 0, BLOCK):
+        for at in range(0, 0 if self.batchable else self.length, BLOCK):
             rows = self.rows_of_masks(at, min(at + BLOCK, self.length))
             yield from rows.values() if isinstance(rows, dict) else [rows]
 
@@ -184,10 +174,10 @@ class DecoderCall:
 
 def arguments_of(embeds, positions, masks, deepstack, per_token, constants) -> dict[str, Any]:
     """A decoder's arguments, under the names that transformers gives them."""
-    found = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": masks, **(constants or {})}
+    found = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": masks, **constants}
     if deepstack is not None:
         found |= {"visual_pos_masks": deepstack[0], "deepstack_visual_embeds": deepstack[1]}
-    return found | (per_token or {})
+    return found | per_token
 
 
 def captured_call(
@@ -221,18 +211,17 @@ def _call_of(kept: dict[str, Any], ids: Tensor, image_at: Tensor) -> DecoderCall
     if embeds is None or embeds.shape[1] != len(ids):
         count = "no" if embeds is None else embeds.shape[1]
         raise ValueError(f"the decoder is handed {count} embeddings for a prompt of {len(ids)} tokens")
-    masks = {kind: _kept_mask(each) for kind, each in masks.items()} if isinstance(masks, dict) else _kept_mask(masks)
+    masks = {kind: _kept_mask(each) for kind, each in (masks if isinstance(masks, dict) else {None: masks}).items()}
     per_token, constants = {}, {}
     for name, value in kept.items():
-        if name in SWITCHES or value is None or name == "input_ids":
+        if name in SWITCHES or value is None:
             continue
         if isinstance(value, Tensor) and value.dim() > 1:
             if value.shape[1] != len(ids):
                 raise ValueError(f"{name} of shape {tuple(value.shape)} has no axis for {len(ids)} tokens")
             per_token[name] = value
-        elif isinstance(value, (dict, list, tuple)) or (isinstance(value, Tensor) and value.dim() == 1):
-            if name != "cache_position":  # the cache itself says it
-                raise ValueError(f"the decoder is handed {name}, and nothing says how it is cut into tokens")
+        elif isinstance(value, (dict, list, tuple, Tensor)):
+            raise ValueError(f"the decoder is handed {name}, and nothing says how it is cut into tokens")
         else:
             constants[name] = value
     if positions is None:

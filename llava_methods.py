@@ -7,7 +7,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from adapters import Adapter
 from layouts import Layout, center_crop_region, raster, square_region, whole
-from methods import MapMethod, gradient_attention, localization_attention, pure_gradient, relative_attention
+from methods import family_methods
 from utils import pad_to_square
 
 ATT_LAYER = 14
@@ -54,16 +54,8 @@ class LlavaAdapter(Adapter):
         crop = settings.crop_size["width"], settings.crop_size["height"]
         return center_crop_region(region, settings.size if settings.do_resize else None, crop)
 
-    def prompt(self, question):
-        return PROMPT.format(question=question)
-
-    @classmethod
-    def default_layer(cls, model):
-        return getattr(model.config, "att_layer", ATT_LAYER)
-
 
 ADAPTER = LlavaAdapter
-rel_att = rel_attention_llava = MapMethod("rel_attention_llava", LlavaAdapter, relative_attention)
-grad_att = gradient_attention_llava = MapMethod("gradient_attention_llava", LlavaAdapter, gradient_attention)
-pure_grad = pure_gradient_llava = MapMethod("pure_gradient_llava", LlavaAdapter, pure_gradient)
-loc_att = localization_attention_llava = MapMethod("localization_attention_llava", LlavaAdapter, localization_attention)
+rel_att, grad_att, pure_grad, loc_att = family_methods("llava")
+rel_attention_llava, gradient_attention_llava = rel_att, grad_att
+pure_gradient_llava, localization_attention_llava = pure_grad, loc_att

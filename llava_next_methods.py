@@ -9,7 +9,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from adapters import Adapter
 from layouts import Layout, any_resolution, join_tiles, middle, whole
-from methods import MapMethod, gradient_attention, localization_attention, pure_gradient, relative_attention
+from methods import family_methods
 
 ATT_LAYER = 14
 PROMPT = "USER: <image>\n{question} Answer the question using a single word or phrase. ASSISTANT:"
@@ -34,13 +34,6 @@ class LlavaNextAdapter(Adapter):
             found.append(Layout(side**2 + h * (w + 1), index, whole(size)))
         return found
 
-    def prompt(self, question):
-        return PROMPT.format(question=question)
-
-    @classmethod
-    def default_layer(cls, model):
-        return getattr(model.config, "att_layer", ATT_LAYER)
-
     def canvas(self, values, inputs, layout):
         """The high-resolution tiles (1, 1 + tiles, 3, side, side) as one picture without padding."""
         rows, columns = self.tile_grid(inputs["image_sizes"][0])
@@ -50,11 +43,6 @@ class LlavaNextAdapter(Adapter):
 
 
 ADAPTER = LlavaNextAdapter
-rel_att = rel_attention_llava_next = MapMethod("rel_attention_llava_next", LlavaNextAdapter, relative_attention)
-grad_att = gradient_attention_llava_next = MapMethod(
-    "gradient_attention_llava_next", LlavaNextAdapter, gradient_attention
-)
-pure_grad = pure_gradient_llava_next = MapMethod("pure_gradient_llava_next", LlavaNextAdapter, pure_gradient)
-loc_att = localization_attention_llava_next = MapMethod(
-    "localization_attention_llava_next", LlavaNextAdapter, localization_attention
-)
+rel_att, grad_att, pure_grad, loc_att = family_methods("llava_next")
+rel_attention_llava_next, gradient_attention_llava_next = rel_att, grad_att
+pure_gradient_llava_next, localization_attention_llava_next = pure_grad, loc_att

@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import utils
-from adapters import Adapter
 from attribution import attention, edge_mask, pixel_gradients, weighted_attention
 from layouts import Region, whole
 from localization.analyze import Criteria, greedy, parse_heads, valid_heads
@@ -122,7 +121,11 @@ class Method:
         Raises:
             ValueError: a layer or head that the model does not have, or one for a method that reads none.
         """
-        raise NotImplementedError
+        for what, value in (("layers", layer), ("heads", heads)):
+            if value is not None and what not in self.reads:
+                own, name = " ".join(self.reads) or "pixels", "layer" if what == "layers" else what
+                raise ValueError(f"{self.__name__} reads {own}: {name}={value!r} has no meaning for it")
+        return self
 
     def layers(self, model: PreTrainedModel) -> tuple[int, ...]:
         """The layers of a model that this method reads, ascending."""
@@ -146,11 +149,6 @@ class CropBaseline(Method):
 
     def __init__(self, box: Callable):
         self.__name__, self.box = box.__name__, box
-
-    def bind(self, model, layer=None, heads=None):
-        """See Method: a baseline reads nothing, so nothing can be chosen of it."""
-        refuse_choice(self.__name__, (), layer=layer, heads=heads)
-        return self
 
     def find(self, questions):
         """See Method."""
@@ -180,9 +178,9 @@ class MapMethod(Method):
     layer = heads = None  # what a call reads that says nothing
     of_tiles = False  # is the map made tile by tile?
 
-    def __init__(self, name: str, adapter: type[Adapter], formula: Callable):
+    def __init__(self, name: str, formula: Callable):
         self.__name__, self.__doc__ = name, f"{formula.__doc__}\n\n{type(self).__doc__}"
-        self.adapter, self.formula = adapter, formula
+        self.formula = formula
         self.reads = frozenset({"layers", "heads"} & inspect.signature(formula).parameters.keys())
 
     def __call__(self, image, prompt, general_prompt, model, processor, *, layer=None, heads=None, **options):
@@ -195,7 +193,7 @@ class MapMethod(Method):
 
     def bind(self, model, layer=None, heads=None):
         """See Method; `layer` and `heads` as in a call."""
-        refuse_choice(self.__name__, self.reads, layer=layer, heads=heads)
+        super().bind(model, layer, heads)
         if heads is not None:
             text = model.config.get_text_config()
             heads = parse_heads(heads) if isinstance(heads, str) else heads
@@ -255,9 +253,8 @@ class MapMethod(Method):
         ]  # fmt: skip
 
 
-def refuse_choice(name: str, reads, **chosen: Any) -> None:
-    """ValueError for a layer or heads that are chosen of a method that reads none."""
-    for what, value in chosen.items():
-        if value is not None and what.removesuffix("s") + "s" not in reads:
-            own = " ".join(sorted(reads)) or "pixels"
-            raise ValueError(f"{name} reads {own}: {what}={value!r} has no meaning for it")
+def family_methods(family: str) -> tuple[MapMethod, MapMethod, MapMethod, MapMethod]:
+    """A family's rel_att, grad_att, pure_grad and loc_att, under their long names (`rel_attention_llava`, ...)."""
+    formulas = relative_attention, gradient_attention, pure_gradient, localization_attention
+    names = "rel_attention", "gradient_attention", "pure_gradient", "localization_attention"
+    return tuple(MapMethod(f"{name}_{family}", each) for name, each in zip(names, formulas, strict=True))

@@ -1,13 +1,12 @@
 """Calls in batches, and what a decoder has read of them: padded batches, KV caches, prefixes that calls share."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
@@ -24,31 +23,39 @@ class PaddedBatch:
     padded: bool  # is there any?
 
     @classmethod
-    def of(cls, parts: Sequence[DecoderCall]) -> "PaddedBatch":
-        """Of parts that are all batchable; of a single one whatever it is."""
-        if len(parts) == 1:
-            (part,) = parts
-            real = torch.ones(1, part.embeds.shape[1], dtype=torch.bool, device=part.embeds.device)
-            return cls(part.arguments(), real, False)
-        width = max(part.embeds.shape[1] for part in parts)
-        pads = [width - part.embeds.shape[1] for part in parts]
-        pairs = list(zip(parts, pads, strict=True))
-        embeds = torch.cat([F.pad(part.embeds, (0, 0, pad, 0)) for part, pad in pairs])
-        positions = torch.cat([F.pad(part.positions, (pad, 0)) for part, pad in pairs], -2)
-        per_token = {
-            name: torch.cat([_padded_tokens(part.per_token[name], pad) for part, pad in pairs])
-            for name in parts[0].per_token or {}
-        }
+    def of(cls, rows: Sequence[Sequence[DecoderCall]]) -> "PaddedBatch":
+        """Of rows of parts that follow each other; the first parts of all rows end together, the second ones, ...
+
+        Parts are batchable; a single part is whatever it is.
+        """
+        columns = list(zip(*rows, strict=True))
+        widths = [max(part.tokens for part in column) for column in columns]
+        padded = any(part.tokens < width for column, width in zip(columns, widths, strict=True) for part in column)
+
+        def laid_out(values: Callable[[DecoderCall], Tensor], axis: int = 1, batch_axis: int = 0) -> Tensor:
+            blocks = [
+                torch.cat([_padded(values(part), axis, width) for part in column], batch_axis)
+                for column, width in zip(columns, widths, strict=True)
+            ]
+            return torch.cat(blocks, axis) if len(blocks) > 1 else blocks[0]
+
+        (first, *more), *others = rows
+        real = laid_out(lambda part: torch.ones_like(part.embeds[..., 0], dtype=torch.bool))
+        if not more and not others:
+            return cls(first.arguments(), real, padded)
+        embeds, positions = laid_out(lambda part: part.embeds), laid_out(lambda part: part.positions, -1, -2)
+        per_token = {name: laid_out(lambda part, name=name: part.per_token[name]) for name in first.per_token}
         deepstack = None
-        if parts[0].deepstack is not None:  # features of all rows, one after the other, as their places are
-            shown = torch.cat([F.pad(part.deepstack[0], (pad, 0)) for part, pad in pairs])
-            deepstack = shown, [torch.cat(each) for each in zip(*(part.deepstack[1] for part in parts), strict=True)]
-        real = torch.arange(width, device=embeds.device) >= torch.tensor(pads, device=embeds.device)[:, None]
-        return cls(arguments_of(embeds, positions, None, deepstack, per_token, parts[0].constants), real, any(pads))
+        if first.deepstack is not None:  # features of all rows, one after the other, as their places are
+            features = zip(*(part.deepstack[1] for row in rows for part in row), strict=True)
+            deepstack = laid_out(lambda part: part.deepstack[0]), [torch.cat(layer) for layer in features]
+        return cls(arguments_of(embeds, positions, None, deepstack, per_token, first.constants), real, padded)
 
 
-def _padded_tokens(value: Tensor, pad: int) -> Tensor:
-    return F.pad(value, (0, 0) * (value.dim() - 2) + (pad, 0))
+def _padded(values: Tensor, axis: int, width: int) -> Tensor:
+    missing = list(values.shape)
+    missing[axis] = width - values.shape[axis]
+    return torch.cat([values.new_zeros(missing), values], axis) if missing[axis] else values
 
 
 # ------------------------------------------------------------------------------------------------------------- caches
@@ -85,18 +92,13 @@ def _lasting(layer):
     return layer
 
 
-def takes_padding(decoder: PreTrainedModel) -> bool:
-    """May padding stand between a row's tokens? Not in a sliding window, and not where states advance on it."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=decoder.config).layers)
-
-
 class PrefixCache:
     """What a decoder has read for a batch of rows: KV cache, and which of its slots are no padding.
 
-    `pending` are batches still unread: they go through the decoder together with the next one, in a single pass.
+    `pending` are calls still unread, one per row: they go through the decoder with the next ones, in a single pass.
     """
 
-    def __init__(self, cache: DynamicCache, real: Tensor, padded: bool, pending: Sequence[PaddedBatch] = ()):
+    def __init__(self, cache: DynamicCache, real: Tensor, padded: bool, pending: Sequence[DecoderCall] = ()):
         self.cache, self.real, self.padded, self.pending = cache, real, padded, list(pending)  # real: (batch, slots)
 
     @property
@@ -131,15 +133,13 @@ class PrefixCache:
         cache.layers = [_forked(layer, self.slots, None if same else rows) for layer in cache.layers]
         return PrefixCache(cache, self.real[rows], self.padded)
 
-    def extend(self, decoder: PreTrainedModel, *batches: PaddedBatch) -> Any:
-        """The decoder's output over what is pending and the next batches, in one pass."""
-        batches = [*self.pending, *batches]
-        arguments = batches[0].arguments if len(batches) == 1 else _joined([each.arguments for each in batches])
-        self.real, self.pending = torch.cat([self.real, *(each.real for each in batches)], 1), []
-        self.padded = self.padded or any(each.padded for each in batches)
-        if self.padded:
-            arguments = arguments | {"attention_mask": self.real.long()}
-        return decoder(**arguments, past_key_values=self.cache, use_cache=True)
+    def extend(self, decoder: PreTrainedModel, parts: Sequence[DecoderCall]) -> Any:
+        """The decoder's output over what is pending and the rows' next parts, in one pass."""
+        rows = zip(self.pending, parts, strict=True) if self.pending else ([part] for part in parts)
+        batch = PaddedBatch.of(list(rows))
+        self.real, self.padded, self.pending = torch.cat([self.real, batch.real], 1), self.padded or batch.padded, []
+        mask = {"attention_mask": self.real.long()} if self.padded else {}
+        return decoder(**batch.arguments | mask, past_key_values=self.cache, use_cache=True)
 
 
 def _forked(layer, slots, rows):
@@ -151,30 +151,6 @@ def _forked(layer, slots, rows):
         keys, values = (each[:, :, :slots] for each in (layer.keys, layer.values))
         twin.keys, twin.values = (keys, values) if rows is None else (keys[rows], values[rows])
     return twin
-
-
-def _joined(arguments: list[dict[str, Any]]) -> dict[str, Any]:
-    """The decoder's arguments for batches of the same rows, one after the other."""
-    found = dict(arguments[0])
-    for name, first in arguments[0].items():
-        values = [each[name] for each in arguments]
-        if name == "position_ids":
-            found[name] = torch.cat(values, -1)
-        elif name == "deepstack_visual_embeds":
-            found[name] = _by_row([each["visual_pos_masks"] for each in arguments], values)
-        elif isinstance(first, Tensor):
-            found[name] = torch.cat(values, 1)
-    return found
-
-
-def _by_row(shown: list[Tensor], features: list[list[Tensor]]) -> list[Tensor]:
-    """Deepstack features of batches that follow each other, in the order of their places: row by row."""
-    counts = [each.sum(1).tolist() for each in shown]
-    layers = []
-    for layer in zip(*features, strict=True):
-        pieces = [each.split(count) for each, count in zip(layer, counts, strict=True)]
-        layers.append(torch.cat([piece for row in zip(*pieces, strict=True) for piece in row]))
-    return layers
 
 
 # ----------------------------------------------------------------------------------------------------- shared prefixes
@@ -209,8 +185,11 @@ class PrefixStore:
 
     def __init__(self, decoder: PreTrainedModel):
         self.decoder, self.shared = decoder, None
-        # May a pass end before the last layer? Not where later layers have states that would miss it.
-        self.can_stop = all(type(layer) is DynamicLayer for layer in new_cache(decoder).layers)
+        layers = DynamicCache(config=decoder.config).layers
+        # May padding stand between a row's tokens? Not in a sliding window, and not where states advance on it. May a
+        # pass end before the last layer? Not where later layers have states that would miss it.
+        self.takes_padding = all(type(layer) is DynamicLayer for layer in layers)
+        self.can_stop = not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
         self.prefixes: list[Prefix] = []
         self.caches: list[tuple[list[Prefix], PrefixCache]] = []
 
@@ -246,19 +225,21 @@ class PrefixStore:
         held, cache = next(((held, cache) for held, cache in self.caches
                             if set(wanted) <= set(held) and cache.covers_layers(depth)), (wanted, None))  # fmt: skip
         if cache is None:
-            cache, pending = self._unread(wanted)
-            if len(wanted) == len(rows) and pending.arguments["attention_mask"] is None and cache.can_be_cut():
+            cache = self._unread(wanted)
+            calls = [prefix.call for prefix in wanted]
+            begun = PrefixCache(cache.cache, cache.real[:, :0], False, calls)
+            if len(wanted) == len(rows) and cache.can_be_cut() and all(call.batchable for call in calls):
                 # Each row has a prefix of its own: it is read together with what the row reads on.
-                begun = PrefixCache(cache.cache, cache.real[:, :0], False, [pending])
                 return begun, [cache.slots - row.prefix.stop for row in rows]
-            PrefixCache(cache.cache, cache.real[:, :0], False, [pending]).extend(self.decoder)
+            begun.pending = []
+            begun.extend(self.decoder, calls)
         forked = cache.fork([held.index(row.prefix) for row in rows])
         return forked, [cache.slots - row.prefix.stop for row in rows]
 
-    def _unread(self, prefixes: list[Prefix]) -> tuple[PrefixCache, PaddedBatch]:
-        """(the cache that will hold these prefixes, what has to be read for that); it is kept."""
-        pending = PaddedBatch.of([prefix.call for prefix in prefixes])
-        cache = PrefixCache(new_cache(self.decoder), pending.real, pending.padded)
+    def _unread(self, prefixes: list[Prefix]) -> PrefixCache:
+        """The cache that will hold these prefixes once they are read; it is kept."""
+        batch = PaddedBatch.of([[prefix.call] for prefix in prefixes])
+        cache = PrefixCache(new_cache(self.decoder), batch.real, batch.padded)
         others = [(held, each) for held, each in self.caches if not set(held) <= set(prefixes)]
         self.caches = [*others[-(self.kept_caches - 1) :], (prefixes, cache)]
-        return cache, pending
+        return cache

@@ -4,36 +4,19 @@ An image keeps its aspect ratio, so grids vary; 2 x 2 patches become one token; 
 """
 
 import torch
-from transformers import ProcessorMixin, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from adapters import Adapter
 from layouts import Layout, thw, unpatchify, whole
-from methods import MapMethod, gradient_attention, localization_attention, pure_gradient, relative_attention
+from methods import family_methods
+from processors import ImageTextProcessor as ImageTextProcessor
+from processors import load_qwen_processor
 from utils import multiple_size, pixel_range, resize_to_multiple
 
 ATT_LAYER = 22
 BBOX_SIZE = 224
 PROMPT = "{question} Answer the question using a single word or phrase."
-MODEL_CLASS = Qwen2_5_VLForConditionalGeneration
-
-
-class ImageTextProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor without its half for videos, which alone needs torchvision."""
-
-    def __init__(self, image_processor, tokenizer, chat_template=None):
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
-ImageTextProcessor.__name__ = Qwen2_5_VLProcessor.__name__  # it is saved under this name, which AutoProcessor knows
-
-
-def load_processor(source, **where):
-    """The processor of a folder or a hub id; its chat template may also be where a tokenizer keeps one."""
-    processor = ImageTextProcessor.from_pretrained(source, **where)
-    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
-    return processor
+MODEL_CLASS, load_processor = Qwen2_5_VLForConditionalGeneration, load_qwen_processor
 
 
 def chat_prompt(processor, text):
@@ -102,11 +85,7 @@ class QwenAdapter(Adapter):
         return {"pixel_values": patches, "image_grid_thw": inputs["image_grid_thw"][number : number + 1]}
 
     def prompt(self, question):
-        return chat_prompt(self.processor, PROMPT.format(question=question))
-
-    @classmethod
-    def default_layer(cls, model):
-        return getattr(model.config, "att_layer", ATT_LAYER)
+        return chat_prompt(self.processor, super().prompt(question))
 
     def tokenize(self, prompt, counts):
         if self.processor.image_token not in prompt:
@@ -139,9 +118,6 @@ class QwenAdapter(Adapter):
 
 
 ADAPTER = QwenAdapter
-rel_att = rel_attention_qwen2_5 = MapMethod("rel_attention_qwen2_5", QwenAdapter, relative_attention)
-grad_att = gradient_attention_qwen2_5 = MapMethod("gradient_attention_qwen2_5", QwenAdapter, gradient_attention)
-pure_grad = pure_gradient_qwen2_5 = MapMethod("pure_gradient_qwen2_5", QwenAdapter, pure_gradient)
-loc_att = localization_attention_qwen2_5 = MapMethod(
-    "localization_attention_qwen2_5", QwenAdapter, localization_attention
-)
+rel_att, grad_att, pure_grad, loc_att = family_methods("qwen2_5")
+rel_attention_qwen2_5, gradient_attention_qwen2_5 = rel_att, grad_att
+pure_gradient_qwen2_5, localization_attention_qwen2_5 = pure_grad, loc_att

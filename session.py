@@ -7,7 +7,7 @@ with a crop. They share one pass over the image. Nothing here knows a family: se
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,18 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adapters import EncodedImage, adapter_class
-from attention import (
-    AttentionCapture,
-    FrozenModel,
-    capture_attention,
-    device_of,
-    frozen_eval,
-    replaced,
-    with_implementation,
-)
+from attention import FrozenModel, capture_attention, device_of, frozen_eval, replaced
 from decoder_call import DecoderCall, captured_call
 from layouts import Layout
-from prefix_cache import PaddedBatch, PrefixCache, PrefixStore, Row, takes_padding
+from prefix_cache import PrefixCache, PrefixStore, Row
 from utils import high_res_split_threshold, load_image, same_size
 
 MAX_NEW_TOKENS = 20
@@ -123,7 +115,6 @@ class ImageSession(ImageBatch):
         self.decoder, self.device = self.model.get_decoder(), device_of(self.model.get_input_embeddings())
         self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
         self.store, self.batched = PrefixStore(self.decoder), None
-        self.takes_padding = takes_padding(self.decoder)
         self.rows: dict[tuple[Query, int], Tensor] = {}  # (query, layer) -> its map (heads, h, w), once it was read
         self._calls: OrderedDict[Query, Row] = OrderedDict()
         self._tiles: dict[int, tuple] = {}
@@ -173,8 +164,8 @@ class ImageSession(ImageBatch):
         ids = torch.cat([ids, ids.new_tensor(query.forced_tokens)])
         image_at = (ids == self.model.config.image_token_id).nonzero()[:, 0][: images[0].layout.num_tokens]
         placed = ids.to(self.device)
-        inputs = {"input_ids": placed[None], **self.adapter.forward_inputs(query.prompt, placed, images)}
-        with self.adapter.as_encoded(images), self._captured_connector(graph) as captured:
+        with self._captured_connector(graph) as captured:
+            inputs = {"input_ids": placed[None], **self.adapter.forward_inputs(query.prompt, placed, images)}
             call = captured_call(self.model, self.decoder, inputs, ids, image_at)
         return replace(call, through=captured[self.adapter.connector[0]]) if self.adapter.connector else call
 
@@ -205,13 +196,14 @@ class ImageSession(ImageBatch):
             for query, crop in zip(queries, encoded, strict=True)
         ]
 
-    def together(self, rows: list[Row]) -> bool:
-        """Can these rows go through the decoder as one batch?"""
-        if len(rows) == 1:
-            return True
-        alike = len({row.prefix is None for row in rows}) == 1
-        self.batched = alike and self.takes_padding and all(row.rest.batchable for row in rows)
-        return self.batched
+    def batches(self, queries: list[Query], rows: list[Row]) -> Iterator[tuple[list[Query], list[Row]]]:
+        """As many queries with their Rows as may go through the decoder together."""
+        if len(rows) > 1:
+            alike = len({row.prefix is None for row in rows}) == 1
+            self.batched = alike and self.store.takes_padding and all(row.rest.batchable for row in rows)
+        size = len(rows) if self.batched else 1
+        for start in range(0, len(rows), size or 1):
+            yield queries[start : start + size], rows[start : start + size]
 
     # -- through the decoder
     def prefill(self, rows: list[Row], layers: Sequence[int] = (), only_rows: bool = False) -> tuple[Read, Any]:
@@ -223,18 +215,14 @@ class ImageSession(ImageBatch):
         stop = only_rows and not self.frozen.offloaded and self.store.can_stop
         depth = max(layers) + 1 if stop else len(self.decoder.layers)
         cache, shifts = self.store.begin(rows, depth)
-        batch, output = PaddedBatch.of([row.rest for row in rows]), None
+        output = None
         with self.capture(layers, stop=stop) as captured:
-            output = cache.extend(self.decoder, batch)
-        return Read(output, cache, rows, shifts), captured.probs if captured else {}
+            output = cache.extend(self.decoder, [row.rest for row in rows])
+        return Read(output, cache, rows, shifts), captured.probs
 
-    @contextmanager
-    def capture(self, layers: Sequence[int], **how: bool) -> Iterator[AttentionCapture | None]:
-        """`capture_attention` of some layers; of none, the decoder still runs an attention that keeps to its masks."""
-        modules = [self.attention_modules[layer] for layer in layers]
-        watching = capture_attention([self.decoder], modules, **how) if modules else nullcontext()
-        with with_implementation("captured", [self.decoder]), watching as captured:
-            yield captured
+    def capture(self, layers: Sequence[int], **how: bool):
+        """`capture_attention` of some layers; also of none the decoder runs an attention that keeps to its masks."""
+        return capture_attention([self.decoder], [self.attention_modules[layer] for layer in layers], **how)
 
     def logits(self, read: Read) -> Tensor:
         """(batch, vocabulary) float32 after the last token, by the model's own code behind its decoder."""
@@ -281,12 +269,11 @@ class ImageSession(ImageBatch):
         """
         queries = self.queries(prompts, of)
         rows = self.rows_with_crops(queries, crops) if crops else [self.row(query) for query in queries]
-        batches = [range(len(rows))] if self.together(rows) else [[number] for number in range(len(rows))]
         tokens = []
-        for batch in batches:
-            read, found = self.prefill([rows[number] for number in batch], layers)
+        for asked, batch in self.batches(queries, rows):
+            read, found = self.prefill(batch, layers)
             if layers:
-                self.remember(found, layers, [queries[number] for number in batch], read)
+                self.remember(found, layers, asked, read)
             tokens += self.greedy_decode(read)
         return [self.processor.tokenizer.decode(each, skip_special_tokens=True).strip() for each in tokens]
 
@@ -308,25 +295,6 @@ class ImageSession(ImageBatch):
         ended = torch.isin(answers, ends).cumsum(1) > 0
         return [row[~over].tolist() for row, over in zip(answers, ended, strict=True)]
 
-    @frozen_eval
-    def generate(self, prompt: str, **options: Any) -> list[int]:
-        """Token ids of an answer about a single image by transformers' own `generate`, without special tokens.
-
-        For what `answer` has not: sampling, beams, another length. It shares nothing with the rest of the session.
-
-        Raises:
-            ValueError: logits that are not finite.
-        """
-        ids = self.adapter.tokenize(prompt, [self.layouts[0].num_tokens]).to(self.device)
-        inputs = self.adapter.stock_inputs(prompt, ids, self.inputs)
-        with finite_logits(self.model.get_output_embeddings()):
-            written = self.model.generate(**inputs, **options)[0].tolist()
-        prompted = ids.tolist()
-        if written[: len(prompted)] == prompted:  # some models give it back, others do not
-            written = written[len(prompted) :]
-        special = set(self.processor.tokenizer.all_special_ids)
-        return [token for token in written if token not in special]
-
 
 def last_positions(rows: Sequence[Row]) -> Tensor:
     """(..., batch, 1) positions of the rows' last tokens."""
@@ -342,20 +310,6 @@ def finite(logits: Tensor) -> Tensor:
             f"{str(logits.dtype).removeprefix('torch.')}): float16 overflows, use --dtype bfloat16 or float32"
         )
     return logits
-
-
-@contextmanager
-def finite_logits(head: nn.Module) -> Iterator[None]:
-    """Passes through a model's output embeddings end in a ValueError if the logits of the next token are not finite."""
-
-    def check(module, inputs, logits):
-        finite(logits[..., -1, :])
-
-    hook = head.register_forward_hook(check)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def layer_numbers(model: PreTrainedModel, layer: Any = None) -> tuple[int, ...]:

@@ -3,11 +3,8 @@
 `vicrop_qa` is for notebooks; run.py takes a `QuestionBatch` through a whole dataset.
 """
 
-import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,17 +15,15 @@ from adapters import Adapter
 from checkpoints import default_device as default_device  # these are what others import from here
 from checkpoints import default_dtype as default_dtype
 from checkpoints import load_model as load_model
-from checkpoints import local_or_hub, model_module
+from checkpoints import model_module
 from checkpoints import weights_of as weights_of
 from dataset import refuse_other_size
-from files import read_json
-from info import GENERAL_PROMPT, METHODS, MODELS, checkpoint_of, known
+from heads import PER_SAMPLE as PER_SAMPLE
+from heads import heads_of
+from info import GENERAL_PROMPT, METHODS, known
 from layouts import Region
-from localization.analyze import parse_heads
 from methods import CropBaseline, Method, Questions
 from session import ImageSession
-
-PER_SAMPLE = "per_sample"
 
 
 @dataclass
@@ -152,34 +147,3 @@ def vicrop_qa(model_name, method_name, image_path, question, model, processor, s
 def adapter_of(name: str) -> type[Adapter]:
     """The Adapter class of a name of info.MODELS."""
     return model_module(name).ADAPTER
-
-
-def heads_of(name, model_id=None, given=None):
-    """The localization heads that loc_att reads: [(layer, head)], or None for the best ones of each image.
-
-    Args:
-        name, model_id: as for `load_model`.
-        given: "L14H24,L14H13", a file that `localization.pipeline stage=batch_analyze` has written, or PER_SAMPLE.
-            None: those of info.MODELS, if it is that very checkpoint; another one has other heads.
-    """
-    row = MODELS[known(name, MODELS, "model")]
-    if given is None:
-        own = Path(local_or_hub(name)) == Path(local_or_hub(name, model_id))
-        given = row.get("loc_heads", PER_SAMPLE) if own else PER_SAMPLE
-    if given == PER_SAMPLE:
-        return None
-    if Path(given).suffix == ".json" or os.path.isfile(given):  # os.path's takes texts that no file name could be
-        given = heads_of_file(given, {row["id"], checkpoint_of(str(model_id))})
-    return parse_heads(given)
-
-
-def heads_of_file(path, names):
-    """ "L14H24,L14H13" of a file of `batch_analyze`; warns if it is about a checkpoint that is none of these."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path} with localization heads")
-    found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("heads"), str):
-        raise ValueError(f"{path} is no localization_heads.json of localization.pipeline stage=batch_analyze")
-    if checkpoint_of(str(found.get("model"))) not in names:
-        warnings.warn(f"{path} has the heads of {found.get('model')}: another model has other heads", stacklevel=3)
-    return found["heads"]

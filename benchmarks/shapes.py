@@ -21,6 +21,7 @@ import blip_methods
 import llava_methods
 import qwen2_5_methods
 from info import GENERAL_PROMPT
+from processors import ImageTextProcessor
 from tiny.models import Qwen, make_tokenizer
 from vicrop import load_model
 
@@ -74,7 +75,7 @@ def instructblip(text, vision, qformer, **more):
 def qwen2_5_vl(text, vision, **more):
     prompts = [*words(qwen2_5_methods.PROMPT), Qwen.chat_template]
     tokenizer = make_tokenizer(prompts, bos=None, eos="<|im_end|>", pad="<|endoftext|>", **Qwen.marks)
-    processor = qwen2_5_methods.ImageTextProcessor(Qwen2VLImageProcessorPil(), tokenizer, Qwen.chat_template)
+    processor = ImageTextProcessor(Qwen2VLImageProcessorPil(), tokenizer, Qwen.chat_template)
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = Qwen2_5_VLConfig(
         text_config={**text, **ids}, vision_config=vision, image_token_id=tokenizer.image_token_id,

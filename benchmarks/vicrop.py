@@ -30,7 +30,7 @@ from attention import capture_attention, replaced
 from attribution import edge_mask
 from benchmarks.shapes import GROUPS, SHAPES, TINY, build
 from info import GENERAL_PROMPT
-from prefix_cache import PaddedBatch, PrefixStore, Row
+from prefix_cache import PrefixStore, Row
 from session import ImageSession, Read
 from utils import bbox_in_region
 from vicrop import QuestionBatch, model_module
@@ -173,7 +173,7 @@ def whole_pass(session, texts, reading, layers=(), graph=False, images=None):
     rows = [Row(None, call) for call in calls]
     cache, shifts = PrefixStore(session.decoder).begin(rows, len(session.decoder.layers))
     with reading(session, layers, graph) if layers else nullcontext({}) as found:
-        output = cache.extend(session.decoder, PaddedBatch.of(calls))
+        output = cache.extend(session.decoder, calls)
     hidden = output.last_hidden_state if reading is all_softmaxes else output.last_hidden_state[:, -1:]
     v = session.model.get_output_embeddings()(hidden)[:, -1].float().log_softmax(-1).amax(-1)
     return v, found, queries, Read(output, cache, rows, shifts)

@@ -1,14 +1,16 @@
 """Attention of every layer and head to an image's cells, for a phrase: read in a session as ViCrop's maps are."""
 
 import logging
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
 import torch
 
+from attention import frozen_eval
 from attribution import attention
 from info import MODELS, checkpoint_of, known
-from session import ImageSession, layer_numbers
+from session import ImageSession, finite, layer_numbers
 from vicrop import adapter_of, default_device, load_model, weights_of
 
 log = logging.getLogger(__name__)
@@ -107,5 +109,39 @@ class Collector:
     def generate(self, session, prompt):
         """(token ids, text) of an answer, by transformers' own `generate` with the settings' sampling and beams."""
         options = {name: getattr(self.settings, name) for name in ("max_new_tokens", "do_sample", "num_beams")}
-        tokens = session.generate(prompt, **options)
+        tokens = stock_generate(session, prompt, **options)
         return tokens, session.processor.tokenizer.decode(tokens).strip()
+
+
+@frozen_eval
+def stock_generate(session, prompt, **options):
+    """Token ids of an answer about a session's only image by transformers' own `generate`, without special tokens.
+
+    For what a session's answers have not: sampling, beams, another length. It shares nothing with the session.
+
+    Raises:
+        ValueError: logits that are not finite.
+    """
+    ids = session.adapter.tokenize(prompt, [session.layouts[0].num_tokens]).to(session.device)
+    inputs = session.adapter.stock_inputs(prompt, ids, session.inputs)
+    with finite_logits(session.model.get_output_embeddings()):
+        written = session.model.generate(**inputs, **options)[0].tolist()
+    prompted = ids.tolist()
+    if written[: len(prompted)] == prompted:  # some models give it back, others do not
+        written = written[len(prompted) :]
+    special = set(session.processor.tokenizer.all_special_ids)
+    return [token for token in written if token not in special]
+
+
+@contextmanager
+def finite_logits(head):
+    """Passes through a model's output embeddings end in a ValueError if the logits of the next token are not finite."""
+
+    def check(module, inputs, logits):
+        finite(logits[..., -1, :])
+
+    hook = head.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()

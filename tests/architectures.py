@@ -21,7 +21,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import adapters
 from layouts import Layout, raster, whole
-from qwen2_5_methods import ImageTextProcessor, QwenAdapter
+from processors import ImageTextProcessor
+from qwen2_5_methods import QwenAdapter
 from tiny.models import Qwen as TinyQwen
 from tiny.models import make_tokenizer
 

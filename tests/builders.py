@@ -25,7 +25,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from info import GENERAL_PROMPT
 from llava_methods import PROMPT
-from qwen2_5_methods import ImageTextProcessor
+from processors import ImageTextProcessor
 from tiny.models import Qwen as TinyQwen
 from tiny.models import make_tokenizer
 

@@ -17,6 +17,7 @@ from attribution import weighted_attention
 from checkpoints import load_model, weights_of
 from info import METHODS
 from localization import pipeline
+from localization.collector import stock_generate
 from session import ImageSession
 from tools import findings
 from vicrop import model_module, vicrop_qa
@@ -397,7 +398,7 @@ def answers_of(kind, folder):
     return (
         prompt,
         vicrop_qa(kind, "rel_att", photo(), "one?", model, processor, layer=1),
-        session.generate(prompt, max_new_tokens=5, do_sample=False),
+        stock_generate(session, prompt, max_new_tokens=5, do_sample=False),
     )
 
 
@@ -506,8 +507,8 @@ def test_no_answer_comes_from_logits_that_are_not_finite(kind, value):
         lambda: session.answer(prompt),
         lambda: session.answer(prompt, crops=[photo(40, 40)]),
         lambda: weighted_attention(session, prompt, [1]),
-        lambda: session.generate(prompt, max_new_tokens=2, do_sample=False),
-        lambda: session.generate(prompt, max_new_tokens=2, do_sample=False, num_beams=2),
+        lambda: stock_generate(session, prompt, max_new_tokens=2, do_sample=False),
+        lambda: stock_generate(session, prompt, max_new_tokens=2, do_sample=False, num_beams=2),
     ):
         with pytest.raises(ValueError, match=r"logits .* are (NaN|infinite).* --dtype bfloat16 or float32"):
             ask()

@@ -199,8 +199,7 @@ def test_no_mask_of_all_tokens_by_all_tokens_is_kept(odd):
     session.answer(session.adapter.prompt(QUESTIONS[2]))
     calls = [row.rest for row in session._calls.values()] + [prefix.call for prefix in session.store.prefixes]
     for call in calls:
-        masks = call.masks.values() if isinstance(call.masks, dict) else [call.masks]
-        assert all(mask is None or isinstance(mask, MaskRule) for mask in masks)
+        assert all(mask is None or isinstance(mask, MaskRule) for mask in call.masks.values())
 
 
 def test_kept_calls_hold_only_what_is_behind_the_prefix_and_are_bounded(odd, monkeypatch):
@@ -282,7 +281,6 @@ def test_a_quantised_layer_that_drops_gradients_is_refused_by_its_backends_name(
     model, processor = KINDS[kind](layers=3)
     mlp = model.get_decoder().layers[2].mlp
     mlp.down_proj.__class__ = Dropping
-    model.is_quantized = True
     monkeypatch.setattr(model.config, "quantization_config", {"quant_method": "awq"}, raising=False)
     module, adapter = model_module(kind), model_module(kind).ADAPTER(model, processor)
     ask = photo(), adapter.prompt("why?"), adapter.prompt("what?"), model, processor

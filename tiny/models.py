@@ -34,6 +34,7 @@ import llava_methods
 import qwen2_5_methods
 from attention import replaced
 from info import GENERAL_PROMPT
+from processors import ImageTextProcessor
 from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS
 from tiny.towers import trained_clip, turn_into_blip_tower, turn_into_qwen_tower
 
@@ -304,7 +305,7 @@ class Qwen(PackedFamily):
         words = [f"{color}\nyes\nno" for color in COLORS]  # an answer begins without a space
         tokenizer = make_tokenizer(texts + words, bos=None, eos="<|im_end|>", pad="<|endoftext|>", **self.marks)
         image_processor = Qwen2VLImageProcessorPil(size=self.pixels, patch_size=self.patch, merge_size=2)
-        processor = qwen2_5_methods.ImageTextProcessor(image_processor, tokenizer, self.chat_template)
+        processor = ImageTextProcessor(image_processor, tokenizer, self.chat_template)
         vision = {
             "hidden_size": 128, "depth": 4, "num_heads": 4, "intermediate_size": 384, "out_hidden_size": 128,
             "patch_size": self.patch, "spatial_merge_size": 2, "window_size": 64, "fullatt_block_indexes": [1, 3],
