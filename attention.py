@@ -17,8 +17,8 @@ from transformers.masking_utils import sdpa_mask
 
 # Arguments of an attention function that change nothing beside mask and scaling: how to run it, or what masks say.
 KNOWN_ARGUMENTS = {
-    "is_causal", "sliding_window", "position_ids", "cache_position", "use_cache", "output_attentions", "return_dict",
-    "output_hidden_states", "layer_idx", "num_items_in_batch", "seq_idx", "padding_mask", "deterministic",
+    "is_causal", "sliding_window", "position_ids", "cache_position", "use_cache", "return_dict", "output_attentions",
+    "output_hidden_states", "num_items_in_batch",
 }  # fmt: skip
 
 
@@ -68,14 +68,11 @@ def with_implementation(name: str, models: Sequence[PreTrainedModel]) -> Iterato
 
 # ------------------------------------------------------------------------------------------------------------ capture
 class AttentionCapture:
-    """What `capture_attention` found: `captured[module]` is (batch, heads, rows, keys) float32, softmax over keys."""
+    """What `capture_attention` found: `probs[module]` is (batch, heads, rows, keys) float32, softmax over keys."""
 
     def __init__(self, modules: Sequence[nn.Module], graph: bool, stop: bool, leaf: bool):
         self.modules, self.graph, self.stop, self.leaf = list(modules), graph, stop, leaf
         self.probs: dict[nn.Module, Tensor] = {}
-
-    def __getitem__(self, module: nn.Module) -> Tensor:
-        return self.probs[module]
 
     def read(self, module, query, key, value, mask, scaling) -> Tensor | None:
         """Store a module's rows; with a graph, also return the attention output (batch, rows, heads, dim) of them."""
@@ -148,7 +145,7 @@ def capture_attention(
 
         with capture_attention([language_model], [layer.self_attn]) as captured:
             model(...)
-        captured[layer.self_attn]              # (batch, heads, 1, keys) float32
+        captured.probs[layer.self_attn]        # (batch, heads, 1, keys) float32
 
     Args:
         models: the PreTrainedModels that hold the modules; their attention implementation is swapped, and put back on

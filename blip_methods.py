@@ -53,10 +53,9 @@ class BlipAdapter(Adapter):
         if model.config.image_token_id is None:
             raise ValueError("its config has no image_token_index: vicrop.load_model gives it one")
         if not model.config.use_decoder_only_language_model:
-            raise ValueError(
-                f"its language model ({model.config.text_config.model_type}) is an encoder-decoder, as in the Flan-T5 "
-                "checkpoints: maps are read from a decoder-only one, as in Salesforce/instructblip-vicuna-7b"
-            )
+            kind = model.config.text_config.model_type
+            like = "maps are read from a decoder alone, as in Salesforce/instructblip-vicuna-7b"
+            raise ValueError(f"its language model ({kind}) is an encoder-decoder, as Flan-T5 is: {like}")
         crossing_attention(model, options.get("qformer_layer"))
 
     @classmethod

@@ -119,7 +119,7 @@ class DecoderCall:
     def rows_of_masks(self, start: int, stop: int) -> Any:
         """The masks of tokens `start` to `stop`, as the decoder takes them."""
         rows = {kind: mask and mask.rows(start, stop) for kind, mask in self.masks.items()}
-        return rows[None] if None in rows else rows
+        return rows.get(None, rows)
 
     def part(self, start: int, stop: int | None = None) -> "DecoderCall":
         """The same for tokens from number `start` up to `stop` only (default: the last one)."""
@@ -194,11 +194,9 @@ def captured_call(
     """
     kept: dict[str, Any] = {}
 
-    def keep(*arguments, **named):
-        if arguments:
-            raise ValueError(f"{type(model).__name__} calls its decoder with arguments that have no names")
-        kept.update(named)
-        return BaseModelOutputWithPast(last_hidden_state=named["inputs_embeds"][:, -1:])
+    def keep(*, inputs_embeds, **others):  # by name, or nothing would say what an argument is
+        kept.update(others, inputs_embeds=inputs_embeds)
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds[:, -1:])
 
     with with_implementation("deferred", [decoder]), replaced(decoder, "forward", keep):
         model(**inputs, use_cache=True)

@@ -167,7 +167,7 @@ class ImageSession(ImageBatch):
         with self._captured_connector(graph) as captured:
             inputs = {"input_ids": placed[None], **self.adapter.forward_inputs(query.prompt, placed, images)}
             call = captured_call(self.model, self.decoder, inputs, ids, image_at)
-        return replace(call, through=captured[self.adapter.connector[0]]) if self.adapter.connector else call
+        return replace(call, through=captured.probs[self.adapter.connector[0]]) if self.adapter.connector else call
 
     def _captured_connector(self, graph: bool):
         if self.adapter.connector is None:
