@@ -33,28 +33,17 @@ from transformers.utils import logging as transformers_logging
 import utils
 from attention import counted
 from batches import FAILURES, answer_batch, in_batches, prefetched, what_failed
+from checkpoints import default_device, default_dtype, load_model, local_or_hub, model_module, weights_of
 from dataset import check_record, load_task, pick
 from files import ROOT, in_repository
 from graders import first_grader, score
+from heads import PER_SAMPLE, heads_of
 from images import MOST_PIXELS, allow_pixels, refuse_bad_limit
 from info import GENERAL_PROMPT, METHODS, MODELS, OPTIONS, TASKS, known
 from localization.analyze import head_name
 from records import Results, answered
 from session import MAX_NEW_TOKENS, ImageSession
-from vicrop import (
-    PER_SAMPLE,
-    QuestionBatch,
-    adapter_of,
-    build_methods,
-    default_device,
-    default_dtype,
-    heads_of,
-    load_model,
-    local_or_hub,
-    method_of,
-    model_module,
-    weights_of,
-)  # fmt: skip
+from vicrop import QuestionBatch, adapter_of, build_methods, method_of
 from vicrop import vicrop_qa as vicrop_qa  # notebooks import it from here, too
 
 

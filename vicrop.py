@@ -12,13 +12,9 @@ from transformers import PreTrainedModel
 
 import utils
 from adapters import Adapter
-from checkpoints import default_device as default_device  # these are what others import from here
-from checkpoints import default_dtype as default_dtype
-from checkpoints import load_model as load_model
+from checkpoints import load_model as load_model  # notebooks import it from here
 from checkpoints import model_module
-from checkpoints import weights_of as weights_of
 from dataset import refuse_other_size
-from heads import PER_SAMPLE as PER_SAMPLE
 from heads import heads_of
 from info import GENERAL_PROMPT, METHODS, known
 from layouts import Region

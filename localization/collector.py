@@ -9,9 +9,10 @@ import torch
 
 from attention import frozen_eval
 from attribution import attention
+from checkpoints import default_device, load_model, weights_of
 from info import MODELS, checkpoint_of, known
 from session import ImageSession, finite, layer_numbers
-from vicrop import adapter_of, default_device, load_model, weights_of
+from vicrop import adapter_of
 
 log = logging.getLogger(__name__)
 

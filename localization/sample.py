@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from files import in_repository, read_json, write_atomically
+from heads import heads_of
 from images import load_image
 from info import checkpoint_of
 from localization import analyze, bbox, storage, viz
 from localization.collector import Collector
 from pictures import save_figure
-from vicrop import heads_of
 
 log = logging.getLogger("localization")
 

@@ -27,6 +27,7 @@ import run
 from attention import counted
 from attribution import attention as attention_maps
 from batches import FAILURES, what_failed
+from checkpoints import default_device, load_model, model_module
 from dataset import box_of, check_record, load_task, pick
 from files import ROOT, in_repository, write_atomically
 from graders import GRADERS, RIGHT, first_grader
@@ -34,7 +35,7 @@ from images import allow_pixels
 from pictures import bars_figure, curves_figure, save_figure
 from records import Results, answered
 from session import ImageSession, layer_numbers
-from vicrop import QuestionBatch, build_methods, default_device, load_model, method_of, model_module
+from vicrop import QuestionBatch, build_methods, method_of
 
 ROUNDS = 2000  # of the bootstrap
 NO_CROP, TRUE_CROP, MEAN = "no crop", "gt_crop", "mean"

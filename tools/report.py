@@ -150,7 +150,9 @@ def made_again(result, records, place):
 
 def maker_of(result, place):
     """(Method, model, processor, options of its adapter) that a result was made with."""
-    from vicrop import build_methods, heads_of, load_model, local_or_hub, model_module, weights_of
+    from checkpoints import load_model, local_or_hub, model_module, weights_of
+    from heads import heads_of
+    from vicrop import build_methods
 
     made = result.about.get("settings")
     if not made:
