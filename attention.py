@@ -179,9 +179,9 @@ class FrozenModel:
 
     def __init__(self, model: nn.Module):
         self.model, self.modules = model, list(model.modules())
-        self.offloaded = any(hasattr(module, "_hf_hook") for module in self.modules)
-        self.compiled = [module for module in self.modules if getattr(module, "_compiled_call_impl", None) is not None]
-        self.with_deltas = [module for module in self.modules if hasattr(module, "rope_deltas")]
+        self.offloaded = any("_hf_hook" in vars(module) for module in self.modules)
+        self.compiled = [module for module in self.modules if vars(module).get("_compiled_call_impl") is not None]
+        self.with_deltas = [module for module in self.modules if "rope_deltas" in vars(module)]
 
     @contextmanager
     def frozen_eval(self) -> Iterator[None]:

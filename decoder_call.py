@@ -109,7 +109,8 @@ class DecoderCall:
     @property
     def nbytes(self) -> int:
         """Bytes that keeping this call takes."""
-        return self.embeds.nbytes + sum(each.nbytes for each in self.per_token.values())
+        through = () if self.through is None else (self.through,)
+        return sum(each.nbytes for each in (self.embeds, *through, *self.per_token.values()))
 
     @property
     def batchable(self) -> bool:

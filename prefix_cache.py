@@ -181,7 +181,7 @@ class PrefixStore:
         shared: is any call's beginning one that others can share? None before there was a call.
     """
 
-    kept_caches = 4  # so many at most: an instruction-aware model needs one for every question
+    kept_caches, kept_prefixes = 4, 64  # so many at most: an instruction-aware model needs one for every question
 
     def __init__(self, decoder: PreTrainedModel):
         self.decoder, self.shared = decoder, None
@@ -207,7 +207,7 @@ class PrefixStore:
         stop = next((n for n in range(first, min(first + 3, call.length)) if not call.sees_past(n)), None)
         if stop is None:
             return None
-        self.prefixes.append(Prefix(image, call.part(0, stop).owned()))
+        self.prefixes = [*self.prefixes[-self.kept_prefixes :], Prefix(image, call.part(0, stop).owned())]
         return self.prefixes[-1]
 
     def begin(self, rows: Sequence[Row], depth: int) -> tuple[PrefixCache, list[int]]:

@@ -279,7 +279,7 @@ class ImageSession(ImageBatch):
 
     def greedy_decode(self, read: Read) -> list[list[int]]:
         """Token ids per row, greedily, up to an end token: what `generate` gives, with nothing set up anew."""
-        configs = {model.generation_config for model in (self.model, self.adapter.speaker)}
+        configs = [model.generation_config for model in (self.model, self.adapter.speaker)]  # hashing one is slow
         ends = torch.tensor(end_tokens(*configs, tokenizer=self.processor.tokenizer), device=self.device)
         cache, positions = read.cache, last_positions(read.rows)
         tokens = self.logits(read).argmax(-1, keepdim=True).to(self.device)  # (batch, 1)
