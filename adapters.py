@@ -79,7 +79,7 @@ class Adapter:
         self.check(model, **options)
         self.model, self.processor = model, processor
         self.given = {**self.options, **options}
-        self.bbox_size = getattr(model.config.vision_config, "image_size", None)
+        self.bbox_size = getattr(getattr(model.config, "vision_config", None), "image_size", None)
 
     @classmethod
     def check(cls, model: PreTrainedModel, **options: Any) -> None:
@@ -87,22 +87,9 @@ class Adapter:
         for name, value in options.items():
             if name not in cls.options:
                 raise ValueError(f"{cls.__name__} has no option {name!r}: it has {', '.join(cls.options)}")
-            choices = OPTIONS[name].get("choices", (value,))
+            choices = OPTIONS.get(name, {}).get("choices", (value,))
             if value not in choices:
                 raise ValueError(f"{name} is one of {choices}, not {value!r}")
-
-    @classmethod
-    def prepare(cls, model: PreTrainedModel, processor: Any) -> None:
-        """A checkpoint has been loaded: what its config leaves open is filled in, if that can be done.
-
-        Raises:
-            ValueError: its model and its processor do not fit together.
-        """
-        image, own = processor.image_token, model.config.image_token_id
-        token = processor.tokenizer.convert_tokens_to_ids(image)
-        if token != own:
-            raise ValueError(f"{image} is token {own} by its config.json, and {token} by its tokenizer")
-        refuse_token_without_row(model, image)
 
     # -- the model's parts
     @property
@@ -124,7 +111,7 @@ class Adapter:
     # -- text
     def prompt(self, question: str) -> str:
         """The whole prompt of a question about one image: the family's template, filled in."""
-        return self.constant("PROMPT").format(question=question)
+        return family_constant(type(self), "PROMPT").format(question=question)
 
     def phrase(self, text: str) -> str:
         """A prompt of an image and a text, without roles or instructions."""
@@ -211,20 +198,15 @@ class Adapter:
     @classmethod
     def default_layer(cls, model: PreTrainedModel) -> int:
         """The layer to read where none is given: the checkpoint's `config.att_layer`, else the family's constant."""
-        return getattr(model.config, "att_layer", cls.constant(cls.layer_constant))
-
-    @classmethod
-    def constant(cls, name: str) -> Any:
-        """A constant of the module that the adapter is written in, as it is now: changing one changes what is read."""
-        modules = (sys.modules[kind.__module__] for kind in cls.__mro__)
-        return next(getattr(module, name) for module in modules if hasattr(module, name))
+        own = getattr(model.config, "att_layer", None)
+        return family_constant(cls, cls.layer_constant) if own is None else own
 
 
-def refuse_token_without_row(model: PreTrainedModel, image: str) -> None:
-    """ValueError if the token that stands for an image has no embedding."""
-    own, rows = model.config.image_token_id, len(model.get_input_embeddings().weight)
-    if not 0 <= own < rows:
-        raise ValueError(f"{image} is token {own}, and its model has embeddings of tokens 0 to {rows - 1}")
+def family_constant(adapter: type[Adapter], name: str) -> Any:
+    """A constant of the module that an adapter is written in, as it is now: changing one changes what is read."""
+    modules = [sys.modules[kind.__module__] for kind in adapter.__mro__]
+    owner = next((module for module in modules if hasattr(module, name)), modules[0])
+    return getattr(owner, name)
 
 
 def _by_image(values: Any, count: int) -> list[Tensor]:

@@ -54,7 +54,14 @@ def counted(module: nn.Module) -> Iterator[list]:
 
 @contextmanager
 def with_implementation(name: str, models: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """These models run a registered attention function for the moment. Their configs say which one."""
+    """These models run a registered attention function for the moment. Their configs say which one.
+
+    Raises:
+        ValueError: a model computes attention by itself, whatever its config says.
+    """
+    for model in models:
+        if not model._can_set_attn_implementation():
+            raise ValueError(f"the attention of {type(model).__name__} cannot be read: it has no attention interface")
     configs = {id(model.config): model.config for model in models}.values()
     found = [config._attn_implementation_internal for config in configs]
     for config in configs:
@@ -180,8 +187,6 @@ class FrozenModel:
     def __init__(self, model: nn.Module):
         self.model, self.modules = model, list(model.modules())
         self.offloaded = any("_hf_hook" in vars(module) for module in self.modules)
-        self.compiled = [module for module in self.modules if vars(module).get("_compiled_call_impl") is not None]
-        self.with_deltas = [module for module in self.modules if "rope_deltas" in vars(module)]
 
     @contextmanager
     def frozen_eval(self) -> Iterator[None]:
@@ -192,8 +197,11 @@ class FrozenModel:
         changes = [(module, "training", False) for module in self.modules if module.training]
         weights = [weight for module in self.modules for weight in module._parameters.values() if weight is not None]
         changes += [(weight, "requires_grad", False) for weight in weights if weight.requires_grad]
-        changes += [(module, "_compiled_call_impl", None) for module in self.compiled]
-        changes += [(module, "rope_deltas", module.rope_deltas) for module in self.with_deltas]
+        for module in self.modules:
+            if vars(module).get("_compiled_call_impl") is not None:
+                changes.append((module, "_compiled_call_impl", None))
+            if "rope_deltas" in vars(module):
+                changes.append((module, "rope_deltas", module.rope_deltas))
         found = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
         for owner, name, value in changes:
             setattr(owner, name, value)
@@ -216,7 +224,8 @@ class FrozenModel:
 
         def check(module, inputs, output):
             wanted = any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
-            if wanted and isinstance(output, Tensor) and not output.requires_grad:
+            floating = isinstance(output, Tensor) and output.is_floating_point()
+            if wanted and floating and not output.requires_grad:
                 name = f"{type(module).__name__} of a model quantised by {getattr(backend, 'value', backend)}"
                 raise ValueError(f"{name} hands no gradient on: use rel_att or loc_att, or other weights")
 

@@ -59,9 +59,8 @@ def _on_top(session: ImageSession, queries: list[Query], rows: list[Row], layers
     """
     before = [row.rest.part(row.rest.start, row.rest.length - 1) for row in rows]
     cache, shifts = session.store.begin(rows, len(session.decoder.layers))
-    with session.capture(()):
-        if cache.pending or any(part.tokens for part in before):
-            cache.extend(session.decoder, before)
+    if cache.pending or any(part.tokens for part in before):
+        cache.extend(session.decoder, before)
     last = [row.rest.part(row.rest.length - 1) for row in rows]
     with torch.enable_grad(), session.capture(layers, graph=True) as captured:
         read = Read(cache.extend(session.decoder, last), cache, rows, shifts)
@@ -109,8 +108,7 @@ def pixel_gradients(session: ImageSession, prompts: Sequence[str]) -> list[Tenso
         for prompt in prompts:
             row = store.row(0, session.decoder_call(Query(0, prompt), [image]))
             cache, shifts = store.begin([row], len(session.decoder.layers))
-            with session.capture(()):
-                read = Read(cache.extend(session.decoder, [row.rest]), cache, [row], shifts)
+            read = Read(cache.extend(session.decoder, [row.rest]), cache, [row], shifts)
             v = confidence(session, read).sum()
             gradient = torch.autograd.grad(v, pixels, retain_graph=True)[0]
             canvas = session.adapter.canvas(gradient.float(), session.inputs, layout)

@@ -8,17 +8,21 @@ import torch
 from transformers import InstructBlipForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from adapters import Adapter, ImageFeatures, refuse_token_without_row
+import processors
+from adapters import Adapter, ImageFeatures
 from attention import brought_in, replaced
 from layouts import Layout, raster, whole
 from methods import family_methods
-from processors import load_qformer_processor, place_token
 from session import valid_layer
 
 QFORMER_LAYER = 2  # counts the layers that have cross-attention: every second one, so layer 4 of the Q-Former
 LM_LAYER = 15
 PROMPT = "Question: {question} Short answer:"
-MODEL_CLASS, load_processor = InstructBlipForConditionalGeneration, load_qformer_processor
+MODEL_CLASS, load_processor, prepare = (
+    InstructBlipForConditionalGeneration,
+    processors.load_qformer_processor,
+    processors.prepare_qformer,
+)
 
 
 def crossing_attention(model, layer=None):
@@ -57,13 +61,6 @@ class BlipAdapter(Adapter):
             like = "maps are read from a decoder alone, as in Salesforce/instructblip-vicuna-7b"
             raise ValueError(f"its language model ({kind}) is an encoder-decoder, as Flan-T5 is: {like}")
         crossing_attention(model, options.get("qformer_layer"))
-
-    @classmethod
-    def prepare(cls, model, processor):
-        if model.config.image_token_id is None:
-            rows = len(model.get_input_embeddings().weight)
-            model.config.image_token_index = place_token(processor.tokenizer, rows)
-        refuse_token_without_row(model, "<image>")
 
     @property
     def vision(self):

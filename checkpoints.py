@@ -111,7 +111,7 @@ def load_model(name, model_id=None, device=None, dtype=None, device_map=None, re
     if packed and getattr(model, "hf_quantizer", None) is None:
         raise ValueError(f"{shown} is quantised in a way that transformers does not know: {packed}")
     with in_a_sentence(shown, source):
-        module.ADAPTER.prepare(model.eval(), processor)
+        module.prepare(model.eval(), processor)
     return model, processor
 
 

@@ -23,7 +23,7 @@ from attention import replaced, with_implementation
 
 BLOCK = 1024  # rows of a mask that are made at once, to be looked at
 # What a decoder is handed that says how to run it, not what to read.
-SWITCHES = ("input_ids", "past_key_values", "cache_position", "use_cache", "labels", "return_dict",
+SWITCHES = ("past_key_values", "cache_position", "use_cache", "labels", "return_dict",
             "output_attentions", "output_hidden_states")  # fmt: skip
 
 
@@ -45,8 +45,9 @@ class MaskRule:
         return any(bool(self.make(q_length=min(BLOCK, stop - at), q_offset=at, **later).any()) for at in starts)
 
 
-def _rule(batch_size: int, device: Any, mask_function: Callable, **options: Any) -> MaskRule:
+def _rule(batch_size: int, device: Any, mask_function: Callable, attention_mask=None, **options: Any) -> MaskRule:
     """The mask function of "deferred": it keeps how a mask is made, and makes none."""
+    _kept_mask(attention_mask)
     kept = {name: options[name] for name in ("allow_is_causal_skip", "local_size", "use_vmap") if name in options}
     return MaskRule(partial(sdpa_mask, batch_size=1, mask_function=mask_function, device=device, **kept))
 
@@ -82,7 +83,7 @@ class DecoderCall:
         deepstack: ((1, T - start) bool, [(visual tokens, dim)]): features that are added in layers, or None.
         per_token: {name: (1, T - start, ...)} further arguments with a value for each token.
         constants: {name: value} further arguments.
-        through: attention of a connector's tokens to the image (heads, N, patches), where a connector is in between.
+        through: attention of a connector's tokens to the patches of each image (images, heads, N, patches), if any.
     """
 
     ids: Tensor
@@ -109,8 +110,8 @@ class DecoderCall:
     @property
     def nbytes(self) -> int:
         """Bytes that keeping this call takes."""
-        through = () if self.through is None else (self.through,)
-        return sum(each.nbytes for each in (self.embeds, *through, *self.per_token.values()))
+        through, deepstack = [] if self.through is None else [self.through], self.deepstack[1] if self.deepstack else []
+        return sum(each.nbytes for each in (self.embeds, *through, *deepstack, *self.per_token.values()))
 
     @property
     def batchable(self) -> bool:
@@ -139,8 +140,11 @@ class DecoderCall:
 
     def owned(self) -> "DecoderCall":
         """The same, holding no more memory than its own tokens need."""
-        cut = {name: value.clone() for name, value in self.per_token.items()}
-        return replace(self, embeds=self.embeds.clone(), positions=self.positions.clone(), per_token=cut)
+        cut, deepstack = {name: value.clone() for name, value in self.per_token.items()}, self.deepstack
+        if deepstack is not None:
+            deepstack = deepstack[0].clone(), [each.clone() for each in deepstack[1]]
+        embeds, positions = self.embeds.clone(), self.positions.clone()
+        return replace(self, embeds=embeds, positions=positions, per_token=cut, deepstack=deepstack)
 
     def sees_past(self, stop: int) -> bool:
         """Does any of the first `stop` tokens see a later one? Then they cannot be read without it."""

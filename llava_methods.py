@@ -5,6 +5,7 @@ To add a family of your own, write a module like this one and name it in adapter
 
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+import processors
 from adapters import Adapter
 from layouts import Layout, center_crop_region, raster, square_region, whole
 from methods import family_methods
@@ -13,6 +14,7 @@ from utils import pad_to_square
 ATT_LAYER = 14
 PROMPT = "<image>\nUSER: {question} Answer the question using a single word or phrase.\nASSISTANT:"
 MODEL_CLASS, load_processor = LlavaForConditionalGeneration, AutoProcessor.from_pretrained
+prepare = processors.prepare
 
 
 class LlavaAdapter(Adapter):

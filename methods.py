@@ -18,7 +18,7 @@ from attribution import attention, edge_mask, pixel_gradients, weighted_attentio
 from layouts import Region, whole
 from localization.analyze import Criteria, greedy, parse_heads, valid_heads
 from localization.bbox import heads_map
-from session import SESSION_IMAGES, ImageSession, layer_numbers
+from session import SESSION_IMAGES, ImageSession, layer_numbers, valid_layer
 
 
 # ------------------------------------------------------------------------------------------------------------ formulas
@@ -71,8 +71,8 @@ def localization_attention(session: ImageSession, prompts, general_prompt: str, 
     maps = []
     for found in attention(session, prompts, layers, of):
         found = found.cpu().numpy()  # (layers, heads, h, w)
-        chosen = greedy(Criteria().measure(found), Criteria()) if heads is None else heads
-        picked = np.stack([found[layers.index(layer), head] for layer, head in chosen])
+        given = None if heads is None else [(layers.index(layer), head) for layer, head in heads]
+        picked = np.stack([found[place] for place in given or greedy(Criteria().measure(found), Criteria())])
         maps.append(torch.from_numpy(heads_map(picked)).float())
     return maps
 
@@ -198,6 +198,8 @@ class MapMethod(Method):
             text = model.config.get_text_config()
             heads = parse_heads(heads) if isinstance(heads, str) else heads
             heads = valid_heads(heads, text.num_hidden_layers, text.num_attention_heads)
+            for layer, _ in heads:
+                valid_layer(layer, layer_numbers(model, "mean"), "this model")
         bound = copy.copy(self)
         bound.layer, bound.heads = layer, heads
         bound.layers(model)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
+from attention import with_implementation
 from decoder_call import DecoderCall, arguments_of
 
 
@@ -139,14 +140,17 @@ class PrefixCache:
         batch = PaddedBatch.of(list(rows))
         self.real, self.padded, self.pending = torch.cat([self.real, batch.real], 1), self.padded or batch.padded, []
         mask = {"attention_mask": self.real.long()} if self.padded else {}
-        return decoder(**batch.arguments | mask, past_key_values=self.cache, use_cache=True)
+        with with_implementation("captured", [decoder]):  # masks are made for it, however the model was loaded
+            return decoder(**batch.arguments | mask, past_key_values=self.cache, use_cache=True)
 
 
 def _forked(layer, slots, rows):
     """A layer of a cache that goes on by itself from some rows (None: all) of the first so many slots."""
-    twin = copy.copy(layer)  # keys and values are shared until they grow; recurrent states are replaced, not changed
-    states = {name: dict(value) for name, value in vars(layer).items() if isinstance(value, dict)}
-    twin.__dict__.update(states)
+    twin = copy.copy(layer)  # keys and values are shared until they grow; recurrent states are changed in place
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):  # states, and what is known of them, by number
+            own = {key: each.clone() if isinstance(each, Tensor) else each for key, each in value.items()}
+            setattr(twin, name, own)
     if isinstance(layer, DynamicLayer) and layer.is_initialized and layer.keys is not None:
         keys, values = (each[:, :, :slots] for each in (layer.keys, layer.values))
         twin.keys, twin.values = (keys, values) if rows is None else (keys[rows], values[rows])
@@ -177,14 +181,14 @@ class Row(NamedTuple):
 class PrefixStore:
     """Prefixes that a decoder has read, for all calls that begin alike. What does not begin alike is read anew.
 
-    Attributes:
-        shared: is any call's beginning one that others can share? None before there was a call.
+    Args:
+        images: how many images the calls are about; so many caches are kept, and a few for questions of one image.
     """
 
-    kept_caches, kept_prefixes = 4, 64  # so many at most: an instruction-aware model needs one for every question
+    kept_caches, kept_prefixes = 3, 64
 
-    def __init__(self, decoder: PreTrainedModel):
-        self.decoder, self.shared = decoder, None
+    def __init__(self, decoder: PreTrainedModel, images: int = 1):
+        self.decoder, self.kept_caches = decoder, self.kept_caches + images
         layers = DynamicCache(config=decoder.config).layers
         # May padding stand between a row's tokens? Not in a sliding window, and not where states advance on it. May a
         # pass end before the last layer? Not where later layers have states that would miss it.
@@ -192,23 +196,27 @@ class PrefixStore:
         self.can_stop = not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
         self.prefixes: list[Prefix] = []
         self.caches: list[tuple[list[Prefix], PrefixCache]] = []
+        self.beginnings: list[int | None] = []  # the image of each beginning that was new; None where it had no end
+
+    @property
+    def shared(self) -> bool | None:
+        """Do all calls about an image continue from one prefix? None before there was a call."""
+        new = self.beginnings
+        return len(set(new) - {None}) == len(new) if new else None
 
     def row(self, image: int, call: DecoderCall) -> Row:
         """A call as a Row; the image's tokens and what must go with them are its prefix."""
-        prefix = self._prefix_of(image, call)
-        self.shared = self.shared is not False and prefix is not None
-        return Row(prefix, call if prefix is None else call.part(prefix.stop))
-
-    def _prefix_of(self, image: int, call: DecoderCall) -> Prefix | None:
         for prefix in self.prefixes:
             if prefix.image == image and call.begins_like(prefix.call, prefix.stop):
-                return prefix
+                return Row(prefix, call.part(prefix.stop))
         first = int(call.image_at[-1]) + 1  # a closing mark may belong to a block of tokens that see each other
         stop = next((n for n in range(first, min(first + 3, call.length)) if not call.sees_past(n)), None)
+        self.beginnings.append(None if stop is None else image)
         if stop is None:
-            return None
-        self.prefixes = [*self.prefixes[-self.kept_prefixes :], Prefix(image, call.part(0, stop).owned())]
-        return self.prefixes[-1]
+            return Row(None, call)
+        prefix = Prefix(image, call.part(0, stop).owned())
+        self.prefixes = [*self.prefixes[-self.kept_prefixes :], prefix]
+        return Row(prefix, call.part(stop))
 
     def begin(self, rows: Sequence[Row], depth: int) -> tuple[PrefixCache, list[int]]:
         """(a cache that holds the rows' prefixes or has them pending, for each row what a token's number lacks to its
@@ -222,24 +230,24 @@ class PrefixStore:
             real = torch.ones(len(rows), 0, dtype=torch.bool, device=device)
             return PrefixCache(new_cache(self.decoder), real, False), [width - row.rest.length for row in rows]
         wanted = list(dict.fromkeys(row.prefix for row in rows))
-        held, cache = next(((held, cache) for held, cache in self.caches
+        held, cache = next(((held, cache) for held, cache in reversed(self.caches)
                             if set(wanted) <= set(held) and cache.covers_layers(depth)), (wanted, None))  # fmt: skip
         if cache is None:
-            cache = self._unread(wanted)
             calls = [prefix.call for prefix in wanted]
+            batch = PaddedBatch.of([[call] for call in calls])
+            cache = PrefixCache(new_cache(self.decoder), batch.real, batch.padded)
             begun = PrefixCache(cache.cache, cache.real[:, :0], False, calls)
             if len(wanted) == len(rows) and cache.can_be_cut() and all(call.batchable for call in calls):
                 # Each row has a prefix of its own: it is read together with what the row reads on.
+                self._keep(wanted, cache)
                 return begun, [cache.slots - row.prefix.stop for row in rows]
             begun.pending = []
-            begun.extend(self.decoder, calls)
+            begun.extend(self.decoder, calls)  # only then is it kept: a pass that failed leaves states that look whole
+        self._keep(held, cache)
         forked = cache.fork([held.index(row.prefix) for row in rows])
         return forked, [cache.slots - row.prefix.stop for row in rows]
 
-    def _unread(self, prefixes: list[Prefix]) -> PrefixCache:
-        """The cache that will hold these prefixes once they are read; it is kept."""
-        batch = PaddedBatch.of([[prefix.call] for prefix in prefixes])
-        cache = PrefixCache(new_cache(self.decoder), batch.real, batch.padded)
-        others = [(held, each) for held, each in self.caches if not set(held) <= set(prefixes)]
-        self.caches = [*others[-(self.kept_caches - 1) :], (prefixes, cache)]
-        return cache
+    def _keep(self, held: list[Prefix], cache: PrefixCache) -> None:
+        """As the one that was used last; those that hold nothing else go, and the ones that were not used for long."""
+        others = [pair for pair in self.caches if pair[1] is not cache and not set(pair[0]) <= set(held)]
+        self.caches = [*others[-(self.kept_caches - 1) :], (held, cache)]

@@ -1,11 +1,39 @@
-"""Processors, loaded with what transformers leaves out or cannot load without torchvision."""
+"""Processors, loaded with what transformers leaves out or cannot load without torchvision; and do they fit the model?
+
+`prepare` is called once for a checkpoint that has been loaded: what its config leaves open is filled in, if that can be
+done, and what does not fit together is refused by a ValueError.
+"""
 
 from pathlib import Path
 
 from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin, Qwen2_5_VLProcessor
 
 
+def prepare(model, processor):
+    """The image token of processor and model is the same, and has an embedding."""
+    image, own = processor.image_token, model.config.image_token_id
+    token = processor.tokenizer.convert_tokens_to_ids(image)
+    if token != own:
+        raise ValueError(f"{image} is token {own} by its config.json, and {token} by its tokenizer")
+    refuse_token_without_row(model, image)
+
+
+def refuse_token_without_row(model, image):
+    """ValueError if the token that stands for an image has no embedding."""
+    own, rows = model.config.image_token_id, len(model.get_input_embeddings().weight)
+    if not 0 <= own < rows:
+        raise ValueError(f"{image} is token {own}, and its model has embeddings of tokens 0 to {rows - 1}")
+
+
 # ------------------------------------------------------------------------------------------------------- InstructBLIP
+def prepare_qformer(model, processor):
+    """A config from before `image_token_index` gets one."""
+    if model.config.image_token_id is None:
+        rows = len(model.get_input_embeddings().weight)
+        model.config.image_token_index = place_token(processor.tokenizer, rows)
+    refuse_token_without_row(model, "<image>")
+
+
 def load_qformer_processor(source, **where):
     """The processor of a folder or a hub id.
 
@@ -60,3 +88,22 @@ def load_qwen_processor(source, **where):
     processor = ImageTextProcessor.from_pretrained(source, **where)
     processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
     return processor
+
+
+def chat_prompt(processor, text):
+    """The chat template of a checkpoint, filled in for a user's text about one image."""
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def prepare_qwen(model, processor):
+    """There is a chat template, and it places an image and a text once."""
+    prepare(model, processor)
+    if not processor.chat_template:
+        raise ValueError("it has no chat template, neither chat_template.jinja nor one in tokenizer_config.json")
+    text = "what is it?"
+    prompt = chat_prompt(processor, text)
+    for part in ("<|vision_start|><|image_pad|><|vision_end|>", processor.image_token, text):
+        if prompt.count(part) != 1:
+            raise ValueError(f"its chat template writes {part} {prompt.count(part)} times for an image and a text")

@@ -6,25 +6,21 @@ An image keeps its aspect ratio, so grids vary; 2 x 2 patches become one token; 
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+import processors
 from adapters import Adapter
 from layouts import Layout, thw, unpatchify, whole
 from methods import family_methods
-from processors import ImageTextProcessor as ImageTextProcessor
-from processors import load_qwen_processor
+from processors import ImageTextProcessor as ImageTextProcessor  # saved and built by this name
 from utils import multiple_size, pixel_range, resize_to_multiple
 
 ATT_LAYER = 22
 BBOX_SIZE = 224
 PROMPT = "{question} Answer the question using a single word or phrase."
-MODEL_CLASS, load_processor = Qwen2_5_VLForConditionalGeneration, load_qwen_processor
-
-
-def chat_prompt(processor, text):
-    """The chat template of a checkpoint, filled in for a user's text about one image."""
-    content = [{"type": "image"}, {"type": "text", "text": text}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+MODEL_CLASS, load_processor, prepare = (
+    Qwen2_5_VLForConditionalGeneration,
+    processors.load_qwen_processor,
+    processors.prepare_qwen,
+)
 
 
 class QwenAdapter(Adapter):
@@ -53,17 +49,6 @@ class QwenAdapter(Adapter):
         if low < 1 or (high is not None and high < low):
             raise ValueError(f"min_pixels is at least 1, not {low}, and max_pixels at least min_pixels, not {high}")
 
-    @classmethod
-    def prepare(cls, model, processor):
-        super().prepare(model, processor)
-        if not processor.chat_template:
-            raise ValueError("it has no chat template, neither chat_template.jinja nor one in tokenizer_config.json")
-        text = PROMPT.format(question="what is it?")
-        prompt = chat_prompt(processor, text)
-        for part in (cls.image_placeholder, processor.image_token, text):
-            if prompt.count(part) != 1:
-                raise ValueError(f"its chat template writes {part} {prompt.count(part)} times for an image and a text")
-
     @property
     def vision(self):
         return self.model.model.visual
@@ -85,11 +70,11 @@ class QwenAdapter(Adapter):
         return {"pixel_values": patches, "image_grid_thw": inputs["image_grid_thw"][number : number + 1]}
 
     def prompt(self, question):
-        return chat_prompt(self.processor, super().prompt(question))
+        return processors.chat_prompt(self.processor, super().prompt(question))
 
     def tokenize(self, prompt, counts):
         if self.processor.image_token not in prompt:
-            prompt = chat_prompt(self.processor, prompt)
+            prompt = processors.chat_prompt(self.processor, prompt)
         return super().tokenize(prompt, counts)
 
     def rope_inputs(self, ids, grids):

@@ -232,12 +232,13 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
         bar: told after each batch; stopped: ends the work after the present batch once there is something in it.
     """
     model, processor, methods = loaded
-    folder, options, sessions = in_repository(args.image_path), adapter_options(args), deque(maxlen=2)
+    folder, options, sessions, read = in_repository(args.image_path), adapter_options(args), deque(maxlen=2), {}
 
     @lru_cache(maxsize=2)  # records come in image order, and one batch is made ahead
     def session_of_images(paths):
         session = ImageSession(paths, model, processor, **options)
         session.inputs  # noqa: B018 (made here, in the loading thread)
+        note_how_read(read, list(sessions))
         sessions.append(session)
         return session
 
@@ -249,6 +250,7 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
 
     def alone(record):
         session_of_images.cache_clear()  # the memory may be needed that a batch has left behind
+        note_how_read(read, list(sessions))
         sessions.clear()
         clear_device_cache(garbage_collection=True)
         return session_of([record])
@@ -268,17 +270,19 @@ def answer_records(args, records, loaded, results, done, bar, stopped):
                     att_map = fields.pop("map", None)
                     results[method].append(answered(record, fields), att_map if args.save_maps else None)
                 spent = {"seconds": round(time.perf_counter() - began, 3), "forwards": len(passes)}
-                results[method].note(**spent, **how_it_was_read(sessions))
+                results[method].note(**spent, **note_how_read(read, list(sessions)))
             bar.update()
             if stopped:
                 return
 
 
-def how_it_was_read(sessions):
-    """Whether questions shared their image's prefix, and went through the model together, for NAME.meta.json."""
-    told = {"prefix_shared": [each.store.shared for each in sessions], "batched": [each.batched for each in sessions]}
-    known_ones = {name: [each for each in values if each is not None] for name, values in told.items()}
-    return {name: all(values) for name, values in known_ones.items() if values}
+def note_how_read(read, sessions):
+    """Add to {"prefix_shared", "batched"}, for NAME.meta.json, what sessions tell: each is true if it always was."""
+    for session in sessions:
+        for name, value in (("prefix_shared", session.store.shared), ("batched", session.batched)):
+            if value is not None:
+                read[name] = read.get(name, True) and value
+    return read
 
 
 def whereabouts(model, batch_size):

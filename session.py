@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adapters import EncodedImage, adapter_class
-from attention import FrozenModel, capture_attention, device_of, frozen_eval, replaced
+from attention import FrozenModel, capture_attention, device_of, frozen_eval, replaced, with_implementation
 from decoder_call import DecoderCall, captured_call
 from layouts import Layout
 from prefix_cache import PrefixCache, PrefixStore, Row
@@ -114,7 +114,7 @@ class ImageSession(ImageBatch):
         super().__init__(images, model, processor, **options)
         self.decoder, self.device = self.model.get_decoder(), device_of(self.model.get_input_embeddings())
         self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
-        self.store, self.batched = PrefixStore(self.decoder), None
+        self.store, self.batched = PrefixStore(self.decoder, len(self.images)), None
         self.rows: dict[tuple[Query, int], Tensor] = {}  # (query, layer) -> its map (heads, h, w), once it was read
         self._calls: OrderedDict[Query, Row] = OrderedDict()
         self._tiles: dict[int, tuple] = {}
@@ -199,8 +199,10 @@ class ImageSession(ImageBatch):
     def batches(self, queries: list[Query], rows: list[Row]) -> Iterator[tuple[list[Query], list[Row]]]:
         """As many queries with their Rows as may go through the decoder together."""
         if len(rows) > 1:
-            alike = len({row.prefix is None for row in rows}) == 1
-            self.batched = alike and self.store.takes_padding and all(row.rest.batchable for row in rows)
+            alike = all((row.prefix is None, row.rest.constants) == (rows[0].prefix is None, rows[0].rest.constants)
+                        for row in rows)  # fmt: skip
+            fits = alike and self.store.takes_padding and all(row.rest.batchable for row in rows)
+            self.batched = self.batched is not False and fits
         size = len(rows) if self.batched else 1
         for start in range(0, len(rows), size or 1):
             yield queries[start : start + size], rows[start : start + size]
@@ -221,7 +223,7 @@ class ImageSession(ImageBatch):
         return Read(output, cache, rows, shifts), captured.probs
 
     def capture(self, layers: Sequence[int], **how: bool):
-        """`capture_attention` of some layers; also of none the decoder runs an attention that keeps to its masks."""
+        """`capture_attention` of some of the decoder's layers."""
         return capture_attention([self.decoder], [self.attention_modules[layer] for layer in layers], **how)
 
     def logits(self, read: Read) -> Tensor:
@@ -239,7 +241,7 @@ class ImageSession(ImageBatch):
         """[(layers, heads, h, w)] per query from {module: (batch, heads, rows, keys)}, of each the last row.
 
         Args:
-            through: per query what stands for the connector's attention (heads, tokens, patches).
+            through: per query what stands for the connector's attention (images, heads, tokens, patches).
         """
         found = torch.stack([found[self.attention_modules[layer]][:, :, -1].to(self.device) for layer in layers], 1)
         through, maps = through or [row.rest.through for row in read.rows], []
@@ -265,8 +267,10 @@ class ImageSession(ImageBatch):
             crops: one more image per prompt (PIL), appended after the first; None asks about the images alone.
             layers: layers whose attention will be asked for: read off this answer's own prefill.
         Raises:
-            ValueError: the model's logits are not finite.
+            ValueError: the model's logits are not finite; layers of a prompt that also shows a crop.
         """
+        if crops and layers:
+            raise ValueError("maps are those of the image alone: ask for layers without crops")
         queries = self.queries(prompts, of)
         rows = self.rows_with_crops(queries, crops) if crops else [self.row(query) for query in queries]
         tokens = []
@@ -284,7 +288,7 @@ class ImageSession(ImageBatch):
         cache, positions = read.cache, last_positions(read.rows)
         tokens = self.logits(read).argmax(-1, keepdim=True).to(self.device)  # (batch, 1)
         answers, real = tokens, cache.real
-        with self.capture(()):
+        with with_implementation("captured", [self.decoder]):
             while answers.shape[1] < MAX_NEW_TOKENS and not torch.isin(answers, ends).any(1).all():
                 positions = positions + 1  # (..., batch, 1)
                 real = torch.cat([real, real.new_ones(len(real), 1)], 1) if cache.padded else real

@@ -93,7 +93,10 @@ class Collector:
             said = tuple(tokens[:1])
             if not tokens:
                 log.warning("%s: nothing was generated for %r, so its last token is read", image_file, query)
-        (maps,) = attention(session, [prompt], layer_numbers(session.model, "mean"), forced=[said])
+        numbers = layer_numbers(session.model, "mean")
+        if numbers != tuple(range(len(numbers))):  # heads are named by the place of their layer
+            raise ValueError(f"heads are named in models with attention in every layer, not in {numbers} only")
+        (maps,) = attention(session, [prompt], numbers, forced=[said])
         layers, heads, h, w = maps.shape
         attn = maps.reshape(layers, heads, 1, h * w).cpu().numpy()
         broken = np.count_nonzero(~np.isfinite(attn))

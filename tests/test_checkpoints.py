@@ -18,6 +18,7 @@ from checkpoints import load_model, weights_of
 from info import METHODS
 from localization import pipeline
 from localization.collector import stock_generate
+from processors import place_token
 from session import ImageSession
 from tools import findings
 from vicrop import model_module, vicrop_qa
@@ -437,12 +438,12 @@ class Words:
 def test_the_image_takes_the_place_of_a_token_that_no_prompt_holds(rows, more, found):
     ids = {"<unk>": 0, "<s>": 1, "</s>": 2, "word": 3} | more
     tokenizer = Words(ids, [0, 1, 2, *more.values()], pad=more.get("<pad>"), unk=0, bos=1)
-    assert blip_methods.place_token(tokenizer, rows) == found
+    assert place_token(tokenizer, rows) == found
 
 
 def test_where_no_token_is_free_for_the_image_it_is_said():
     with pytest.raises(ValueError, match="no token is free"):
-        blip_methods.place_token(Words({"<unk>": 0, "<s>": 1, "word": 2}, [0, 1], unk=0, bos=1), 3)
+        place_token(Words({"<unk>": 0, "<s>": 1, "word": 2}, [0, 1], unk=0, bos=1), 3)
 
 
 TEMPLATES = {

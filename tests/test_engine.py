@@ -13,10 +13,11 @@ from test_models import relative_error, state_of
 
 import adapters
 import attention
+import prefix_cache
 import session as session_module
 from attribution import attention as attention_maps
 from attribution import weighted_attention
-from decoder_call import MaskRule
+from localization.bbox import smoothed
 from session import ImageSession, layer_numbers
 from vicrop import model_module
 
@@ -26,21 +27,21 @@ QUESTIONS = ["what number is on the red sign?", "why?", "is there a blue sign in
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     """The adapters of these tests, registered as a user's own would be."""
-    module = types.ModuleType("adapters_of_tests")
     for kind, adapter in ADAPTERS.items():
-        setattr(module, kind, types.ModuleType(kind))
-        sys.modules[f"adapters_of_tests.{kind}"] = types.SimpleNamespace(ADAPTER=adapter)
-        adapters.REGISTRY[kind] = f"adapters_of_tests.{kind}"
-    sys.modules["adapters_of_tests"] = module
+        sys.modules[f"adapter_of_{kind}"] = types.SimpleNamespace(ADAPTER=adapter)
+        adapters.REGISTRY[kind] = f"adapter_of_{kind}"
     yield
     for kind in ADAPTERS:
-        del adapters.REGISTRY[kind], sys.modules[f"adapters_of_tests.{kind}"]
+        del adapters.REGISTRY[kind], sys.modules[f"adapter_of_{kind}"]
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=[(name, how) for name in ARCHITECTURES for how in ("sdpa", "eager")], ids=str)
 def odd(request):
-    """(name, model, processor) of an architecture that hands its decoder more than embeddings."""
-    return request.param, *ARCHITECTURES[request.param]()
+    """(name, model, processor) of an architecture that hands its decoder more than embeddings, loaded in either way."""
+    name, how = request.param
+    model, processor = ARCHITECTURES[name]()
+    model.set_attn_implementation(how)
+    return name, model, processor
 
 
 def stock_inputs(session, images, prompt):
@@ -151,23 +152,74 @@ def test_questions_together_equal_each_alone_and_go_together_only_where_they_may
         assert relative_error(weighted[number].numpy(), slope.numpy()) <= 1e-4
 
 
-def test_a_prefix_is_shared_only_where_the_decoder_is_handed_the_same(odd):
-    """A family whose embeddings depend on the question reads everything anew, with the stock model's answer."""
+def test_a_prefix_is_shared_only_where_the_decoder_is_handed_the_same(odd, monkeypatch):
+    """A family whose image embeddings depend on the question: all is read anew, with the stock model's logits."""
+    _, model, processor = odd
+    session, embedding = ImageSession([photo()], model, processor), model.get_input_embeddings()
+    prompts = [session.adapter.prompt(question) for question in QUESTIONS]
+    session.answer(prompts[0])
+    assert session.store.shared
+    for shift, prompt in enumerate(prompts[1:], 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                embedding, "forward", lambda ids, shift=shift: type(embedding).forward(embedding, ids) + shift
+            )
+            wanted, *_ = stock(session, session.images, prompt)
+            assert relative_error(own_logits(session, prompt).numpy(), wanted.numpy()) <= 1e-5
+    assert session.store.shared is False
+    assert session.store.beginnings == [0, 0, 0]
+
+
+def test_a_prompt_of_a_single_token_behind_the_image_leaves_its_prefix_as_it_was(odd):
+    _, model, processor = odd
+    session, layers = ImageSession([photo()], model, processor), layer_numbers(model, "mean")
+    short = f"{session.adapter.image_placeholder}?"
+    maps = [weighted_attention(session, [short], layers)[0] for _ in range(3)]
+    assert relative_error(maps[1].numpy(), maps[0].numpy()) <= 1e-5
+    assert torch.equal(maps[1], maps[2])
+    fresh = ImageSession([photo()], model, processor)
+    (found,), (wanted,) = (attention_maps(each, [short], layers) for each in (session, fresh))
+    assert relative_error(found.numpy(), wanted.numpy()) <= 1e-5
+
+
+def test_a_pass_that_failed_leaves_nothing_that_passes_for_read(odd, monkeypatch):
+    """The last layer runs out of memory while the image is read; the next question reads it again."""
     _, model, processor = odd
     session = ImageSession([photo()], model, processor)
-    one, other = (session.adapter.prompt(question) for question in QUESTIONS[:2])
-    session.answer(one)
-    before = len(session.store.prefixes)
-    embedding = model.get_input_embeddings()
-    weight = embedding.weight.data.clone()
-    embedding.weight.data[processor.tokenizer.encode("why")[-1]] += 1  # of the other question only
-    prefix = session.store.prefixes[0]
-    assert session.row(session.queries([other])[0]).prefix is prefix
-    embedding.weight.data += 1e-3  # of everything
-    session._calls.clear()
-    assert session.row(session.queries([other])[0]).prefix is not prefix
-    assert len(session.store.prefixes) == before + 1
-    embedding.weight.data.copy_(weight)
+    prompt, last = session.adapter.prompt("why?"), model.get_decoder().layers[-1].mlp
+
+    def crowded(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(last, "forward", crowded)
+        with pytest.raises(torch.OutOfMemoryError):
+            session.answer(prompt)
+    found, wanted = (own_logits(each, prompt) for each in (session, ImageSession([photo()], model, processor)))
+    assert torch.equal(found, wanted)
+
+
+def test_images_keep_their_prefixes_also_where_they_go_one_by_one(odd, monkeypatch):
+    _, model, processor = odd
+    session = ImageSession([photo(seed=seed) for seed in range(6)], model, processor)
+    begun, new = [], prefix_cache.new_cache
+    monkeypatch.setattr(prefix_cache, "new_cache", lambda decoder: begun.append(decoder) or new(decoder))
+    for question in QUESTIONS[:2]:
+        session.answer(session.adapter.prompt(question))
+    assert len(begun) == (1 if session.batched else 6)
+
+
+def test_localization_heads_are_those_of_their_own_layers(odd):
+    _, model, processor = odd
+    method, layers = model_module("qwen2_5").loc_att, layer_numbers(model, "mean")
+    session = ImageSession([photo()], model, processor)
+    prompt, last = session.adapter.prompt("why?"), layers[-1]
+    (found,) = method.bind(model, heads=[(last, 1)]).maps(session, [prompt], prompt)
+    (maps,) = attention_maps(session, [prompt], [last])
+    assert relative_error(found, smoothed(maps[0, 1].numpy())) <= 1e-5
+    for layer in set(range(4)) - set(layers):
+        with pytest.raises(ValueError, match=f"layer {layer} does not exist"):
+            method.bind(model, heads=[(layer, 0)])
 
 
 # ----------------------------------------------------------------------------------------------------- masks, memory
@@ -191,6 +243,42 @@ def test_plainly_causal_attention_is_given_no_mask_so_that_flash_kernels_can_run
     session.answer(session.adapter.prompt("why?"))
     assert seen_masks
     assert set(seen_masks) == {None}
+    seen_masks.clear()
+    session.answer(session.adapter.prompt("who?"))  # on a prefix a few tokens need their rows, and no others
+    assert all(mask is None or mask[-2] < 40 for mask in seen_masks)
+
+
+def test_tokens_that_a_family_masks_by_itself_are_refused():
+    model, processor = ARCHITECTURES["windowed"]()
+    session = ImageSession([photo()], model, processor)
+    inputs = session.adapter.forward_inputs
+
+    def with_padding(prompt, ids, images):
+        found = inputs(prompt, ids, images)
+        found["attention_mask"][:, 0] = 0
+        return found
+
+    session.adapter.forward_inputs = with_padding
+    with pytest.raises(ValueError, match="a mask of shape .* of its own making"):
+        session.answer(session.adapter.prompt("why?"))
+
+
+def test_a_decoder_without_attention_interface_is_refused(monkeypatch):
+    model, processor = KINDS["llava"](layers=3)
+    monkeypatch.setattr(type(model.get_decoder()), "_can_set_attn_implementation", classmethod(lambda _: False))
+    session = ImageSession([photo()], model, processor)
+    with pytest.raises(ValueError, match="the attention of LlamaModel cannot be read"):
+        session.answer(session.adapter.prompt("why?"))
+
+
+def tensors_of(value):
+    """The tensors that an object holds, also in what its functions close over."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = [getattr(value, "make", None), getattr(value, "func", None), *getattr(value, "keywords", {}).values()]
+    parts += [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    parts += value if isinstance(value, (list, tuple)) else []
+    return [each for part in parts if part is not None for each in tensors_of(part)]
 
 
 def test_no_mask_of_all_tokens_by_all_tokens_is_kept(odd):
@@ -199,7 +287,7 @@ def test_no_mask_of_all_tokens_by_all_tokens_is_kept(odd):
     session.answer(session.adapter.prompt(QUESTIONS[2]))
     calls = [row.rest for row in session._calls.values()] + [prefix.call for prefix in session.store.prefixes]
     for call in calls:
-        assert all(mask is None or isinstance(mask, MaskRule) for mask in call.masks.values())
+        assert all(each.numel() < call.length**2 for mask in call.masks.values() for each in tensors_of(mask))
 
 
 def test_kept_calls_hold_only_what_is_behind_the_prefix_and_are_bounded(odd, monkeypatch):
@@ -212,7 +300,8 @@ def test_kept_calls_hold_only_what_is_behind_the_prefix_and_are_bounded(odd, mon
     assert len(rows) == 3
     for row in rows:
         assert row.rest.embeds.shape[1] == row.rest.length - row.prefix.stop < row.prefix.stop + 40
-        assert row.rest.embeds.untyped_storage().nbytes() == row.rest.embeds.nbytes
+        for each in (row.rest.embeds, *(row.rest.deepstack[1] if row.rest.deepstack else [])):
+            assert each.untyped_storage().nbytes() == each.nbytes
     monkeypatch.setattr(session_module, "KEPT_BYTES", rows[0].rest.nbytes)
     session.answer(session.adapter.prompt("who?"))
     assert sum(row.rest.nbytes for row in session._calls.values()) <= rows[0].rest.nbytes

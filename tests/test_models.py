@@ -308,16 +308,15 @@ def test_a_batch_of_answers_equals_each_alone(small, layers):
 
 def test_questions_about_one_image_share_its_pass(small):
     kind, module, model, processor = small
-    session, seen, read = ImageSession(MIXED, model, processor), [], []
-    encode, begin = session.adapter.encode_images, session.store._unread
+    session, seen = ImageSession(MIXED, model, processor), []
+    encode, begun = session.adapter.encode_images, session.store.beginnings
     session.adapter.encode_images = lambda inputs, count: seen.append(count) or encode(inputs, count)
-    session.store._unread = lambda prefixes: read.extend(prefixes) or begin(prefixes)
     asked = [session.adapter.prompt(question) for question in QUESTIONS]
     session.answer(asked, of=OF)
     attention_maps(session, asked, (1,), of=OF)
     assert seen == [len(MIXED)]
-    assert session.store.shared
-    assert len(read) == (len(QUESTIONS) if kind == "blip" else len(MIXED))  # a Q-Former reads the question, too
+    assert session.store.shared == (kind != "blip")  # a Q-Former reads the question, too
+    assert len(begun) == (len(QUESTIONS) if kind == "blip" else len(MIXED))
     weighted_attention(session, asked, (1,), of=OF)
     assert seen == [len(MIXED)]
     rows, prefill = [], session.prefill

@@ -12,12 +12,12 @@ from builders import build_llava, photo
 from PIL import Image
 
 import get_score
+import prefix_cache
 import run
 from graders import GRADERS
 from info import GENERAL_PROMPT, METHODS, MODELS, TASKS
 from llava_methods import PROMPT, LlavaAdapter, rel_att
 from map_files import read_maps
-from prefix_cache import PrefixStore
 from session import ImageSession
 from utils import bbox_in_region, load_image
 
@@ -302,6 +302,7 @@ def test_the_meta_file_tells_how_a_result_was_made(checkpoint, dataset):
         assert made["methods"] == ["rel_att", "center_crop"]
         assert meta["forwards"] == made["forwards"] >= 3 * 2
         assert made["prefix_shared"] is True
+        assert "batched" not in made  # one question at a time
         assert meta["seconds"] == made["seconds"] > 0
 
 
@@ -551,7 +552,8 @@ def count_calls(monkeypatch, kind, name):
 
 def test_methods_share_the_work(checkpoint, dataset, monkeypatch):
     """The language model reads an image once, whatever is asked."""
-    begun = count_calls(monkeypatch, PrefixStore, "_unread")
+    begun, new = [], prefix_cache.new_cache
+    monkeypatch.setattr(prefix_cache, "new_cache", lambda decoder: begun.append(decoder) or new(decoder))
     run.main(options(checkpoint, dataset, "--method", "rel_att,grad_att,center_crop"))
     assert len(begun) == 2  # two images
 
