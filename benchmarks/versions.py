@@ -1,7 +1,7 @@
 """This checkout against another one, question by question: two processes that take turns.
 
-    git worktree add /tmp/before COMMIT
-    python -m benchmarks.versions /tmp/before [--shape small tiny] [--method rel_att grad_att] [--pairs 15]
+    git worktree add ../before COMMIT
+    python -m benchmarks.versions ../before [--shape small tiny] [--method rel_att grad_att] [--pairs 15]
 
 A pair is one question in each checkout, one right after the other, the order changing from pair to pair. Printed are
 the median over the pairs of (this / other) in seconds, with quartiles, and the ratio of peak memory above the weights.
