@@ -18,11 +18,8 @@ from session import valid_layer
 QFORMER_LAYER = 2  # counts the layers that have cross-attention: every second one, so layer 4 of the Q-Former
 LM_LAYER = 15
 PROMPT = "Question: {question} Short answer:"
-MODEL_CLASS, load_processor, prepare = (
-    InstructBlipForConditionalGeneration,
-    processors.load_qformer_processor,
-    processors.prepare_qformer,
-)
+MODEL_CLASS, load_processor = InstructBlipForConditionalGeneration, processors.load_qformer_processor
+prepare = processors.prepare_qformer
 
 
 def crossing_attention(model, layer=None):
@@ -50,6 +47,7 @@ class BlipAdapter(Adapter):
     def __init__(self, model, processor, **options):
         super().__init__(model, processor, **options)
         self.connector = crossing_attention(model, self.given["qformer_layer"]), model.qformer
+        self.handed_on = {}  # (prompt, image) -> what the Q-Former hands on; an adapter lives as long as its session
 
     @classmethod
     def check(cls, model, **options):
@@ -102,12 +100,18 @@ class BlipAdapter(Adapter):
         return {f"qformer_{name}": read[name] for name in ("input_ids", "attention_mask")}
 
     def forward_inputs(self, prompt, ids, images):
-        asked = self.qformer_inputs(prompt, ids.device)
-        asked = {name: value.expand(len(images), -1) for name, value in asked.items()}
-        seen = BaseModelOutputWithPooling(last_hidden_state=torch.cat([image.features.pooled for image in images]))
+        first = prompt, id(images[0].features.pooled)
+        known = self.handed_on.get(first) if len(images) > 1 else None  # of an image and a crop only the crop is new
+        seen = torch.cat([image.features.pooled for image in images[known is not None :]])
+        asked = {name: value.expand(len(seen), -1) for name, value in self.qformer_inputs(prompt, ids.device).items()}
         # The vision tower gives what it has given before, and the model's own code goes on from there.
-        with brought_in(self.model), replaced(self.model.vision_model, "forward", lambda **_: seen):
+        tower = BaseModelOutputWithPooling(last_hidden_state=seen)
+        with brought_in(self.model), replaced(self.model.vision_model, "forward", lambda **_: tower):
             encoded = self.model.get_image_features(None, **asked, return_dict=True)
+        if known is not None:
+            encoded.pooler_output = torch.cat([known, encoded.pooler_output])
+        elif len(images) == 1 and not torch.is_grad_enabled():
+            self.handed_on[first] = encoded.pooler_output
         mask = torch.ones_like(ids)[None]
         return {"attention_mask": mask, "pixel_values": None, "mm_encoder_outputs": {"image": encoded}, **asked}
 

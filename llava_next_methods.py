@@ -14,11 +14,8 @@ from methods import family_methods
 
 ATT_LAYER = 14
 PROMPT = "USER: <image>\n{question} Answer the question using a single word or phrase. ASSISTANT:"
-MODEL_CLASS, load_processor, prepare = (
-    LlavaNextForConditionalGeneration,
-    AutoProcessor.from_pretrained,
-    processors.prepare,
-)
+MODEL_CLASS, load_processor = LlavaNextForConditionalGeneration, AutoProcessor.from_pretrained
+prepare = processors.prepare
 
 
 class LlavaNextAdapter(Adapter):

@@ -16,11 +16,8 @@ from utils import multiple_size, pixel_range, resize_to_multiple
 ATT_LAYER = 22
 BBOX_SIZE = 224
 PROMPT = "{question} Answer the question using a single word or phrase."
-MODEL_CLASS, load_processor, prepare = (
-    Qwen2_5_VLForConditionalGeneration,
-    processors.load_qwen_processor,
-    processors.prepare_qwen,
-)
+MODEL_CLASS, load_processor = Qwen2_5_VLForConditionalGeneration, processors.load_qwen_processor
+prepare = processors.prepare_qwen
 
 
 class QwenAdapter(Adapter):
