@@ -29,11 +29,13 @@ CHECKPOINT = ("*.safetensors", "*.bin", "*config.json", "*tokens*.json", "tokeni
 # transformers takes the first of these that is there; an index names the files that hold the weights.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 SETTINGS = ("generation_config.json", "processor_config.json", "chat_template.json", "chat_template.jinja",
-            "chat_templates/*.jinja", "tokenizer_config.json", "*tokenizer/tokenizer_config.json")  # fmt: skip
+            "chat_templates/*.jinja", "tokenizer_config.json", "qformer_tokenizer/tokenizer_config.json")  # fmt: skip
 # Read only where newer files do not say the same: they are looked at once something has failed.
 OLDER_SETTINGS = ("preprocessor_config.json", "special_tokens_map.json", "added_tokens.json")
 # Options of cached_file: a file that the hub has not, or that cannot be asked for, is None.
 QUIET = [f"_raise_exceptions_for_{what}" for what in ("missing_entries", "gated_repo", "connection_errors")]
+FLAT = "qwen2_5_vl"  # its official configs have the fields of text_config at the top
+BOM = "\N{BYTE ORDER MARK}"  # transformers does not read JSON that begins with it
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER = "{} is an adapter (adapter_config.json), not a whole checkpoint: merge it into its base model first"
 AGAIN = "copy or download it again"
@@ -127,10 +129,11 @@ def in_a_sentence(shown, source):
 
 
 def reason(error):
-    """The first line of an error, with its kind where that says more than the line."""
+    """The first line of an error, and the next one if it ends in a colon; with its kind where that says more."""
     if "trust_remote_code" in str(error):
         return "it needs code of its own, and code from a checkpoint is never run"
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    line = f"{first} {others[0]}" if first.endswith(":") and others else first
     line = line.partition(". If you were trying to load it")[0]  # advice that is not about a folder
     return line if line and isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {line}"
 
@@ -160,7 +163,9 @@ def checked_source(name, model_id=None, revision=None, cache_dir=None):
     source, shown = local_or_hub(name, model_id), shown_name(name, model_id)
     config_file = config_file_of(source, shown, revision, cache_dir)
     config = read_object(config_file, f"{shown}/config.json")
-    refuse_another_family(config, shown, model_module(name))
+    module = model_module(name)
+    refuse_another_family(config, shown, module)
+    refuse_missing_parts(config, shown, module)
     folder = Path(source)
     if folder.is_dir():
         settings = files_of(folder, *SETTINGS)
@@ -224,6 +229,16 @@ def refuse_another_family(config, shown, module):
     raise ValueError(f"{shown} is a {kind} checkpoint{code}: the toolkit knows {these}")
 
 
+def refuse_missing_parts(config, shown, module):
+    """ValueError if a config lacks that of a part of the model: transformers would build the default, of 7B weights."""
+    for name in module.MODEL_CLASS.config_class.sub_configs:
+        part = config.get(name)
+        at_the_top = name == "text_config" and part is None and config["model_type"] == FLAT and "hidden_size" in config
+        if not at_the_top and not (part and isinstance(part, dict)):
+            given = json.dumps(part) if name in config else "missing"
+            raise ValueError(f"{shown}/config.json has no {name}: it must be an object with fields, and is {given}")
+
+
 def files_of(folder, *names):
     """The files of a folder that are called so."""
     return [path for name in names for path in sorted(folder.glob(name)) if path.is_file()]
@@ -243,10 +258,12 @@ def refuse_own_code(path, shown):
 def tokenizer_files(folder, shown):
     """What the tokenizers of a folder are read from; tokenizer.json stands for all the others."""
     found = []
-    for place in (folder, *sorted(folder.glob("*tokenizer"))):
-        found += files_of(place, "tokenizer.json") or files_of(place, "vocab.*", "merges.txt", "*.model", "tekken.json")
-        if not found:
-            raise FileNotFoundError(f"{shown} has no tokenizer: no tokenizer.json, nor an older kind of vocabulary")
+    for place in filter(Path.is_dir, (folder, folder / "qformer_tokenizer")):
+        own = files_of(place, "tokenizer.json") or files_of(place, "vocab.*", "merges.txt", "*.model", "tekken.json")
+        if not own:
+            where = shown if place == folder else f"{shown}/{place.name}"
+            raise FileNotFoundError(f"{where} has no tokenizer: no tokenizer.json, nor an older kind of vocabulary")
+        found += own
     return found
 
 
@@ -272,7 +289,13 @@ def read_object(path, shown):
     """The object in a JSON file; a ValueError that names the file if there is none."""
     refuse_placeholder(path, shown)
     try:
-        found = json.loads(path.read_bytes())
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise ValueError(f"{shown} must be UTF-8 text, and is not ({error}): {AGAIN}") from error
+    if text.startswith(BOM):
+        raise ValueError(f"{shown} must be UTF-8 text without a byte order mark, and begins with one: save it without")
+    try:
+        found = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{shown} is no complete JSON file ({error}): {AGAIN}") from error
     if not isinstance(found, dict):

@@ -8,9 +8,14 @@ from pathlib import Path
 
 from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin, Qwen2_5_VLProcessor
 
+QUESTION = "what is it?"
+ROOT_TOKENIZER = "its tokenizer (tokenizer.json, or the vocabulary in place of it)"
+QFORMER_TOKENIZER = "the tokenizer of its Q-Former (folder qformer_tokenizer)"
+
 
 def prepare(model, processor):
-    """The image token of processor and model is the same, and has an embedding."""
+    """The tokenizer fits the model; the image token of both is the same, and has an embedding."""
+    refuse_other_tokenizer(processor.tokenizer, ROOT_TOKENIZER, embeddings(model), processor.image_token)
     image, own = processor.image_token, model.config.image_token_id
     token = processor.tokenizer.convert_tokens_to_ids(image)
     if token != own:
@@ -18,18 +23,39 @@ def prepare(model, processor):
     refuse_token_without_row(model, image)
 
 
+def embeddings(model):
+    """How many tokens a model has embeddings of; that may be more than its tokenizer has."""
+    return len(model.get_input_embeddings().weight)
+
+
+def refuse_other_tokenizer(tokenizer, shown, rows, image="<image>"):
+    """ValueError unless a tokenizer knows words, and all its tokens but the image's have one of `rows` embeddings."""
+    try:
+        ids = tokenizer(QUESTION, add_special_tokens=False).input_ids
+    except Exception as error:  # the tokenizers library raises no other kind
+        raise ValueError(f"{shown} cannot read {QUESTION!r}: {error}") from error
+    special = {key for key, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if set(ids) <= {tokenizer.unk_token_id, *tokenizer.all_special_ids, *special}:
+        raise ValueError(f"{shown} must know the words of a question, and {QUESTION!r} is {ids or 'nothing'} by it")
+    token, last = max(((t, i) for t, i in tokenizer.get_vocab().items() if t != image), key=lambda pair: pair[1])
+    if last >= rows:
+        raise ValueError(f"{shown} has {token!r} as token {last}, and its model has embeddings of 0 to {rows - 1}")
+
+
 def refuse_token_without_row(model, image):
     """ValueError if the token that stands for an image has no embedding."""
-    own, rows = model.config.image_token_id, len(model.get_input_embeddings().weight)
+    own, rows = model.config.image_token_id, embeddings(model)
     if not 0 <= own < rows:
         raise ValueError(f"{image} is token {own}, and its model has embeddings of tokens 0 to {rows - 1}")
 
 
 # ------------------------------------------------------------------------------------------------------- InstructBLIP
 def prepare_qformer(model, processor):
-    """A config from before `image_token_index` gets one."""
+    """Both tokenizers fit the model; a config from before `image_token_index` gets one."""
+    rows = embeddings(model)
+    refuse_other_tokenizer(processor.tokenizer, ROOT_TOKENIZER, rows)
+    refuse_other_tokenizer(processor.qformer_tokenizer, QFORMER_TOKENIZER, model.config.qformer_config.vocab_size)
     if model.config.image_token_id is None:
-        rows = len(model.get_input_embeddings().weight)
         model.config.image_token_index = place_token(processor.tokenizer, rows)
     refuse_token_without_row(model, "<image>")
 
@@ -102,8 +128,7 @@ def prepare_qwen(model, processor):
     prepare(model, processor)
     if not processor.chat_template:
         raise ValueError("it has no chat template, neither chat_template.jinja nor one in tokenizer_config.json")
-    text = "what is it?"
-    prompt = chat_prompt(processor, text)
-    for part in ("<|vision_start|><|image_pad|><|vision_end|>", processor.image_token, text):
+    prompt = chat_prompt(processor, QUESTION)
+    for part in ("<|vision_start|><|image_pad|><|vision_end|>", processor.image_token, QUESTION):
         if prompt.count(part) != 1:
             raise ValueError(f"its chat template writes {part} {prompt.count(part)} times for an image and a text")

@@ -1,6 +1,7 @@
 """The one door for checkpoints: what comes through is what it is called, else a sentence, and nothing is written."""
 
 import json
+import re
 import shutil
 import types
 import warnings
@@ -10,11 +11,12 @@ import pytest
 import torch
 from builders import KINDS, photo
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import blip_methods
 import run
 from attribution import weighted_attention
-from checkpoints import load_model, weights_of
+from checkpoints import load_model, reason, weights_of
 from info import METHODS
 from localization import pipeline
 from localization.collector import stock_generate
@@ -132,6 +134,35 @@ def test_a_config_that_says_nothing_is_refused_by_whoever_reads_it_first(copied,
     (folder / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match="checkpoint/config.json"):
         function("llava", folder)
+
+
+PARTS = [(kind, part) for kind in KINDS for part in model_module(kind).MODEL_CLASS.config_class.sub_configs]
+
+
+@pytest.mark.parametrize("given", [None, "null", "{}", "[1]", "3", '"llama"'])
+@pytest.mark.parametrize(("kind", "part"), PARTS)
+def test_a_config_without_a_part_of_the_model_is_not_filled_in(copied, kind, part, given):
+    path = copied(kind) / "config.json"
+    config = {name: value for name, value in json.loads(path.read_text()).items() if name != part}
+    path.write_text(json.dumps(config if given is None else config | {part: json.loads(given)}))
+    says = rf"/config.json has no {part}: it must be an object with fields, and is {re.escape(given or 'missing')}$"
+    for function in (weights_of, load_model):
+        with pytest.raises(ValueError, match=says):
+            function(kind, path.parent)
+
+
+def test_a_flat_config_of_qwen_is_as_good_as_one_in_parts(copied, saved):
+    path = copied("qwen2_5") / "config.json"
+    config = json.loads(path.read_text())
+    own = config.pop("text_config")
+    path.write_text(json.dumps({name: own[name] for name in own if name != "model_type"} | config))
+    assert same_weights(path.parent, saved["qwen2_5"], "qwen2_5")
+
+
+def test_a_part_of_the_model_may_name_few_sizes(copied, saved):
+    path = copied("llava") / "config.json"
+    edit(path, text_config={"model_type": "llama"})  # as official ones do, whose sizes are the default's
+    assert weights_of("llava", path.parent) != weights_of("llava", saved["llava"])
 
 
 def test_a_folder_without_a_config_is_not_taken_for_the_default_model(copied, refused, tmp_path):
@@ -268,6 +299,17 @@ def test_a_file_that_is_only_a_pointer_or_empty_is_named(copied, refused, name, 
     assert SPOILT[text].format(name) in refused("qwen2_5", folder)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("name", [name for name in USED if name.endswith("config.json")])
+def test_json_that_transformers_cannot_decode_is_named(copied, refused, name, encoding):
+    folder = copied("qwen2_5")
+    (folder / name).write_text((folder / name).read_text(), encoding=encoding)
+    said = refused("qwen2_5", folder)
+    assert said.startswith(f"run.py: HERE/{name} ")
+    if encoding != "utf-16-le":  # zeros between the letters: it is UTF-8, and no JSON
+        assert f"HERE/{name} must be UTF-8 text" in said
+
+
 @pytest.mark.parametrize("name", ["qformer_tokenizer/tokenizer.json", "qformer_tokenizer/tokenizer_config.json"])
 def test_the_q_former_never_gets_the_other_tokenizer(copied, refused, name):
     folder = copied("blip")
@@ -275,6 +317,75 @@ def test_the_q_former_never_gets_the_other_tokenizer(copied, refused, name):
     assert f"HERE/{name} is a Git LFS pointer" in refused("blip", folder)
     shutil.rmtree(folder / "qformer_tokenizer")
     assert "HERE cannot be used: it lacks the folder qformer_tokenizer" in refused("blip", folder)
+
+
+def test_each_tokenizer_has_a_vocabulary_of_its_own(copied, refused):
+    folder = copied("blip")
+    vocabulary = (folder / "qformer_tokenizer" / "tokenizer.json").read_bytes()
+    (folder / "qformer_tokenizer" / "tokenizer.json").unlink()
+    assert "HERE/qformer_tokenizer has no tokenizer: " in refused("blip", folder)
+    (folder / "qformer_tokenizer" / "tokenizer.json").write_bytes(vocabulary)
+    (folder / "tokenizer.json").unlink()
+    assert "HERE has no tokenizer: " in refused("blip", folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "README.md"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_of_another_tokenizer_does_not_matter(copied, saved, kind, name):
+    folder = copied(kind)
+    (folder / "old_tokenizer").mkdir()
+    (folder / "old_tokenizer" / name).write_text(POINTER)
+    assert same_weights(folder, saved[kind], kind)
+
+
+def vocabulary(words, folder):
+    """A tokenizer.json by which the words of a question are nothing, unknown, special or broken; or one is known."""
+    ids = {"<unk>": 0, "what": 1} if words == "one word" else {} if words == "broken" else {"<unk>": 0}
+    rest = Tokenizer(models.BPE() if words == "nothing" else models.WordLevel(ids, unk_token="<unk>"))
+    rest.pre_tokenizer = pre_tokenizers.Whitespace()
+    if words == "special":
+        rest.add_special_tokens(["what", "is", "it", "?"])
+    rest.save(str(folder / "tokenizer.json"))
+    edit(folder / "tokenizer_config.json", unk_token=None if words in ("nothing", "broken") else "<unk>")
+
+
+PLACES = [("blip", "", "its tokenizer (tokenizer.json"), ("llava", "", "its tokenizer (tokenizer.json"),
+          ("blip", "qformer_tokenizer", "the tokenizer of its Q-Former (folder qformer_tokenizer)")]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ["nothing", "unknown", "special", "broken"])
+@pytest.mark.parametrize(("kind", "place", "shown"), PLACES)
+def test_a_tokenizer_that_knows_no_word_is_refused(copied, refused, kind, place, shown, words):
+    folder = copied(kind)
+    vocabulary(words, folder / place)
+    said = refused(kind, folder)
+    assert f"HERE cannot be used: {shown}" in said
+    assert ("cannot read" if words == "broken" else "must know the words of a question, and 'what is it?' is ") in said
+
+
+def test_a_tokenizer_that_knows_some_words_is_not_refused(copied):
+    folder = copied("blip")
+    vocabulary("one word", folder / "qformer_tokenizer")
+    load_model("blip", folder, "cpu")
+
+
+@pytest.mark.parametrize(("kind", "place", "shown"), [*PLACES, ("qwen2_5", "", "its tokenizer (tokenizer.json")])
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(copied, refused, kind, place, shown):
+    folder = copied(kind)
+    tokenizer = Tokenizer.from_file(str(folder / place / "tokenizer.json"))
+    tokenizer.add_tokens([f"word{number}" for number in range(9)])
+    tokenizer.save(str(folder / place / "tokenizer.json"))
+    last = tokenizer.get_vocab_size() - 1
+    said = refused(kind, folder)
+    assert f"HERE cannot be used: {shown}" in said
+    assert f"has 'word8' as token {last}, and its model has embeddings of 0 to " in said
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_a_model_may_have_more_embeddings_than_its_tokenizer_has_tokens(kind):
+    model, processor = load_model(kind, TINY[kind], "cpu")
+    model.resize_token_embeddings(len(model.get_input_embeddings().weight) + 64)
+    model_module(kind).prepare(model, processor)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer.model"])
@@ -388,6 +499,19 @@ def test_whatever_loading_raises_is_one_sentence_but_for_a_full_memory(saved, mo
         fails(error)
         with pytest.raises(type(error)):
             load_model("llava", saved["llava"], "cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("it needs:\n\n  accelerate\nand more", "it needs: accelerate"),
+        ("it needs:", "it needs:"),
+        ("\n it fails\nhere", "it fails"),
+        ("", "ValueError: "),
+    ],
+)
+def test_a_reason_goes_on_where_its_first_line_ends_in_a_colon(text, says):
+    assert reason(ValueError(text)) == says
 
 
 # ----------------------------------------------------------------------------------------------- what may be missing
