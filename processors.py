@@ -29,7 +29,10 @@ def embeddings(model):
 
 
 def refuse_other_tokenizer(tokenizer, shown, rows, image="<image>"):
-    """ValueError unless a tokenizer knows words, and all its tokens but the image's have one of `rows` embeddings."""
+    """ValueError unless a tokenizer knows words, and each of its words has one of `rows` embeddings.
+
+    Special tokens may have none: fine-tunes add a padding token that nothing ever looks up.
+    """
     try:
         ids = tokenizer(QUESTION, add_special_tokens=False).input_ids
     except Exception as error:  # the tokenizers library raises no other kind
@@ -37,7 +40,8 @@ def refuse_other_tokenizer(tokenizer, shown, rows, image="<image>"):
     special = {key for key, token in tokenizer.added_tokens_decoder.items() if token.special}
     if set(ids) <= {tokenizer.unk_token_id, *tokenizer.all_special_ids, *special}:
         raise ValueError(f"{shown} must know the words of a question, and {QUESTION!r} is {ids or 'nothing'} by it")
-    token, last = max(((t, i) for t, i in tokenizer.get_vocab().items() if t != image), key=lambda pair: pair[1])
+    words = ((token, key) for token, key in tokenizer.get_vocab().items() if token != image and key not in special)
+    token, last = max(words, key=lambda pair: pair[1])
     if last >= rows:
         raise ValueError(f"{shown} has {token!r} as token {last}, and its model has embeddings of 0 to {rows - 1}")
 
