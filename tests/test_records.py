@@ -269,6 +269,34 @@ def test_parts_that_lost_their_meta_file_keep_their_settings(tmp_path):
         Results(path, {"layer": 2}).done()
 
 
+@pytest.mark.parametrize(
+    ("ending", "text", "says"),
+    [
+        (".json", '[{"id": [1]}]', "m-t-x.json: .*id is a text or a whole number, not \\[1\\]"),
+        (".json", "[7]", "m-t-x.json: record 0 is no object but 7"),
+        (".meta.json", "[]", "m-t-x.meta.json is none that run.py has written: it must be an object, not a list"),
+        (".meta.json", '{"settings": []}', "m-t-x.meta.json .*: its settings must be an object, not a list"),
+        (".meta.json", '{"runs": {"a": 1}}', "m-t-x.meta.json .*: each of its runs must be an object"),
+        (".parts/1.jsonl", '{"id": [1]}\n', "1.jsonl: .*id is a text or a whole number, not \\[1\\]"),
+        (".parts/1.jsonl", '{"settings": []}\n{"id": "1"}\n', "1.jsonl .*its settings must be an object, not a list"),
+    ],
+)
+def test_files_that_no_run_has_written_are_refused_by_name(tmp_path, ending, text, says):
+    (tmp_path / "m-t-x.json").write_text('[{"id": "0"}]')
+    path = tmp_path / f"m-t-x{ending}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(ValueError, match=says):
+        Results(tmp_path / "m-t-x.json", {}).done()
+
+
+def test_a_line_of_a_part_that_is_no_object_does_not_count(tmp_path):
+    results = Results(tmp_path / "m-t-x.json", {})
+    results.parts.mkdir()
+    (results.parts / "1.jsonl").write_text('7\n[1]\n{"id": "0"}\n')
+    assert list(results.done()) == [line["id"] for line in results.news()] == ["0"]
+
+
 def test_a_slow_merge_does_not_undo_a_later_one(tmp_path, monkeypatch):
     """One run is about some records and merges; another finishes the last record of all in the middle of that."""
     path = tmp_path / "m-t-x.json"
@@ -302,7 +330,7 @@ def test_a_broken_result_file_is_named(tmp_path):
 def test_a_result_file_of_another_kind_is_named(tmp_path, content):
     path = tmp_path / "m-t-x.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="m-t-x.json is no list of records with an id"):
+    with pytest.raises(ValueError, match="m-t-x.json(: record 0| is no list of records)"):
         Results(path, {}).done()
 
 

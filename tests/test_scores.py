@@ -464,7 +464,7 @@ BAD = [result(2, "a", "b", labels=None), result(3, "a", "b") | {"crop_answer": 7
         ("llava-vstar-rel_att.json", json.dumps([result(1, "a", "b")]), "vstar-rel_att.json: record '1': its question"),
         ("llava-textvqa-rel_att.meta.json", "{", "rel_att.meta.json is no complete .*: llava-textvqa-rel_att.json is"),
         ("llava-textvqa-rel_att.meta.json", '{"counts": 3}', "rel_att.meta.json is none that run.py has written"),
-        ("llava-textvqa-rel_att.meta.json", '{"settings": {"image_path": 3}}', "its image_path or its counts"),
+        ("llava-textvqa-rel_att.meta.json", '{"settings": {"image_path": 3}}', "its image_path must be a text"),
     ],
 )  # fmt: skip
 def test_a_bad_file_costs_only_itself(tmp_path, capsys, monkeypatch, name, text, says):
@@ -509,6 +509,15 @@ def test_an_error_without_usable_labels_is_wrong_and_no_answer_of_pope(tmp_path,
         (row,) = report(tmp_path, "--metric", "official")
         assert (row.get("recall, with crop"), row["with_crop"]) == figures
         assert row["n"] == len(records)
+
+
+@pytest.mark.parametrize(("task", "labels"), [("pope", "no"), ("vstar", "A")])
+def test_an_error_without_answers_is_wrong_and_costs_no_table(tmp_path, task, labels):
+    fine = result(0, labels, labels, labels=labels, question="which?\n(A) a\n(B) b")
+    error = {"id": "1", "labels": labels, "error": "out of memory"}
+    (tmp_path / f"llava-{task}-rel_att.json").write_text(json.dumps([fine, error]))
+    for row in report(tmp_path):
+        assert (row["n"], row["errors"], row["with_crop"]) == (2, 1, 50)
 
 
 def test_many_bad_records_are_counted_and_some_are_named(tmp_path, capsys):
