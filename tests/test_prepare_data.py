@@ -49,7 +49,8 @@ def textvqa(folder):
                {"dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1",
                 "data": [entry, entry | {"question_id": 34603}]})  # fmt: skip
     write_lines(folder / "jrzhang_TextVQA_GT_bbox.jsonl", [{"dataset_id": "34603", "bbox": [10, 20, 30, 5]}])
-    write_images(folder / "train_images", "0054c91397f2fe05.jpg")
+    (folder / "train_images").mkdir(parents=True)
+    photo(1024, 730).save(folder / "train_images" / "0054c91397f2fe05.jpg")
     return {"id": "34603", "question": "what brand is it?", "labels": TEN, "image_path": "0054c91397f2fe05.jpg",
             "image_size": [1024, 730], "gt_bbox": [10, 20, 40, 25]}  # fmt: skip
 
@@ -250,6 +251,7 @@ def test_labels_of_a_wrong_type_are_refused_by_name(tmp_path, capsys, dataset, l
         ("textvqa", {"image_id": None}, "image_id is a text that is not empty, not None"),
         ("textvqa", {"question": ["what?"]}, "record '34603': question is a text that is not empty, not ['what?']"),
         ("textvqa", {"image_width": "1024"}, "record '34603': image_size is [width, height] in pixels"),
+        ("textvqa", {"image_width": 730, "image_height": 1024}, "record '34603': image_size [730, 1024] is not that"),
         ("gqa", {"question": 7}, "record '201307251': question is a text that is not empty, not 7"),
         ("pope", {"image": 7}, "record 'popular-1': image_path is a text that is not empty, not 7"),
         ("pope", {"label": "maybe"}, "record 'popular-1': labels are \"yes\" or \"no\", not 'maybe'"),
@@ -302,9 +304,10 @@ def test_a_release_without_image_sizes_has_them_from_its_images_as_they_are_seen
     photo(30, 40).save(tmp_path / "release" / "relative_position" / "sa_9.jpg", exif=exif)  # 40 x 30 once it is turned
     prepare_data.prepare("vstar", tmp_path / "release", tmp_path / "target")
     annotation = tmp_path / "release" / "relative_position" / "sa_9.json"
-    for box in ([10, 20, 35, 5], [5, 25, 5, 9], [0.2, 0.5, 0.3, 0.1]):
-        write_json(annotation, {"bbox": [box]})
-        with pytest.raises(ValueError, match=r"record 'relative_position-1': gt_bbox \["):
+    fine = [1, 2, 30, 20]  # it encloses most of the others, so that the box around both could be one
+    for box in ([10, 20, 35, 5], [5, 25, 5, 9], [0.2, 0.5, 0.3, 0.1], [5, 5, 0, 9], [20, 20, -9, 3]):
+        write_json(annotation, {"bbox": [fine, box]})
+        with pytest.raises(ValueError, match=r"record 'relative_position-1': .*sa_9.json: box \["):
             prepare_data.prepare("vstar", tmp_path / "release", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

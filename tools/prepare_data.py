@@ -37,6 +37,8 @@ from dataset import (
     load_task,
     name_of,
     refuse_bad_ids,
+    refuse_misplaced,
+    refuse_other_size,
     shown,
 )
 from files import in_repository, read_json, read_rows, write_atomically
@@ -258,12 +260,25 @@ def vstar(source):
                   "short_question": entry["text"].split("\n")[0], "category": entry["category"]}  # fmt: skip
         annotation = source.image(str(Path(entry["image"]).with_suffix(".json")))
         if annotation:
-            boxes = [box_xywh_to_xyxy(box, f"{annotation}: a box") for box in read_json(annotation)["bbox"]]
-            if not boxes:
-                raise ValueError(f"{annotation} has no box")
+            boxes = targets(annotation, source.image(entry["image"]), name_of(record))
             left, top, right, bottom = zip(*boxes, strict=True)
             record["gt_bbox"] = [min(left), min(top), max(right), max(bottom)]
         yield record
+
+
+def targets(annotation, image, name):
+    """The boxes (xyxy) of a V* annotation; each must lie in the image, if that is there.
+
+    Raises:
+        ValueError: beginning with `name`: no box, or one that cannot be of that image.
+    """
+    size, boxes = image and size_as_seen(image), []
+    for box in read_json(annotation)["bbox"]:
+        boxes.append(box_xywh_to_xyxy(box, f"{name}: {annotation}: a box"))
+        refuse_misplaced(boxes[-1], size, f"{name}: {annotation}: box {shown(box)} (x, y, width, height)")
+    if not boxes:
+        raise ValueError(f"{name}: {annotation} has no box")
+    return boxes
 
 
 def vqav2(source):
@@ -385,13 +400,25 @@ def prepare(dataset, source, target, sample=None, seed=0, copy=False):
         raise ValueError(
             f"{len(missing)} of {len(images)} images of {dataset} are not in {source.folder}: {named}{packed}"
         )
-    for record in records:
-        if "gt_bbox" in record:
-            box_of(record, image_size=record.get("image_size") or size_as_seen(images[record["image_path"]]))
+    refuse_what_images_contradict(records, images)
     for name, path in tqdm(images.items(), desc="images", unit="image"):
         place(path, Path(target) / "images" / name, copy)
     write_atomically(Path(target) / "data.json", records)
     return load_task(Path(target) / "data.json")
+
+
+def refuse_what_images_contradict(records, images):
+    """ValueError, naming the record, if an image_size or a gt_bbox is not one of its image; only headers are read.
+
+    Args:
+        images: {image_path: file}.
+    """
+    about = [record for record in records if "gt_bbox" in record or "image_size" in record]
+    sizes = {name: size_as_seen(images[name]) for name in {record["image_path"] for record in about}}
+    for record in about:
+        refuse_other_size(record, sizes[record["image_path"]])
+        if "gt_bbox" in record:
+            box_of(record, image_size=sizes[record["image_path"]])
 
 
 def place(path, target, copy):
