@@ -191,9 +191,7 @@ def anls(answer, record):
 
 def vstar_paper(answer, record):
     """The letter of the nearest option line (difflib's ratio): V* in the ViCrop paper."""
-    options = option_lines(question_of(record))
-    if not options:
-        raise ValueError(f"{name_of(record)}: its question has no lines of options, as in '(A) red'")
+    options = options_of(record)
     line = nearest(answer, [line for _, line, _ in options])
     return 100.0 * (next(letter for letter, own, _ in options if own == line) == labels_of(record)[0])
 
@@ -205,14 +203,40 @@ def nearest(answer, candidates):
 
 def vstar(answer, record):
     """V* as a multiple choice: the letter that the answer says (see `chosen_letter`); unparsed answers are wrong."""
-    return 100.0 * (chosen_letter(answer, question_of(record)) == labels_of(record)[0])
+    options_of(record)  # refuses what one of both metrics could not score
+    return 100.0 * (chosen_letter(answer, record["question"]) == labels_of(record)[0])
 
 
-def question_of(record):
-    """The question of a record; raises ValueError, naming the record, if it has none."""
-    return field_of(record, "question")
+def options_of(record: dict) -> list[tuple[str, str, str]]:
+    """The options of a record as `option_lines`, its label among them.
+
+    Raises:
+        ValueError: naming the record: its question has no options that can be told apart, or its label is none of them.
+    """
+    question, label = field_of(record, "question"), labels_of(record)[0]
+    try:
+        return choices(question, label)
+    except ValueError as error:
+        raise ValueError(f"{name_of(record)}: {error}") from None
 
 
+def choices(question: str, label: str) -> list[tuple[str, str, str]]:
+    """The options of a question as `option_lines`; a ValueError if they are none, or the label is none of them."""
+    options = option_lines(question)
+    letters = [letter for letter, *_ in options]
+    if not letters:
+        raise ValueError("its question has no lines like '(A) red'")
+    following = [f"({letter})" for letter in LETTERS[len(letters) :][:1]]
+    joined = any(mark in text for mark in following for *_, text in options)  # several stand on one line
+    if joined or len(letters) < 2 or sorted(letters) != LETTERS[: len(letters)]:
+        raise ValueError("its question must have two options or more, each on a line of its own, with letters from A "
+                         f"on, and has lines of {', '.join(letters)}")  # fmt: skip
+    if label not in letters:
+        raise ValueError(f"labels are the letter of an option ({', '.join(letters)}), not {label!r}")
+    return options
+
+
+LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 OPTION = re.compile(r"(?:\s*(?i:options?|choices?):)?(\s*\(?([A-Z])[).:]\s*(.*?)\s*)")
 
 

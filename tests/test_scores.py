@@ -250,6 +250,27 @@ def test_options_count_whatever_stands_around_them(lines):
         assert [GRADERS[grader](answer, wrong) for grader in ("vstar_paper", "vstar")] == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("question", "label", "says"),
+    [
+        ("What? (A) tin (B) clay", "A", "no lines like"),
+        ("What? (A) tin\n(B) clay", "B", "two options or more, each on a line of its own, .* has lines of B"),
+        ("What? (A) tin\n(B) clay\n(C) glass", "B", "has lines of B, C"),
+        ("What?\nOptions: (A) tin (B) clay (C) glass", "A", "has lines of A"),
+        ("What?\n(A) tin (B) clay\n(C) glass (D) paper", "A", "has lines of A, C"),
+        ("What?\n(A) tin\n(B) clay (C) glass", "A", "has lines of A, B"),
+        ("What?\n(A) tin\n(A) clay", "A", "has lines of A, A"),
+        ("What?\n(A) tin\n(B) clay", "C", r"labels are the letter of an option \(A, B\), not 'C'"),
+        ("What?\n(A) tin\n(B) clay", "tin", "not 'tin'"),
+    ],
+)
+def test_options_that_one_metric_could_not_read_are_scored_by_none(question, label, says):
+    record = {"id": "7", "question": question, "labels": label}
+    for grader in ("vstar_paper", "vstar"):
+        with pytest.raises(ValueError, match=f"record '7': .*{says}"):
+            GRADERS[grader]("A", record)
+
+
 def test_an_option_that_is_a_part_of_another_is_not_named_by_it():
     question = "Which red?\n(A) red\n(B) dark red\nAnswer with a letter."
     said = {"dark red": "B", "The sign is dark red.": "B", "red": "A", "red, not dark red": None}

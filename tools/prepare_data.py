@@ -42,7 +42,7 @@ from dataset import (
     shown,
 )
 from files import in_repository, read_json, read_rows, write_atomically
-from graders import option_lines
+from graders import choices
 from images import size_as_seen
 from info import TASKS
 from tools.download import CHUNK, Unavailable, download
@@ -164,10 +164,7 @@ class Letter(Single, kw_only=True):
     category: Text
 
     def __post_init__(self):
-        letters = [letter for letter, *_ in option_lines(self.question)]
-        if self.labels not in letters:
-            known = ", ".join(letters) or "none, for the question has no lines like '(A) red'"
-            raise ValueError(f"labels are the letter of an option ({known}), not {self.labels!r}")
+        choices(self.question, self.labels)
 
 
 class WithChoices(Listed, kw_only=True):
