@@ -79,14 +79,6 @@ def labels_of(record):
     return [labels] if isinstance(labels, str) else labels
 
 
-def has_labels(record: dict) -> bool:
-    """Does a record have labels to score it by?"""
-    try:
-        return bool(labels_of(record))
-    except ValueError:
-        return False
-
-
 def leave_one_out(answer, labels):
     """Mean over the labels of min(1, matches among the others / 3), times 100."""
     matches = labels.count(answer)
@@ -159,12 +151,28 @@ def gqa(answer, record):
 
 def pope_paper(answer, record):
     """The nearer of "yes" and "no" (difflib's ratio; yes if equal): POPE in the ViCrop paper."""
-    return 100.0 * (nearest(answer, ("yes", "no")) == labels_of(record)[0].lower())
+    return 100.0 * (nearest(answer, ("yes", "no")) == yes_or_no(record))
 
 
 def pope(answer, record):
     """POPE's own reading (evaluate.py): see `says_yes`."""
-    return 100.0 * (says_yes(answer) == (labels_of(record)[0].lower() != "no"))
+    return 100.0 * (says_yes(answer) == (yes_or_no(record) == "yes"))
+
+
+def yes_or_no(record):
+    """The label of a record, "yes" or "no"; raises ValueError, naming the record, if it is neither."""
+    label = labels_of(record)[0].strip().lower()
+    if label not in ("yes", "no"):
+        raise ValueError(f'{name_of(record)}: labels must be "yes" or "no", not {record["labels"]!r}')
+    return label
+
+
+def is_yes_or_no(record):
+    """Is the label of a record "yes" or "no"?"""
+    try:
+        return bool(yes_or_no(record))
+    except ValueError:
+        return False
 
 
 def says_yes(answer):
@@ -314,11 +322,11 @@ def outcome(pair):
 # ---------------------------------------------------------------------------------------------- more than a mean score
 def pope_details(answers, records):
     """Precision, recall and F1 of "yes", and how often it is said, in %; errors that lack labels are not among it."""
-    labelled = [(answer, record) for answer, record in zip(answers, records, strict=True) if has_labels(record)]
+    labelled = [(answer, record) for answer, record in zip(answers, records, strict=True) if is_yes_or_no(record)]
     if not labelled:
         return {}
     answers, records = zip(*labelled, strict=True)
-    true = [labels_of(record)[0].lower() != "no" for record in records]
+    true = [yes_or_no(record) == "yes" for record in records]
     said = [not so if "error" in record else says_yes(answer)  # an error is wrong, whichever it had to be
             for answer, record, so in zip(answers, records, true, strict=True)]  # fmt: skip
     hits, says, is_so = sum(map(min, said, true)), sum(said), sum(true)

@@ -224,7 +224,7 @@ WRONG = [None, 7, True, "", [], [7], ["a", None], {"a": 1}]  # for all
 WRONG_LABELS = [(dataset, labels) for dataset in RELEASES for labels in WRONG]
 WRONG_LABELS += [(dataset, "['cup', 'cup']") for dataset in ("textvqa", "docvqa", "aokvqa", "vqav2")]
 WRONG_LABELS += [(dataset, ["yes"]) for dataset in ("gqa", "pope", "vstar")]
-WRONG_LABELS += [("pope", "E"), ("vstar", "E")]
+WRONG_LABELS += [("pope", "E"), ("pope", "no\n"), ("vstar", "E")]
 
 
 @pytest.mark.parametrize(("dataset", "labels"), WRONG_LABELS)

@@ -293,6 +293,19 @@ def test_a_record_that_cannot_be_graded_is_named(grader, record):
         GRADERS[grader]("a", {"id": "7", "labels": "A"} | record)
 
 
+@pytest.mark.parametrize("grader", ["pope", "pope_paper"])
+def test_a_label_of_pope_is_yes_or_no(grader):
+    for label, right in ((" Yes\n", "yes"), ("NO ", "no"), (["no"], "no")):
+        record = {"id": "7", "labels": label}
+        assert [GRADERS[grader](answer, record) for answer in ("yes", "no")] == [
+            100 * (right == "yes"),
+            100 * (right == "no"),
+        ]
+    for label in ("maybe", "nope", "yes, it is", " "):
+        with pytest.raises(ValueError, match='record \'7\': labels must be "yes" or "no", not'):
+            GRADERS[grader]("yes", {"id": "7", "labels": label})
+
+
 def test_pope_details():
     records = [{"labels": label} for label in ("yes", "yes", "no", "no")]
     found = pope_details(["Yes", "No", "Yes", "No."], records)
@@ -521,7 +534,7 @@ def test_odd_fields_cost_no_score(tmp_path, odd):
     assert [(row["n"], row["with_crop"]) for row in rows if row["part"] == "all"] == [(2, 100)]
 
 
-@pytest.mark.parametrize("labels", [None, 7, [], ["no", 3]])
+@pytest.mark.parametrize("labels", [None, 7, [], ["no", 3], "maybe"])
 def test_an_error_without_usable_labels_is_wrong_and_no_answer_of_pope(tmp_path, labels):
     fine = [result(n, "yes", "yes", labels="yes") for n in range(3)]
     error = result(3, "", "", labels=labels, error="record '3': labels are a text")

@@ -155,7 +155,7 @@ class Single(Question, kw_only=True):
 class YesOrNo(Single, kw_only=True):
     """POPE's."""
 
-    labels: Annotated[str, Meta(pattern="^(?i:yes|no)$", description='labels are "yes" or "no"')]
+    labels: Annotated[str, Meta(pattern=r"^(?i:yes|no)\Z", description='labels are "yes" or "no"')]
 
 
 class Letter(Single, kw_only=True):
