@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dataset import box_of, refuse_other_size
 from records import Results, answered, check_record, load_task, pick
 
 RECORDS = [{"id": str(number), "question": "q", "labels": ["a"], "image_path": "a.png"} for number in range(20)]
@@ -93,6 +94,7 @@ def test_a_dataset_of_the_hub_is_loaded_by_its_name(monkeypatch):
         ({"labels": {"a": 1}}, "labels are a text or a list of texts, not"),
         ({"short_question": " "}, "short_question is a text that is not empty, not ' '"),
         ({"image_size": [0, 9]}, r"image_size is \[width, height\] in pixels, not \[0, 9\]"),
+        ({"image_size": [9.5, 9]}, r"image_size is \[width, height\] in pixels, not \[9.5, 9\]"),
         ({"image_size": [9]}, r"image_size is \[width, height\] in pixels, not \[9\]"),
         ({"question": None, "image_path": None}, "has no image_path, question"),
     ],
@@ -394,3 +396,10 @@ def test_errors_are_reported_and_can_be_tried_again(tmp_path):
     again.append(RECORDS[-1])
     assert again.merge(RECORDS, RECORDS) == (0, {})
     assert json.loads((tmp_path / "m-t-x.json").read_text()) == RECORDS
+
+
+def test_a_size_in_whole_numbers_may_be_written_with_a_point(tmp_path):
+    record = {"id": "1", "question": "q?", "image_path": "a.png", "image_size": [640.0, 480.0]}
+    assert check_record(record, tmp_path).name == "a.png"
+    refuse_other_size(record, (640, 480))
+    assert box_of(record | {"gt_bbox": [600, 0, 640, 480]}) == (600, 0, 640, 480)
