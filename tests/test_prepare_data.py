@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import tarfile
 import threading
 import zipfile
@@ -263,6 +264,13 @@ def test_labels_of_a_wrong_type_are_refused_by_name(tmp_path, capsys, dataset, l
 )  # fmt: skip
 def test_an_entry_of_a_wrong_type_is_refused_by_name(tmp_path, capsys, dataset, change, says):
     assert says in refused(tmp_path, capsys, dataset, lambda entry: entry.update(change))
+
+
+@pytest.mark.parametrize("dataset", RELEASES)
+def test_an_entry_that_lacks_a_field_is_named_with_its_file(tmp_path, capsys, dataset):
+    field = ENTRIES[dataset][2]
+    said = refused(tmp_path, capsys, dataset, lambda entry: entry.pop(field))
+    assert re.search(rf"(json|jsonl): (question_?[iI]d )?'?\w+'?: an entry of {dataset} .* has no '{field}'", said)
 
 
 @pytest.mark.parametrize("ids", [(1, "1"), ("7", "7"), (3, 3)])
