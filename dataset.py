@@ -30,7 +30,7 @@ Id = Annotated[Annotated[str, Meta(min_length=1)] | int, Meta(description="{} is
 Text = Annotated[str, Meta(pattern=r"\S", description="{} is a text that is not empty")]
 Labels = Annotated[str | list[str] | None, Meta(description="labels are a text or a list of texts")]
 Answer = Annotated[str, Meta(description="{} is a text")]
-Side = Annotated[int, Meta(gt=0)]
+Side = Annotated[int, Meta(gt=0)] | Annotated[float, Meta(gt=0, multiple_of=1)]  # 640 or 640.0
 Size = Annotated[
     Annotated[list[Side], Meta(min_length=2, max_length=2)] | None, Meta(description="{} is [width, height] in pixels")
 ]

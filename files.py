@@ -53,6 +53,28 @@ def read_rows(path: str | Path) -> list:
     return rows
 
 
+def read_meta(path: str | Path) -> dict:
+    """What a result's .meta.json says of how it was made; empty if there is none.
+
+    Raises:
+        ValueError: naming the file: it is broken, or none that run.py has written.
+    """
+    about = read_json(path) if Path(path).exists() else {}
+    wrong = f"{path} is none that run.py has written"
+    if not isinstance(about, dict):
+        raise ValueError(f"{wrong}: it must be an object, not a {type(about).__name__}")
+    for part in ("settings", "counts", "runs"):
+        if not isinstance(about.get(part, {}), dict):
+            raise ValueError(f"{wrong}: its {part} must be an object, not a {type(about[part]).__name__}")
+    if not all(isinstance(run, dict) for run in about.get("runs", {}).values()):
+        raise ValueError(f"{wrong}: each of its runs must be an object")
+    if not isinstance(about.get("settings", {}).get("image_path", ""), str):
+        raise ValueError(f"{wrong}: its image_path must be a text")
+    if not isinstance(about.get("counts", {}).get("dataset", 0), int):
+        raise ValueError(f"{wrong}: its count of the dataset must be a whole number")
+    return about
+
+
 def is_json(value: Any) -> bool:
     """Can a value be written as JSON?"""
     try:
@@ -62,13 +84,15 @@ def is_json(value: Any) -> bool:
     return True
 
 
-def whole_lines(text: bytes) -> Iterator[Any]:
+def whole_lines(text: bytes) -> Iterator[dict]:
     """The JSON objects of a part file's bytes; a line torn by a kill is left out: its record is done again."""
     for line in text.splitlines():
         try:
-            yield json.loads(line)
+            found = json.loads(line)
         except ValueError:  # no JSON, or cut within a character
             continue
+        if isinstance(found, dict):
+            yield found
 
 
 @contextmanager

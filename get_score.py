@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from dataset import box_of, field_of, image_of, load_task, refuse_bad_ids, with_ids
-from files import ROOT, in_repository, read_json
+from files import ROOT, in_repository, read_json, read_meta
 from graders import DETAILS, outcome, score
 from images import size_as_seen
 from info import METHODS, MODELS, SIZES, TASKS
@@ -92,18 +92,11 @@ def read_results(path):
 
 def about_of(path):
     """What a result's .meta.json says of how it was made; empty without one, or (said) where it cannot be read."""
-    meta = path.with_suffix(".meta.json")
     try:
-        about = read_json(meta) if meta.exists() else {}
-        parts = [about.get(part, {}) for part in ("settings", "counts")] if isinstance(about, dict) else [None]
-        if not all(isinstance(part, dict) for part in parts):
-            raise ValueError(f"{meta} is none that run.py has written: its settings or counts are no objects")
-        if not isinstance(parts[0].get("image_path", ""), str) or not isinstance(parts[1].get("dataset", 0), int):
-            raise ValueError(f"{meta} is none that run.py has written: its image_path or its counts are wrong")
+        return read_meta(path.with_suffix(".meta.json"))
     except (ValueError, OSError) as error:
         say(f"{error}: {path.name} is taken without it")
         return {}
-    return about
 
 
 def say(sentence: str) -> None:
@@ -194,7 +187,8 @@ def row_of(scored, grader, rounds, seed):
         row["mcnemar_p"] = mcnemar(row["fixed"], row["broken"])
     for when, field in (("without crop", "original_answer"), ("with crop", "crop_answer")):
         if grader in DETAILS:
-            details = DETAILS[grader]([record[field] for record, _ in graded], [record for record, _ in graded])
+            answers = [record.get(field, "") for record, _ in graded]  # of an error it is not read
+            details = DETAILS[grader](answers, [record for record, _ in graded])
             row |= {f"{name}, {when}": value for name, value in details.items()}
     return row
 

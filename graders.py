@@ -79,14 +79,6 @@ def labels_of(record):
     return [labels] if isinstance(labels, str) else labels
 
 
-def has_labels(record: dict) -> bool:
-    """Does a record have labels to score it by?"""
-    try:
-        return bool(labels_of(record))
-    except ValueError:
-        return False
-
-
 def leave_one_out(answer, labels):
     """Mean over the labels of min(1, matches among the others / 3), times 100."""
     matches = labels.count(answer)
@@ -159,12 +151,28 @@ def gqa(answer, record):
 
 def pope_paper(answer, record):
     """The nearer of "yes" and "no" (difflib's ratio; yes if equal): POPE in the ViCrop paper."""
-    return 100.0 * (nearest(answer, ("yes", "no")) == labels_of(record)[0].lower())
+    return 100.0 * (nearest(answer, ("yes", "no")) == yes_or_no(record))
 
 
 def pope(answer, record):
     """POPE's own reading (evaluate.py): see `says_yes`."""
-    return 100.0 * (says_yes(answer) == (labels_of(record)[0].lower() != "no"))
+    return 100.0 * (says_yes(answer) == (yes_or_no(record) == "yes"))
+
+
+def yes_or_no(record):
+    """The label of a record, "yes" or "no"; raises ValueError, naming the record, if it is neither."""
+    label = labels_of(record)[0].strip().lower()
+    if label not in ("yes", "no"):
+        raise ValueError(f'{name_of(record)}: labels must be "yes" or "no", not {record["labels"]!r}')
+    return label
+
+
+def is_yes_or_no(record):
+    """Is the label of a record "yes" or "no"?"""
+    try:
+        return bool(yes_or_no(record))
+    except ValueError:
+        return False
 
 
 def says_yes(answer):
@@ -191,9 +199,7 @@ def anls(answer, record):
 
 def vstar_paper(answer, record):
     """The letter of the nearest option line (difflib's ratio): V* in the ViCrop paper."""
-    options = option_lines(question_of(record))
-    if not options:
-        raise ValueError(f"{name_of(record)}: its question has no lines of options, as in '(A) red'")
+    options = options_of(record)
     line = nearest(answer, [line for _, line, _ in options])
     return 100.0 * (next(letter for letter, own, _ in options if own == line) == labels_of(record)[0])
 
@@ -205,14 +211,40 @@ def nearest(answer, candidates):
 
 def vstar(answer, record):
     """V* as a multiple choice: the letter that the answer says (see `chosen_letter`); unparsed answers are wrong."""
-    return 100.0 * (chosen_letter(answer, question_of(record)) == labels_of(record)[0])
+    options_of(record)  # refuses what one of both metrics could not score
+    return 100.0 * (chosen_letter(answer, record["question"]) == labels_of(record)[0])
 
 
-def question_of(record):
-    """The question of a record; raises ValueError, naming the record, if it has none."""
-    return field_of(record, "question")
+def options_of(record: dict) -> list[tuple[str, str, str]]:
+    """The options of a record as `option_lines`, its label among them.
+
+    Raises:
+        ValueError: naming the record: its question has no options that can be told apart, or its label is none of them.
+    """
+    question, label = field_of(record, "question"), labels_of(record)[0]
+    try:
+        return choices(question, label)
+    except ValueError as error:
+        raise ValueError(f"{name_of(record)}: {error}") from None
 
 
+def choices(question: str, label: str) -> list[tuple[str, str, str]]:
+    """The options of a question as `option_lines`; a ValueError if they are none, or the label is none of them."""
+    options = option_lines(question)
+    letters = [letter for letter, *_ in options]
+    if not letters:
+        raise ValueError("its question has no lines like '(A) red'")
+    following = [f"({letter})" for letter in LETTERS[len(letters) :][:1]]
+    joined = any(mark in text for mark in following for *_, text in options)  # several stand on one line
+    if joined or len(letters) < 2 or sorted(letters) != LETTERS[: len(letters)]:
+        raise ValueError("its question must have two options or more, each on a line of its own, with letters from A "
+                         f"on, and has lines of {', '.join(letters)}")  # fmt: skip
+    if label not in letters:
+        raise ValueError(f"labels are the letter of an option ({', '.join(letters)}), not {label!r}")
+    return options
+
+
+LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 OPTION = re.compile(r"(?:\s*(?i:options?|choices?):)?(\s*\(?([A-Z])[).:]\s*(.*?)\s*)")
 
 
@@ -290,11 +322,11 @@ def outcome(pair):
 # ---------------------------------------------------------------------------------------------- more than a mean score
 def pope_details(answers, records):
     """Precision, recall and F1 of "yes", and how often it is said, in %; errors that lack labels are not among it."""
-    labelled = [(answer, record) for answer, record in zip(answers, records, strict=True) if has_labels(record)]
+    labelled = [(answer, record) for answer, record in zip(answers, records, strict=True) if is_yes_or_no(record)]
     if not labelled:
         return {}
     answers, records = zip(*labelled, strict=True)
-    true = [labels_of(record)[0].lower() != "no" for record in records]
+    true = [yes_or_no(record) == "yes" for record in records]
     said = [not so if "error" in record else says_yes(answer)  # an error is wrong, whichever it had to be
             for answer, record, so in zip(answers, records, true, strict=True)]  # fmt: skip
     hits, says, is_so = sum(map(min, said, true)), sum(said), sum(true)

@@ -124,11 +124,24 @@ def _load(image):
     name = getattr(image, "filename", "")
     if name and image.format == "TIFF":
         image.filename = ""  # without a name it is read, not mapped
+    if getattr(image, "tile", None):  # an image that is loaded, or made in memory, has none
+        image.tile = list(map(_in_native_order, image.tile))
     try:
         image.load()
     finally:
         if name:
             image.filename = name
+
+
+def _in_native_order(tile):
+    """A tile of a compressed TIFF of big-endian floats or integers as libtiff decodes it: in this machine's order.
+
+    Pillow does so for unsigned samples of 16 bits only, and turns the bytes of all others once more.
+    """
+    if tile[0] != "libtiff" or not isinstance(tile[3], tuple):
+        return tile
+    native = re.sub(r"^([IF];\d+)B([SF]?)$", r"\1N\2", tile[3][0])
+    return tile._replace(args=(native, *tile[3][1:]))
 
 
 def _orientation(image):
@@ -163,14 +176,17 @@ def _eight_bits(image, stored):
 
 
 def _white(image, stored, values):
-    """The value that is white. Where nothing tells the depth, the largest value does: up to 1, to 255, or 16 bits."""
+    """The value that is white. Where nothing tells the depth, the largest value does: 1, 255, or 16 bits.
+
+    A float picture may be brighter than white, as resizing makes it: up to 16 it is still one whose white is 1.
+    """
     if stored in WHITES:
         return WHITES[stored]
     if image.mode.startswith("I;16") or image.format == "PPM" and image.mode == "I":
         return 65535
     largest = values.max(initial=0, where=np.isfinite(values))
-    if image.mode == "F" and largest <= 1:
-        return 1
+    if image.mode == "F" and largest <= 512:
+        return 1 if largest <= 16 else 255
     if largest <= 255:
         return 255
     if largest > 65535 and stored.startswith("I;32"):

@@ -13,12 +13,13 @@ import sys
 import time
 from pathlib import Path
 
+from dataset import Record, field_of
 from dataset import check_record as check_record  # under their old names, which notebooks know
 from dataset import load_task as load_task
 from dataset import pick as pick
 from dataset import refuse_bad_ids as refuse_bad_ids
 from files import ROOT as ROOT
-from files import alone_in, read_json, renamed_to, whole_lines, write_atomically
+from files import alone_in, read_json, read_meta, renamed_to, whole_lines, write_atomically
 from files import in_repository as in_repository
 from files import read_rows as read_rows
 from map_files import packed, read_maps, unpacked, write_maps
@@ -83,8 +84,9 @@ class Results:
     def _result_file(self):
         """{id: record} of the result file; empty without one."""
         records = read_json(self.path) if self.path.exists() else []
-        if not isinstance(records, list) or not all(isinstance(record, dict) and "id" in record for record in records):
+        if not isinstance(records, list):
             raise ValueError(f"{self.path} is no list of records with an id: move it, or use another folder")
+        refuse_bad_ids(records, self.path)
         return {record["id"]: record for record in records}
 
     def _lines(self):
@@ -95,9 +97,11 @@ class Results:
         found = {}
         for part in sorted(self.parts.glob("*.jsonl")):  # names begin with the time: later ones count
             try:
-                found[part] = list(whole_lines(part.read_bytes()))
+                text = part.read_bytes()
             except FileNotFoundError:
                 continue  # another process has just merged it: its records are in the result file, which is read later
+            found[part] = list(whole_lines(text))
+            refuse_bad_lines(found[part], part)
         return found
 
     def news(self):
@@ -112,7 +116,9 @@ class Results:
                 continue
             whole = text.rfind(b"\n") + 1  # the rest is being written
             self._read[part] = self._read.get(part, 0) + whole
-            found += [line for line in whole_lines(text[:whole]) if "id" in line]
+            lines = list(whole_lines(text[:whole]))
+            refuse_bad_lines(lines, part)
+            found += [line for line in lines if "id" in line]
         return found
 
     def saved_maps(self):
@@ -124,8 +130,8 @@ class Results:
             return {}
 
     def provenance(self):
-        """What `NAME.meta.json` holds; empty if there is none."""
-        return read_json(self.meta) if self.meta.exists() else {}
+        """What `NAME.meta.json` holds; empty if there is none, a ValueError names one that is broken."""
+        return read_meta(self.meta)
 
     def _refuse_other_settings(self, made):
         new = self.settings
@@ -208,6 +214,17 @@ class Results:
                 self._part.close()
                 self._part = None
             shutil.rmtree(self.parts, ignore_errors=True)
+
+
+def refuse_bad_lines(lines, part):
+    """ValueError, naming the part file, if a line has an id that is none, or its settings or run are no objects."""
+    for line in lines:
+        if "id" in line:
+            field_of(line, "id", Record, f"{part}: record {line['id']!r}")
+        for name in ("settings", "run") if "id" not in line else ():
+            if not isinstance(line.get(name, {}), dict):
+                raise ValueError(f"{part} is none that run.py has written: its {name} must be an object, "
+                                 f"not a {type(line[name]).__name__}")  # fmt: skip
 
 
 def answered(record, fields):

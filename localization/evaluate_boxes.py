@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import box_of_truth, numbers_of, refuse_bad_ids
+from dataset import EDGE, box_of_truth, numbers_of, refuse_bad_ids
 from files import read_json, read_rows
 from get_score import bootstrap_interval
 from localization.storage import beside, safe_id
@@ -70,6 +70,8 @@ def prediction(root, key, size=None):
     if size and own_size and tuple(size) != own_size:  # its pixels are not those of the truth
         return None, None, own_size, f"of an image of {own_size[0]:g} x {own_size[1]:g}, not {size[0]:g} x {size[1]:g}"
     wrong = None if box and box[0] < box[2] and box[1] < box[3] else "degenerate"
+    if not wrong and own_size and (min(box) < -EDGE or box[2] > own_size[0] + EDGE or box[3] > own_size[1] + EDGE):
+        wrong = f"outside of its image of {own_size[0]:g} x {own_size[1]:g}"
     return None if wrong else box, peak, own_size, wrong
 
 

@@ -155,6 +155,34 @@ def test_floats_up_to_one_are_shares_of_white(tmp_path):
     assert grey(tmp_path / "x.pfm") == [[128, 255]]
 
 
+def test_floats_that_overshoot_white_a_little_are_white_there(tmp_path):
+    for values in ([0, 0.5, 1, 1.04], [0, 127.5, 255, 262]):
+        assert grey(Image.fromarray(np.array([values], np.float32))) == [[0, 128, 255, 255]]
+    edge = Image.fromarray(np.repeat(np.float32([[0, 1]]), 20, 1)).resize((80, 4), Image.Resampling.LANCZOS)
+    assert np.asarray(edge).max() > 1
+    assert np.asarray(load_image(edge)).max() == 255
+    assert grey(Image.fromarray(np.array([[0, 25700, 65535]], np.float32))) == [[0, 100, 255]]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    ("kind", "bits", "sample_format", "values", "levels"),
+    [
+        ("f4", 32, 3, [0, 0.5, 1], [0, 128, 255]),
+        ("i4", 32, 2, [0, 7, 255], [0, 7, 255]),
+        ("i2", 16, 2, [0, 16384, 32767], [0, 128, 255]),
+        ("u2", 16, 1, [0, 25700, 65535], [0, 100, 255]),
+    ],
+)
+def test_a_compressed_tiff_is_read_in_either_order(tmp_path, order, kind, bits, sample_format, values, levels):
+    content = np.array(values, order + kind).tobytes()
+    for deflate in (False, True):
+        more = {"more": [(259, 8)]} if deflate else {}
+        packed = zlib.compress(content) if deflate else content
+        path = tiff(tmp_path / "x.tif", (3, 1), bits, packed, sample_format=sample_format, order=order, **more)
+        assert grey(path) == [levels]
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_numbers_in_memory_are_bytes_up_to_255_and_16_bits_beyond(kind):
     assert grey(Image.fromarray(np.array([[0, 7, 255]], kind))) == [[0, 7, 255]]

@@ -741,6 +741,16 @@ def test_a_prediction_about_an_image_of_another_size_is_listed_and_counts_as_non
     assert "half" not in report["wrong"]
 
 
+@pytest.mark.parametrize("box", [[10, 10, 130, 30], [10, 10, 30, 102], [-2, 10, 30, 30], [10, -5, 30, 30]])
+def test_a_predicted_box_that_leaves_its_image_is_listed_and_counts_as_none(predictions, capsys, box):
+    truth, root = predictions
+    (root / "exact_bbox.json").write_text(json.dumps({"bbox": box, "image_size": [100, 100]}))
+    (root / "half_bbox.json").write_text(json.dumps({"bbox": [10, 10, 30, 100.9], "image_size": [100, 100]}))
+    report = evaluated(capsys, "--dataset-jsonl", truth, "--pred-root", root)
+    assert report["wrong"]["exact"] == "outside of its image of 100 x 100"
+    assert "half" not in report["wrong"]  # annotators and programs round
+
+
 def test_pointing_is_only_judged_where_peaks_were_saved(predictions, capsys):
     truth, root = predictions
     for path in root.glob("*_bbox.json"):

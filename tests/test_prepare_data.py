@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import tarfile
 import threading
 import zipfile
@@ -49,7 +50,8 @@ def textvqa(folder):
                {"dataset_type": "val", "dataset_name": "textvqa", "dataset_version": "0.5.1",
                 "data": [entry, entry | {"question_id": 34603}]})  # fmt: skip
     write_lines(folder / "jrzhang_TextVQA_GT_bbox.jsonl", [{"dataset_id": "34603", "bbox": [10, 20, 30, 5]}])
-    write_images(folder / "train_images", "0054c91397f2fe05.jpg")
+    (folder / "train_images").mkdir(parents=True)
+    photo(1024, 730).save(folder / "train_images" / "0054c91397f2fe05.jpg")
     return {"id": "34603", "question": "what brand is it?", "labels": TEN, "image_path": "0054c91397f2fe05.jpg",
             "image_size": [1024, 730], "gt_bbox": [10, 20, 40, 25]}  # fmt: skip
 
@@ -223,7 +225,7 @@ WRONG = [None, 7, True, "", [], [7], ["a", None], {"a": 1}]  # for all
 WRONG_LABELS = [(dataset, labels) for dataset in RELEASES for labels in WRONG]
 WRONG_LABELS += [(dataset, "['cup', 'cup']") for dataset in ("textvqa", "docvqa", "aokvqa", "vqav2")]
 WRONG_LABELS += [(dataset, ["yes"]) for dataset in ("gqa", "pope", "vstar")]
-WRONG_LABELS += [("pope", "E"), ("vstar", "E")]
+WRONG_LABELS += [("pope", "E"), ("pope", "no\n"), ("vstar", "E")]
 
 
 @pytest.mark.parametrize(("dataset", "labels"), WRONG_LABELS)
@@ -250,16 +252,25 @@ def test_labels_of_a_wrong_type_are_refused_by_name(tmp_path, capsys, dataset, l
         ("textvqa", {"image_id": None}, "image_id is a text that is not empty, not None"),
         ("textvqa", {"question": ["what?"]}, "record '34603': question is a text that is not empty, not ['what?']"),
         ("textvqa", {"image_width": "1024"}, "record '34603': image_size is [width, height] in pixels"),
+        ("textvqa", {"image_width": 730, "image_height": 1024}, "record '34603': image_size [730, 1024] is not that"),
         ("gqa", {"question": 7}, "record '201307251': question is a text that is not empty, not 7"),
         ("pope", {"image": 7}, "record 'popular-1': image_path is a text that is not empty, not 7"),
         ("pope", {"label": "maybe"}, "record 'popular-1': labels are \"yes\" or \"no\", not 'maybe'"),
         ("vstar", {"label": "C"}, "record 'relative_position-1': labels are the letter of an option (A, B), not 'C'"),
         ("vstar", {"text": "Left or right?"}, "has no lines like '(A) red'"),
+        ("vstar", {"text": "Which? (A) a (B) b\n(C) c\n(D) d"}, "'relative_position-1': its question must have two"),
         ("vqav2", {"question_id": 262148001}, "ids must differ, and each of these comes twice: 262148001"),
     ],
 )  # fmt: skip
 def test_an_entry_of_a_wrong_type_is_refused_by_name(tmp_path, capsys, dataset, change, says):
     assert says in refused(tmp_path, capsys, dataset, lambda entry: entry.update(change))
+
+
+@pytest.mark.parametrize("dataset", RELEASES)
+def test_an_entry_that_lacks_a_field_is_named_with_its_file(tmp_path, capsys, dataset):
+    field = ENTRIES[dataset][2]
+    said = refused(tmp_path, capsys, dataset, lambda entry: entry.pop(field))
+    assert re.search(rf"(json|jsonl): (question_?[iI]d )?'?\w+'?: an entry of {dataset} .* has no '{field}'", said)
 
 
 @pytest.mark.parametrize("ids", [(1, "1"), ("7", "7"), (3, 3)])
@@ -302,9 +313,10 @@ def test_a_release_without_image_sizes_has_them_from_its_images_as_they_are_seen
     photo(30, 40).save(tmp_path / "release" / "relative_position" / "sa_9.jpg", exif=exif)  # 40 x 30 once it is turned
     prepare_data.prepare("vstar", tmp_path / "release", tmp_path / "target")
     annotation = tmp_path / "release" / "relative_position" / "sa_9.json"
-    for box in ([10, 20, 35, 5], [5, 25, 5, 9], [0.2, 0.5, 0.3, 0.1]):
-        write_json(annotation, {"bbox": [box]})
-        with pytest.raises(ValueError, match=r"record 'relative_position-1': gt_bbox \["):
+    fine = [1, 2, 30, 20]  # it encloses most of the others, so that the box around both could be one
+    for box in ([10, 20, 35, 5], [5, 25, 5, 9], [0.2, 0.5, 0.3, 0.1], [5, 5, 0, 9], [20, 20, -9, 3]):
+        write_json(annotation, {"bbox": [fine, box]})
+        with pytest.raises(ValueError, match=r"record 'relative_position-1': .*sa_9.json: box \["):
             prepare_data.prepare("vstar", tmp_path / "release", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

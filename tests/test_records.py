@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dataset import box_of, refuse_other_size
 from records import Results, answered, check_record, load_task, pick
 
 RECORDS = [{"id": str(number), "question": "q", "labels": ["a"], "image_path": "a.png"} for number in range(20)]
@@ -93,6 +94,7 @@ def test_a_dataset_of_the_hub_is_loaded_by_its_name(monkeypatch):
         ({"labels": {"a": 1}}, "labels are a text or a list of texts, not"),
         ({"short_question": " "}, "short_question is a text that is not empty, not ' '"),
         ({"image_size": [0, 9]}, r"image_size is \[width, height\] in pixels, not \[0, 9\]"),
+        ({"image_size": [9.5, 9]}, r"image_size is \[width, height\] in pixels, not \[9.5, 9\]"),
         ({"image_size": [9]}, r"image_size is \[width, height\] in pixels, not \[9\]"),
         ({"question": None, "image_path": None}, "has no image_path, question"),
     ],
@@ -269,6 +271,34 @@ def test_parts_that_lost_their_meta_file_keep_their_settings(tmp_path):
         Results(path, {"layer": 2}).done()
 
 
+@pytest.mark.parametrize(
+    ("ending", "text", "says"),
+    [
+        (".json", '[{"id": [1]}]', "m-t-x.json: .*id is a text or a whole number, not \\[1\\]"),
+        (".json", "[7]", "m-t-x.json: record 0 is no object but 7"),
+        (".meta.json", "[]", "m-t-x.meta.json is none that run.py has written: it must be an object, not a list"),
+        (".meta.json", '{"settings": []}', "m-t-x.meta.json .*: its settings must be an object, not a list"),
+        (".meta.json", '{"runs": {"a": 1}}', "m-t-x.meta.json .*: each of its runs must be an object"),
+        (".parts/1.jsonl", '{"id": [1]}\n', "1.jsonl: .*id is a text or a whole number, not \\[1\\]"),
+        (".parts/1.jsonl", '{"settings": []}\n{"id": "1"}\n', "1.jsonl .*its settings must be an object, not a list"),
+    ],
+)
+def test_files_that_no_run_has_written_are_refused_by_name(tmp_path, ending, text, says):
+    (tmp_path / "m-t-x.json").write_text('[{"id": "0"}]')
+    path = tmp_path / f"m-t-x{ending}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(ValueError, match=says):
+        Results(tmp_path / "m-t-x.json", {}).done()
+
+
+def test_a_line_of_a_part_that_is_no_object_does_not_count(tmp_path):
+    results = Results(tmp_path / "m-t-x.json", {})
+    results.parts.mkdir()
+    (results.parts / "1.jsonl").write_text('7\n[1]\n{"id": "0"}\n')
+    assert list(results.done()) == [line["id"] for line in results.news()] == ["0"]
+
+
 def test_a_slow_merge_does_not_undo_a_later_one(tmp_path, monkeypatch):
     """One run is about some records and merges; another finishes the last record of all in the middle of that."""
     path = tmp_path / "m-t-x.json"
@@ -302,7 +332,7 @@ def test_a_broken_result_file_is_named(tmp_path):
 def test_a_result_file_of_another_kind_is_named(tmp_path, content):
     path = tmp_path / "m-t-x.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="m-t-x.json is no list of records with an id"):
+    with pytest.raises(ValueError, match="m-t-x.json(: record 0| is no list of records)"):
         Results(path, {}).done()
 
 
@@ -366,3 +396,10 @@ def test_errors_are_reported_and_can_be_tried_again(tmp_path):
     again.append(RECORDS[-1])
     assert again.merge(RECORDS, RECORDS) == (0, {})
     assert json.loads((tmp_path / "m-t-x.json").read_text()) == RECORDS
+
+
+def test_a_size_in_whole_numbers_may_be_written_with_a_point(tmp_path):
+    record = {"id": "1", "question": "q?", "image_path": "a.png", "image_size": [640.0, 480.0]}
+    assert check_record(record, tmp_path).name == "a.png"
+    refuse_other_size(record, (640, 480))
+    assert box_of(record | {"gt_bbox": [600, 0, 640, 480]}) == (600, 0, 640, 480)

@@ -401,6 +401,14 @@ def test_a_large_picture_is_shown_once_it_is_allowed(tmp_path, monkeypatch, limi
         report.main([str(path), "--maps", "saved", "--max_image_pixels", "178956971"])
 
 
+@pytest.mark.parametrize("about", [{"settings": {"layer": 1}}, {"settings": {"model": "llava"}, "runs": {"a": {}}}])
+def test_a_meta_file_that_lacks_how_maps_are_made_is_a_sentence(tmp_path, about):
+    path = hand_made(tmp_path, [{}])
+    path.with_suffix(".meta.json").write_text(json.dumps(about))
+    with pytest.raises(SystemExit, match=r"rel_att.meta.json must tell how to make maps, and has no .*model_id"):
+        report.main([str(path)])
+
+
 @pytest.mark.parametrize(
     ("files", "more", "says"),
     [

@@ -250,6 +250,27 @@ def test_options_count_whatever_stands_around_them(lines):
         assert [GRADERS[grader](answer, wrong) for grader in ("vstar_paper", "vstar")] == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("question", "label", "says"),
+    [
+        ("What? (A) tin (B) clay", "A", "no lines like"),
+        ("What? (A) tin\n(B) clay", "B", "two options or more, each on a line of its own, .* has lines of B"),
+        ("What? (A) tin\n(B) clay\n(C) glass", "B", "has lines of B, C"),
+        ("What?\nOptions: (A) tin (B) clay (C) glass", "A", "has lines of A"),
+        ("What?\n(A) tin (B) clay\n(C) glass (D) paper", "A", "has lines of A, C"),
+        ("What?\n(A) tin\n(B) clay (C) glass", "A", "has lines of A, B"),
+        ("What?\n(A) tin\n(A) clay", "A", "has lines of A, A"),
+        ("What?\n(A) tin\n(B) clay", "C", r"labels are the letter of an option \(A, B\), not 'C'"),
+        ("What?\n(A) tin\n(B) clay", "tin", "not 'tin'"),
+    ],
+)
+def test_options_that_one_metric_could_not_read_are_scored_by_none(question, label, says):
+    record = {"id": "7", "question": question, "labels": label}
+    for grader in ("vstar_paper", "vstar"):
+        with pytest.raises(ValueError, match=f"record '7': .*{says}"):
+            GRADERS[grader]("A", record)
+
+
 def test_an_option_that_is_a_part_of_another_is_not_named_by_it():
     question = "Which red?\n(A) red\n(B) dark red\nAnswer with a letter."
     said = {"dark red": "B", "The sign is dark red.": "B", "red": "A", "red, not dark red": None}
@@ -270,6 +291,19 @@ def test_an_option_that_is_a_part_of_another_is_not_named_by_it():
 def test_a_record_that_cannot_be_graded_is_named(grader, record):
     with pytest.raises(ValueError, match="record '7': "):
         GRADERS[grader]("a", {"id": "7", "labels": "A"} | record)
+
+
+@pytest.mark.parametrize("grader", ["pope", "pope_paper"])
+def test_a_label_of_pope_is_yes_or_no(grader):
+    for label, right in ((" Yes\n", "yes"), ("NO ", "no"), (["no"], "no")):
+        record = {"id": "7", "labels": label}
+        assert [GRADERS[grader](answer, record) for answer in ("yes", "no")] == [
+            100 * (right == "yes"),
+            100 * (right == "no"),
+        ]
+    for label in ("maybe", "nope", "yes, it is", " "):
+        with pytest.raises(ValueError, match='record \'7\': labels must be "yes" or "no", not'):
+            GRADERS[grader]("yes", {"id": "7", "labels": label})
 
 
 def test_pope_details():
@@ -464,7 +498,7 @@ BAD = [result(2, "a", "b", labels=None), result(3, "a", "b") | {"crop_answer": 7
         ("llava-vstar-rel_att.json", json.dumps([result(1, "a", "b")]), "vstar-rel_att.json: record '1': its question"),
         ("llava-textvqa-rel_att.meta.json", "{", "rel_att.meta.json is no complete .*: llava-textvqa-rel_att.json is"),
         ("llava-textvqa-rel_att.meta.json", '{"counts": 3}', "rel_att.meta.json is none that run.py has written"),
-        ("llava-textvqa-rel_att.meta.json", '{"settings": {"image_path": 3}}', "its image_path or its counts"),
+        ("llava-textvqa-rel_att.meta.json", '{"settings": {"image_path": 3}}', "its image_path must be a text"),
     ],
 )  # fmt: skip
 def test_a_bad_file_costs_only_itself(tmp_path, capsys, monkeypatch, name, text, says):
@@ -500,7 +534,7 @@ def test_odd_fields_cost_no_score(tmp_path, odd):
     assert [(row["n"], row["with_crop"]) for row in rows if row["part"] == "all"] == [(2, 100)]
 
 
-@pytest.mark.parametrize("labels", [None, 7, [], ["no", 3]])
+@pytest.mark.parametrize("labels", [None, 7, [], ["no", 3], "maybe"])
 def test_an_error_without_usable_labels_is_wrong_and_no_answer_of_pope(tmp_path, labels):
     fine = [result(n, "yes", "yes", labels="yes") for n in range(3)]
     error = result(3, "", "", labels=labels, error="record '3': labels are a text")
@@ -509,6 +543,15 @@ def test_an_error_without_usable_labels_is_wrong_and_no_answer_of_pope(tmp_path,
         (row,) = report(tmp_path, "--metric", "official")
         assert (row.get("recall, with crop"), row["with_crop"]) == figures
         assert row["n"] == len(records)
+
+
+@pytest.mark.parametrize(("task", "labels"), [("pope", "no"), ("vstar", "A")])
+def test_an_error_without_answers_is_wrong_and_costs_no_table(tmp_path, task, labels):
+    fine = result(0, labels, labels, labels=labels, question="which?\n(A) a\n(B) b")
+    error = {"id": "1", "labels": labels, "error": "out of memory"}
+    (tmp_path / f"llava-{task}-rel_att.json").write_text(json.dumps([fine, error]))
+    for row in report(tmp_path):
+        assert (row["n"], row["errors"], row["with_crop"]) == (2, 1, 50)
 
 
 def test_many_bad_records_are_counted_and_some_are_named(tmp_path, capsys):

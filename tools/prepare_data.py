@@ -37,10 +37,12 @@ from dataset import (
     load_task,
     name_of,
     refuse_bad_ids,
+    refuse_misplaced,
+    refuse_other_size,
     shown,
 )
 from files import in_repository, read_json, read_rows, write_atomically
-from graders import option_lines
+from graders import choices
 from images import size_as_seen
 from info import TASKS
 from tools.download import CHUNK, Unavailable, download
@@ -56,6 +58,7 @@ class Source:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ValueError(f"no folder {folder}: --source is where the official files are")
+        self.at = ""  # which entry of which file is being converted, for the sentence of an error
         self.by_name = {}
         seen = set()  # folders, for links may go round in circles
         for folder, inner, names in os.walk(self.folder, followlinks=True):
@@ -80,6 +83,14 @@ class Source:
 
     def lines(self, pattern):
         return read_rows(self.find(pattern))
+
+    def each(self, entries, where, field):
+        """The entries of a file, one after the other; `at` tells which one it is, by the field that names it."""
+        for number, entry in enumerate(entries):
+            named = isinstance(entry, dict) and field in entry
+            self.at = f"{where}: " + (f"{field} {shown(entry[field])}" if named else f"entry {number}")
+            yield entry
+        self.at = ""
 
     def image(self, name):
         """The file of an image, given by its official name, which may have folders before it; None if it is missing.
@@ -153,7 +164,7 @@ class Single(Question, kw_only=True):
 class YesOrNo(Single, kw_only=True):
     """POPE's."""
 
-    labels: Annotated[str, Meta(pattern="^(?i:yes|no)$", description='labels are "yes" or "no"')]
+    labels: Annotated[str, Meta(pattern=r"^(?i:yes|no)\Z", description='labels are "yes" or "no"')]
 
 
 class Letter(Single, kw_only=True):
@@ -162,10 +173,7 @@ class Letter(Single, kw_only=True):
     category: Text
 
     def __post_init__(self):
-        letters = [letter for letter, *_ in option_lines(self.question)]
-        if self.labels not in letters:
-            known = ", ".join(letters) or "none, for the question has no lines like '(A) red'"
-            raise ValueError(f"labels are the letter of an option ({known}), not {self.labels!r}")
+        choices(self.question, self.labels)
 
 
 class WithChoices(Listed, kw_only=True):
@@ -203,7 +211,8 @@ def textvqa(source):
             str(row["dataset_id"]): box_xywh_to_xyxy(row["bbox"], f"{path}: {row['dataset_id']!r}: a box")
             for row in rows
         }
-    for entry in source.json("TextVQA_0.5.1_val.json")["data"]:
+    name = "TextVQA_0.5.1_val.json"
+    for entry in source.each(source.json(name)["data"], name, "question_id"):
         record = {"id": str(official(entry, "question_id", ByName)), "question": entry["question"],
                   "labels": entry["answers"], "image_path": f"{official(entry, 'image_id', ByName)}.jpg",
                   "image_size": [entry["image_width"], entry["image_height"]]}  # fmt: skip
@@ -212,7 +221,7 @@ def textvqa(source):
 
 def docvqa(source):
     """DocVQA task 1, validation (`val_v1.0*.json`)."""
-    for entry in source.json("val_v1.0*.json")["data"]:
+    for entry in source.each(source.json("val_v1.0*.json")["data"], "val_v1.0*.json", "questionId"):
         yield {
             "id": str(official(entry, "questionId", ByName)),
             "question": entry["question"],
@@ -224,6 +233,7 @@ def docvqa(source):
 def gqa(source):
     """GQA, balanced test-dev questions."""
     for key, entry in source.json("testdev_balanced_questions.json").items():
+        source.at = f"testdev_balanced_questions.json: {key!r}"
         yield {"id": key, "question": entry["question"], "labels": entry["answer"],
                "image_path": f"{official(entry, 'imageId', ByName)}.jpg"}  # fmt: skip
 
@@ -231,7 +241,7 @@ def gqa(source):
 def aokvqa(source):
     """A-OKVQA 1.0, validation: direct answers, and the choices for the official multiple choice."""
     kept = ("choices", "correct_choice_idx", "difficult_direct_answer")
-    for entry in source.json("aokvqa_v1p0_val.json"):
+    for entry in source.each(source.json("aokvqa_v1p0_val.json"), "aokvqa_v1p0_val.json", "question_id"):
         record = {"id": entry["question_id"], "question": entry["question"], "labels": entry["direct_answers"],
                   "image_path": f"{official(entry, 'image_id', ByNumber):012}.jpg"}  # fmt: skip
         yield record | {name: entry[name] for name in kept if name in entry}
@@ -240,7 +250,8 @@ def aokvqa(source):
 def pope(source):
     """POPE on COCO: its three files, each a category."""
     for split in ("random", "popular", "adversarial"):
-        for entry in source.lines(f"coco_pope_{split}.json"):
+        name = f"coco_pope_{split}.json"
+        for entry in source.each(source.lines(name), name, "question_id"):
             key = official(entry, "question_id", ByName)
             yield {"id": f"{split}-{key}", "question": entry["text"], "labels": entry["label"],
                    "image_path": entry["image"], "category": split}  # fmt: skip
@@ -251,19 +262,32 @@ def vstar(source):
 
     The label is the option's letter. gt_bbox encloses the targets of the annotation beside the image, if it is there.
     """
-    for entry in source.lines("test_questions.jsonl"):
+    for entry in source.each(source.lines("test_questions.jsonl"), "test_questions.jsonl", "question_id"):
         key = official(entry, "question_id", ByName)
         record = {"id": f"{entry['category']}-{key}", "question": entry["text"],
                   "labels": entry["label"], "image_path": entry["image"],
                   "short_question": entry["text"].split("\n")[0], "category": entry["category"]}  # fmt: skip
         annotation = source.image(str(Path(entry["image"]).with_suffix(".json")))
         if annotation:
-            boxes = [box_xywh_to_xyxy(box, f"{annotation}: a box") for box in read_json(annotation)["bbox"]]
-            if not boxes:
-                raise ValueError(f"{annotation} has no box")
+            boxes = targets(annotation, source.image(entry["image"]), name_of(record))
             left, top, right, bottom = zip(*boxes, strict=True)
             record["gt_bbox"] = [min(left), min(top), max(right), max(bottom)]
         yield record
+
+
+def targets(annotation, image, name):
+    """The boxes (xyxy) of a V* annotation; each must lie in the image, if that is there.
+
+    Raises:
+        ValueError: beginning with `name`: no box, or one that cannot be of that image.
+    """
+    size, boxes = image and size_as_seen(image), []
+    for box in read_json(annotation)["bbox"]:
+        boxes.append(box_xywh_to_xyxy(box, f"{name}: {annotation}: a box"))
+        refuse_misplaced(boxes[-1], size, f"{name}: {annotation}: box {shown(box)} (x, y, width, height)")
+    if not boxes:
+        raise ValueError(f"{name}: {annotation} has no box")
+    return boxes
 
 
 def vqav2(source):
@@ -271,8 +295,9 @@ def vqav2(source):
     rows = source.json("v2_mscoco_val2014_annotations.json")["annotations"]
     refuse_bad_ids(rows, "v2_mscoco_val2014_annotations.json", "question_id")
     answers = {official(entry, "question_id", ByNumber): [answer["answer"] for answer in entry["answers"]]
-               for entry in rows}  # fmt: skip
-    for entry in source.json("v2_OpenEnded_mscoco_val2014_questions.json")["questions"]:
+               for entry in source.each(rows, "v2_mscoco_val2014_annotations.json", "question_id")}  # fmt: skip
+    name = "v2_OpenEnded_mscoco_val2014_questions.json"
+    for entry in source.each(source.json(name)["questions"], name, "question_id"):
         key = official(entry, "question_id", ByNumber)
         if key not in answers:
             raise ValueError(f"v2_mscoco_val2014_annotations.json has no answers to question {key}")
@@ -360,7 +385,8 @@ def prepare(dataset, source, target, sample=None, seed=0, copy=False):
         records = list(CONVERTERS[dataset](source))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"an entry of {dataset} is not as in its official files, or has no {error} ({type(error).__name__})"
+            f"{source.at or source.folder}: an entry of {dataset} is not as in its official files, or has no {error} "
+            f"({type(error).__name__})"
         ) from error
     if not records:
         raise ValueError(f"{source.folder} has no questions of {dataset}")
@@ -385,13 +411,25 @@ def prepare(dataset, source, target, sample=None, seed=0, copy=False):
         raise ValueError(
             f"{len(missing)} of {len(images)} images of {dataset} are not in {source.folder}: {named}{packed}"
         )
-    for record in records:
-        if "gt_bbox" in record:
-            box_of(record, image_size=record.get("image_size") or size_as_seen(images[record["image_path"]]))
+    refuse_what_images_contradict(records, images)
     for name, path in tqdm(images.items(), desc="images", unit="image"):
         place(path, Path(target) / "images" / name, copy)
     write_atomically(Path(target) / "data.json", records)
     return load_task(Path(target) / "data.json")
+
+
+def refuse_what_images_contradict(records, images):
+    """ValueError, naming the record, if an image_size or a gt_bbox is not one of its image; only headers are read.
+
+    Args:
+        images: {image_path: file}.
+    """
+    about = [record for record in records if "gt_bbox" in record or "image_size" in record]
+    sizes = {name: size_as_seen(images[name]) for name in {record["image_path"] for record in about}}
+    for record in about:
+        refuse_other_size(record, sizes[record["image_path"]])
+        if "gt_bbox" in record:
+            box_of(record, image_size=sizes[record["image_path"]])
 
 
 def place(path, target, copy):

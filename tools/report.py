@@ -148,6 +148,17 @@ def made_again(result, records, place):
             bar.update(len(batch))
 
 
+def refuse_unknown_maker(result):
+    """ValueError, naming the file, unless a .meta.json has all that it takes to make maps again."""
+    made, runs = result.about["settings"], result.about.get("runs", {})
+    needed = ("model", "model_id", "weights", "dtype", "prompt", "general_prompt")
+    missing = [name for name in needed if name not in made]
+    missing += ["layers of a run"] if not all("layers" in run for run in runs.values()) else []
+    if missing:
+        meta = result.path.with_suffix(".meta.json")
+        raise ValueError(f"{meta} must tell how to make maps, and has no {', '.join(missing)}: use --maps saved")
+
+
 def maker_of(result, place):
     """(Method, model, processor, options of its adapter) that a result was made with."""
     from checkpoints import load_model, local_or_hub, model_module, weights_of
@@ -157,6 +168,7 @@ def maker_of(result, place):
     made = result.about.get("settings")
     if not made:
         raise ValueError(f"{result.path} has no maps, and no .meta.json that tells how to make them: use --maps saved")
+    refuse_unknown_maker(result)
     module, source = model_module(made["model"]), (made["model"], made["model_id"])
     revision = None if Path(local_or_hub(*source)).is_dir() else made["weights"]
     if weights_of(*source, revision) != made["weights"]:
@@ -166,7 +178,7 @@ def maker_of(result, place):
     heads = heads_of(*source, made.get("loc_heads"))
     (method,) = build_methods(module, [result.method], model, made.get("layer"), heads, **options).values()
     now = [module.PROMPT, GENERAL_PROMPT, list(method.layers(model))]
-    for run in result.about["runs"].values():
+    for run in result.about.get("runs", {}).values():
         then = [made["prompt"], made["general_prompt"], run["layers"]]
         if now != then:
             raise ValueError(f"{result.path} was made by other prompts or layers ({then}, now {now}): use --maps saved")
