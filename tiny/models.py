@@ -34,7 +34,7 @@ import llava_methods
 import qwen2_5_methods
 from attention import replaced
 from info import GENERAL_PROMPT
-from processors import ImageTextProcessor
+from processors import ImageTextProcessor, chat_prompt
 from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS
 from tiny.towers import trained_clip, turn_into_blip_tower, turn_into_qwen_tower
 
@@ -333,7 +333,7 @@ class Qwen(PackedFamily):
         return smart_resize(*size, self.cell, self.pixels["shortest_edge"], self.pixels["longest_edge"])
 
     def prompt(self, question):
-        return qwen2_5_methods.chat_prompt(self.processor, qwen2_5_methods.PROMPT.format(question=question))
+        return chat_prompt(self.processor, qwen2_5_methods.PROMPT.format(question=question))
 
     def patches(self, values):
         """(images, patches, 3 * 2 * 8 * 8) as the processor lays them out: 2x2 neighbours after each other."""
