@@ -1,0 +1,211 @@
+"""Questions about a scene, of the kinds that benchmarks have, each with the things that it is about.
+
+    for question in questions_about(make_street(rng), rng):
+        question.kind, question.text, question.answer, question.targets
+
+A thing is named by what it alone has in the scene ("the red sign", "the triangle", "the red triangle"), so no question
+is ambiguous. Scenes of the first edition (tiny.scenes) can be asked about, too.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tiny.boards import SHAPES, Thing
+from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS, Scene
+from tiny.street import Street
+
+OBJECTS = ("car", "door")  # things that are no signs
+READING = ("what does the {} say?", "what is on the {}?")
+RELATIONS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}  # axis, direction
+ASKED_SHAPES = (*SHAPES, *OBJECTS)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene.
+
+    Attributes:
+        kind: one of KINDS.
+        targets: what has to be seen to answer it; empty where nothing is there to be seen (an absent thing).
+    """
+
+    kind: str
+    text: str
+    answer: str
+    targets: tuple[Thing, ...] = ()
+
+
+def things_of(scene: Street | Scene) -> list[Thing]:
+    """What can be asked about; a sign of the first edition counts as a square."""
+    if isinstance(scene, Street):
+        return list(scene.things)
+    return [
+        Thing("square", sign.color, sign.box, sign.paint, sign.digit, 0.66 * (sign.box[3] - sign.box[1]))
+        for sign in scene.signs
+    ]
+
+
+def names_of(thing: Thing, things: Sequence[Thing]) -> list[str]:
+    """How a thing can be called so that nothing else in the scene is meant."""
+    alone = lambda same: sum(map(same, things)) == 1  # noqa: E731
+    names = []
+    if thing.is_sign and alone(lambda other: other.is_sign and other.color == thing.color):
+        names.append(f"{thing.color} sign")
+    if alone(lambda other: other.shape == thing.shape):
+        names.append(thing.shape)
+    if alone(lambda other: (other.shape, other.color) == (thing.shape, thing.color)):
+        names.append(f"{thing.color} {thing.shape}")
+    return names
+
+
+@dataclass(frozen=True)
+class Named:
+    """A thing and a name that only it has."""
+
+    thing: Thing
+    name: str
+
+
+def named(things: Sequence[Thing], rng: random.Random, only: Callable[[Thing], bool] = lambda _: True) -> list[Named]:
+    """Those of the things that have a name of their own, each with one of its names, in random order."""
+    found = [Named(thing, rng.choice(names)) for thing in things if only(thing) and (names := names_of(thing, things))]
+    rng.shuffle(found)
+    return found
+
+
+def a(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+def both(first: str, second: str) -> str:
+    """ "the red and the blue sign", "the triangle and the blue sign"."""
+    if first.endswith(" sign") and second.endswith(" sign"):
+        first = first.removesuffix(" sign")
+    return f"the {first} and the {second}"
+
+
+# ------------------------------------------------------------------------------------------------------- the kinds
+def reading(things, rng):
+    for each in named(things, rng, lambda thing: thing.is_sign):
+        color = each.name.removesuffix(" sign")
+        ways = [way.format(each.name) for way in READING]
+        if each.name.endswith(" sign") and each.thing.text.isdigit():
+            most = 3 if len(each.thing.text) == 1 else 1  # "which digit" is asked of a single one
+            ways += [way.format(color=color) for way in NUMBER_QUESTIONS[:most]]
+        yield Question("reading", rng.choice(ways), each.thing.text, (each.thing,))
+
+
+def attribute(things, rng):
+    for thing in rng.sample(things, len(things)):
+        names = names_of(thing, things)
+        ways = []
+        if thing.shape in names:
+            ways.append((f"what colour is the {thing.shape}?", thing.color))
+        if f"{thing.color} sign" in names:
+            ways.append((f"what shape is the {thing.color} sign?", thing.shape))
+        if ways:
+            yield Question("attribute", *rng.choice(ways), (thing,))
+
+
+def presence(things, rng):
+    """Things that are there, and as many that are not, of which some have a colour or a shape that is there."""
+    ask = lambda name: rng.choice((f"is there {a(name)} in the image?", f"does the image show {a(name)}?"))  # noqa: E731
+    looks = {(thing.color, thing.shape) for thing in things}
+    colors = {thing.color for thing in things if thing.is_sign}
+    for each in named(things, rng):
+        yield Question("presence", ask(each.name), "yes", (each.thing,))
+        other = rng.choice(list(COLORS)), rng.choice(ASKED_SHAPES)
+        absent = [f"{other[0]} sign"] if other[0] not in colors else []
+        absent += [other[1]] if other[1] not in {shape for _, shape in looks} else []
+        pairs = [(each.thing.color, other[1]), (other[0], each.thing.shape)]
+        absent += [" ".join(pair) for pair in pairs if pair not in looks]
+        if absent:
+            yield Question("presence", ask(rng.choice(absent)), "no")
+
+
+def count(things, rng):
+    signs = [thing for thing in things if thing.is_sign]
+    groups = {"signs": signs}
+    for color in sorted({sign.color for sign in signs}):
+        groups[f"{color} signs"] = [sign for sign in signs if sign.color == color]
+    for shape in sorted({thing.shape for thing in things}):
+        groups[f"{shape}s"] = [thing for thing in things if thing.shape == shape]
+    groups = {name: group for name, group in groups.items() if len(group) <= 9}
+    # Groups of one are the most frequent: take each number as often as the scene allows.
+    by_number = {}
+    for name, group in groups.items():
+        by_number.setdefault(len(group), []).append(name)
+    for number in rng.sample(sorted(by_number), len(by_number)):
+        name = rng.choice(by_number[number])
+        yield Question("count", f"how many {name} are there?", str(number), tuple(groups[name]))
+
+
+def relation(things, rng):
+    """Asked where one thing lies wholly on one side of the other, so that there is no doubt."""
+    found = named(things, rng)
+    for one, other in zip(found, found[1:], strict=False):
+        for words in rng.sample(list(RELATIONS), 2):
+            axis, direction = RELATIONS[words]
+            first, second = (one, other) if direction == 1 else (other, one)
+            before = first.thing.box[axis + 2] <= second.thing.box[axis]
+            if before or second.thing.box[axis + 2] <= first.thing.box[axis]:
+                text = f"is the {one.name} {words} the {other.name}?"
+                yield Question("relation", text, "yes" if before else "no", (one.thing, other.thing))
+                break
+
+
+def two_places(things, rng):
+    found = named(things, rng, lambda thing: thing.is_sign)
+    for one, other in zip(found, found[1:], strict=False):
+        text = f"what is on {both(one.name, other.name)}?"
+        yield Question("two_places", text, f"{one.thing.text} {other.thing.text}", (one.thing, other.thing))
+
+
+def comparison(things, rng):
+    ours = [thing for thing in things if f"{thing.color} sign" in names_of(thing, things) and thing.text.isdigit()]
+    rng.shuffle(ours)
+    for one, other in zip(ours, ours[1:], strict=False):
+        if int(one.text) != int(other.text):
+            text = f"which number is larger, on the {one.color} or the {other.color} sign?"
+            larger = max(one, other, key=lambda thing: int(thing.text))
+            yield Question("comparison", text, larger.color, (one, other))
+
+
+KINDS = {
+    "reading": reading, "attribute": attribute, "presence": presence, "count": count, "relation": relation,
+    "two_places": two_places, "comparison": comparison,
+}  # fmt: skip
+
+
+def questions_about(scene: Street | Scene, rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> list[Question]:
+    """Everything that is asked about a scene, kind by kind, in an order and with names that `rng` draws."""
+    things = things_of(scene)
+    found = [question for kind in kinds for question in KINDS[kind](things, rng)]
+    if isinstance(scene, Scene):  # the first edition asked in these words
+        present = {sign.color for sign in scene.signs}
+        for color in (rng.choice(sorted(present)), rng.choice(sorted(set(COLORS) - present) or [None])):
+            if color and "presence" in kinds:
+                targets = tuple(thing for thing in things if thing.color == color)
+                text = rng.choice(PRESENCE_QUESTIONS).format(color=color)
+                found.append(Question("presence", text, "yes" if targets else "no", targets))
+    return found
+
+
+def describe(scene: Street | Scene) -> str:
+    """The answer to the general prompt: every sign in reading order, as in `red A7, blue 3`."""
+    signs = sorted((t for t in things_of(scene) if t.is_sign), key=lambda thing: (thing.box[1], thing.box[0]))
+    return ", ".join(f"{sign.color} {sign.text}" for sign in signs)
+
+
+def vocabulary() -> list[str]:
+    """Texts in which every word of the questions and answers occurs."""
+    names = [f"{color} {thing}" for color in COLORS for thing in ("sign", *ASKED_SHAPES)]
+    texts = [f"is there {a(name)} in the image? {name}s" for name in names]
+    texts += [way.format(name) for way in READING for name in names]
+    texts += [q.format(color=color) for q in NUMBER_QUESTIONS + PRESENCE_QUESTIONS for color in COLORS]
+    texts += [f"does the image show {a(name)}? how many {name}s are there?" for name in names]
+    texts += [f"is the {name} {words} the {name}?" for name in names for words in RELATIONS]
+    texts += [f"what colour is the {s}? what shape is the {c} sign? {s} {s}s" for c in COLORS for s in ASKED_SHAPES]
+    texts += [f"which number is larger, on the {c} or the {c} sign? the {c} and the {c} sign {c}, {c}" for c in COLORS]
+    return [*texts, " yes no"]
