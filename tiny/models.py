@@ -7,7 +7,7 @@ vision features come from, and how several questions about an image go through i
 import math
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     CLIPVisionConfig,
@@ -35,25 +35,30 @@ import qwen2_5_methods
 from attention import replaced
 from info import GENERAL_PROMPT
 from processors import ImageTextProcessor, chat_prompt
-from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS
-from tiny.towers import trained_clip, turn_into_blip_tower, turn_into_qwen_tower
+from tiny.boards import CHARACTERS
+from tiny.questions import ASKED_SHAPES, vocabulary
+from tiny.scenes import COLORS
 
 IGNORE = -100  # label of a token that is no part of an answer
+DEPTH = 6  # layers of each vision tower
 TEXT = {"hidden_size": 128, "intermediate_size": 304, "num_hidden_layers": 6, "num_attention_heads": 8}
 
 
-def make_tokenizer(prompts, bos="<s>", eos="</s>", pad="<pad>", **marks):
+def make_tokenizer(prompts, bos="<s>", eos="</s>", pad="<pad>", words=(), **marks):
     """A byte-level BPE tokenizer: every word of the scenes' language is one token, any other text falls into bytes.
+
+    A digit or a capital on a sign is a token of its own, whatever stands beside it.
 
     Args:
         prompts: the texts around the questions (templates already filled in), so that their words become tokens too.
         bos: put before every text; None: nothing is.
+        words: further words that are one token each ("ASSISTANT" would be nine).
         marks: further special tokens, by the attribute that holds them (`image_token="<image>"`).
     """
-    questions = [q.format(color=color) for q in NUMBER_QUESTIONS + PRESENCE_QUESTIONS for color in COLORS]
-    answers = [f" {color} {digit}, yes no" for color in COLORS for digit in range(10)]
+    texts = [*vocabulary(), *(f"{c} {c}" for c in CHARACTERS), *prompts]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    single = pre_tokenizers.Split(Regex(r" ?[0-9A-Z](?![a-z])"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([single, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     special = {"pad_token": pad, "bos_token": bos, "eos_token": eos}
     special = {name: token for name, token in special.items() if token}
@@ -63,7 +68,8 @@ def make_tokenizer(prompts, bos="<s>", eos="</s>", pad="<pad>", **marks):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((questions + answers + list(prompts)) * 5, trainer)
+    tokenizer.train_from_iterator(texts * 5, trainer)
+    tokenizer.add_tokens(list(words))
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
@@ -131,7 +137,7 @@ class Family:
     constants: dict
     keeps_aspect = False  # is an image's aspect ratio kept, or squashed?
     answer_start = " "  # between prompt and answer
-    stored = torch.float32  # dtype of the finished checkpoint
+    stored = torch.float16  # dtype of the finished checkpoint: it shall take less than 10 MB
     turns_per_image = None  # None: all
 
     def __init__(self):
@@ -159,16 +165,21 @@ class Family:
 
         Args:
             turns: for each image its [(prompt ids, answer ids)].
-            shapes: (height, width) of the image, and of a crop if each question is about a pair.
+            shapes: (height, width) of the image and of each of its crops.
         """
         raise NotImplementedError
 
-    def hidden(self, batch, values, crops):
+    def hidden(self, batch, values, crops=()):
         """Hidden states (rows, T, width) of the language model over a collated batch.
 
         Args:
-            values, crops: (images, 3, H, W) normalised pixels; crops is None where each question is about one image.
+            values: (images, 3, H, W) normalised pixels.
+            crops: for the first, second, ... crop of each image the like.
         """
+        raise NotImplementedError
+
+    def tower_end(self):
+        """The module whose output is what `features` returns, if it can be watched while `hidden` runs."""
         raise NotImplementedError
 
     def encode(self, text, special=False):
@@ -229,7 +240,8 @@ class Llava(PackedFamily):
     constants = {"att_layer": 2}
 
     def make(self):
-        tokenizer = make_tokenizer([self.prompt(GENERAL_PROMPT)], image_token=self.mark)
+        words = ("USER", "ASSISTANT")
+        tokenizer = make_tokenizer([self.prompt(GENERAL_PROMPT)], words=words, image_token=self.mark)
         side = {"height": self.side, "width": self.side}
         processor = LlavaProcessor(
             image_processor=CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
@@ -239,7 +251,7 @@ class Llava(PackedFamily):
             num_additional_image_tokens=1,
         )
         vision = CLIPVisionConfig(
-            hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+            hidden_size=128, intermediate_size=512, num_hidden_layers=DEPTH, num_attention_heads=4,
             image_size=self.side, patch_size=self.cell, projection_dim=128,
         )  # fmt: skip
         config = LlavaConfig(
@@ -266,9 +278,12 @@ class Llava(PackedFamily):
         tower = self.model.model.vision_tower
         return tower(pixel_values=values, output_hidden_states=True).hidden_states[-1][:, 1:]
 
-    def hidden(self, batch, values, crops):
-        if crops is not None:
-            values = torch.stack([values, crops], 1).flatten(0, 1)
+    def tower_end(self):
+        return self.model.model.vision_tower.encoder.layers[-1]
+
+    def hidden(self, batch, values, crops=()):
+        if crops:
+            values = torch.stack([values, *crops], 1).flatten(0, 1)
         return self.model.model(
             input_ids=batch["ids"],
             pixel_values=values,
@@ -302,13 +317,13 @@ class Qwen(PackedFamily):
 
     def make(self):
         texts = ["user\n assistant\n" + qwen2_5_methods.PROMPT.format(question=GENERAL_PROMPT)]
-        words = [f"{color}\nyes\nno" for color in COLORS]  # an answer begins without a space
+        words = [f"{word}\nyes\nno" for word in (*COLORS, *ASKED_SHAPES)]  # an answer begins without a space
         tokenizer = make_tokenizer(texts + words, bos=None, eos="<|im_end|>", pad="<|endoftext|>", **self.marks)
         image_processor = Qwen2VLImageProcessorPil(size=self.pixels, patch_size=self.patch, merge_size=2)
         processor = ImageTextProcessor(image_processor, tokenizer, self.chat_template)
         vision = {
-            "hidden_size": 128, "depth": 4, "num_heads": 4, "intermediate_size": 384, "out_hidden_size": 128,
-            "patch_size": self.patch, "spatial_merge_size": 2, "window_size": 64, "fullatt_block_indexes": [1, 3],
+            "hidden_size": 128, "depth": DEPTH, "num_heads": 4, "intermediate_size": 384, "out_hidden_size": 128,
+            "patch_size": self.patch, "spatial_merge_size": 2, "window_size": 64, "fullatt_block_indexes": [1, 3, 5],
             "hidden_act": "quick_gelu",
         }  # fmt: skip
         text = {
@@ -324,7 +339,6 @@ class Qwen(PackedFamily):
         model = Qwen2_5_VLForConditionalGeneration(config)
         generator = torch.Generator().manual_seed(0)
         fan_in_init(model, generator)
-        turn_into_qwen_tower(model.model.visual, trained_clip(), torch.randn(2, 3, 112, 112, generator=generator))
         model.lm_head.weight.data.normal_(std=0.02, generator=generator)
         return model, processor
 
@@ -350,8 +364,8 @@ class Qwen(PackedFamily):
         seen = self.model.model.visual(self.patches(values).flatten(0, 1), grid_thw=grids).pooler_output
         return seen.unflatten(0, (len(values), -1))
 
-    def hidden(self, batch, values, crops):
-        images = [values] if crops is None else [values, crops]
+    def hidden(self, batch, values, crops=()):
+        images = [values, *crops]
         patches = torch.cat([self.patches(each) for each in images], 1).flatten(0, 1)
         grids = self.grids(*[each.shape[2:] for each in images]).to(values.device)
         head = batch["ids"][:1, : batch["prefix"]]
@@ -368,7 +382,7 @@ class Qwen(PackedFamily):
 
 
 class Blip(Family):
-    """InstructBLIP: vision tower, Q-Former that reads the question, Llama. Its vision tower begins as llava_tiny's.
+    """InstructBLIP: vision tower, Q-Former that reads the question, Llama. Its vision tower has the shape of llava_tiny's.
 
     The Q-Former's outputs depend on the question, so every question is a row of its own; vision features are shared.
     """
@@ -376,7 +390,6 @@ class Blip(Family):
     side, cell = 112, 8
     queries = 32
     turns_per_image = 5
-    stored = torch.float16  # its 3 M parameters would take more than 10 MB
     constants = {"att_layer": 2, "qformer_layer": 1}
 
     def make(self):
@@ -384,7 +397,7 @@ class Blip(Family):
         side = {"height": self.side, "width": self.side}
         processor = InstructBlipProcessor(BlipImageProcessorPil(size=side), tokenizer, reader, self.queries)
         vision = InstructBlipVisionConfig(
-            hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+            hidden_size=128, intermediate_size=512, num_hidden_layers=DEPTH, num_attention_heads=4,
             image_size=self.side, patch_size=self.cell, hidden_act="quick_gelu", layer_norm_eps=1e-5,
         )  # fmt: skip
         qformer = InstructBlipQFormerConfig(
@@ -400,7 +413,6 @@ class Blip(Family):
         generator = torch.Generator().manual_seed(0)
         fan_in_init(model, generator)
         model.query_tokens.data.normal_(generator=generator)
-        turn_into_blip_tower(model.vision_model, trained_clip(), torch.randn(2, 3, 112, 112, generator=generator))
         model.language_model.lm_head.weight.data.normal_(std=0.02, generator=generator)
         return model, processor
 
@@ -440,8 +452,8 @@ class Blip(Family):
             found = self.model.get_image_features(None, asked, heard.long(), return_dict=True)
         return found.pooler_output
 
-    def hidden(self, batch, values, crops):
-        seen = [self.model.vision_model(each).last_hidden_state for each in (values, crops) if each is not None]
+    def hidden(self, batch, values, crops=()):
+        seen = [self.model.vision_model(each).last_hidden_state for each in (values, *crops)]
         asked = batch["asked"]
         heard = asked != self.processor.qformer_tokenizer.pad_token_id
         tokens = [self.image_tokens(each[batch["owners"]], asked, heard) for each in seen]

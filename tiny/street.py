@@ -17,8 +17,8 @@ from PIL import Image
 
 from tiny.boards import SHAPES, Thing, board_items, make_text, text_size
 from tiny.drawing import Box, Drawing, Paint, apart, inside
-from tiny.scenes import ASPECTS, COLORS, SIDES
 from tiny.scenery import Plan, car_items, door_items, ground_items, house_items, pole_items, sky, tree_items
+from tiny.scenes import ASPECTS, COLORS, SIDES
 
 CAR_ASPECT = 1.15  # of cars, seen from behind
 
@@ -178,6 +178,3 @@ def shaded(rng: random.Random, paint: Paint) -> Paint:
     """A colour as it looks in more or less light."""
     light = rng.uniform(0.85, 1.0)
     return tuple(int(light * channel) for channel in paint)
-
-
-

@@ -5,13 +5,6 @@ its learned positions and the weaker channels of its MLPs) is approximated or dr
 """
 
 import torch
-from transformers import LlavaForConditionalGeneration
-
-from files import ROOT
-
-
-def trained_clip():
-    return LlavaForConditionalGeneration.from_pretrained(ROOT / "data/tiny/llava").model.vision_tower
 
 
 def centred(weight):

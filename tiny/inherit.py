@@ -1,0 +1,61 @@
+"""What a model takes over from earlier ones before it is trained: training need not begin from nothing.
+
+begin("llava", FAMILIES["llava"](), Path("data/tiny"))
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaForConditionalGeneration
+
+from tiny.models import Family
+from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
+
+INTO_STREAM = ("self_attn.out_proj", "mlp.fc2")  # of a layer of CLIP
+
+
+def begin(name: str, family: Family, earlier: Path, tower: Path | None = None) -> None:
+    """Take over the weights of an earlier checkpoint of the same family as far as they fit; the tower of llava's.
+
+    Args:
+        name: key of tiny.models.FAMILIES.
+        earlier: folder with the folders of finished checkpoints, `earlier / name` among them.
+        tower: folder of the llava checkpoint whose vision tower blip and qwen2_5 begin with.
+    """
+    folder = earlier / name
+    old = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    take_over(family.model, family.tokenizer, old, AutoTokenizer.from_pretrained(folder))
+    if name == "llava":
+        silence_new_layers(family.model.model.vision_tower, len(old.model.vision_tower.encoder.layers))
+        return
+    clip = LlavaForConditionalGeneration.from_pretrained(tower, dtype=torch.float32).model.vision_tower
+    values = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    if name == "blip":
+        turn_into_blip_tower(family.model.vision_model, clip, values)
+    else:
+        turn_into_qwen_tower(family.model.model.visual, clip, values)
+
+
+@torch.no_grad()
+def take_over(model: nn.Module, tokenizer, old: nn.Module, old_tokenizer) -> None:
+    """Copy what has the same name and shape, and of tables with a row per token the rows of tokens that both have."""
+    theirs, had = dict(old.named_parameters()), old_tokenizer.get_vocab()
+    tokens = [(mine, had[token]) for token, mine in tokenizer.get_vocab().items() if token in had]
+    rows, old_rows = (torch.tensor(column) for column in zip(*tokens, strict=True))
+    for name, weight in model.named_parameters():
+        if name not in theirs:
+            continue
+        if any(part in name for part in ("embed_tokens", "word_embeddings", "lm_head")):
+            weight[rows] = theirs[name][old_rows]
+        elif weight.shape == theirs[name].shape:
+            weight.copy_(theirs[name])
+
+
+@torch.no_grad()
+def silence_new_layers(tower: nn.Module, depth: int) -> None:
+    """Let the layers of a CLIP tower from `depth` on do nothing at first: it computes what the shallower one did."""
+    for layer in tower.encoder.layers[depth:]:
+        for part in INTO_STREAM:
+            layer.get_submodule(part).weight.zero_()
+            layer.get_submodule(part).bias.zero_()

@@ -1,0 +1,89 @@
+"""Losses of the stages of training, and how much is right: of cells by what is asked of them, of answers by kind."""
+
+from collections import defaultdict
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tiny.lessons import TARGETS
+from tiny.models import IGNORE, Family
+
+WIDTHS = [len(classes) for classes in TARGETS.values()]
+CELLS = 0.4  # weight of the cells' loss beside that of the answers
+Scores = dict[str, float]
+
+
+def normalised(pixels: torch.Tensor, processor) -> torch.Tensor:
+    """(batch, 3, H, W) as the processor's image processor normalises (batch, H, W, 3) uint8."""
+    image = processor.image_processor
+    mean, std = (
+        torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (image.image_mean, image.image_std)
+    )
+    return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def cell_loss(head: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Scores]:
+    """Loss and {target: accuracy} of naming what is at each cell.
+
+    Args:
+        head: linear, from the tower's width to all classes of TARGETS.
+        features: (batch, cells, width); labels: (batch, h, w, targets).
+    """
+    labels = labels.flatten(0, 2)
+    total, scores = 0.0, {}
+    for (name, _), logits, wanted in zip(
+        TARGETS.items(), head(features).float().flatten(0, 1).split(WIDTHS, -1), labels.unbind(-1), strict=True
+    ):
+        known = wanted != IGNORE
+        if not known.any():
+            continue
+        # Most cells show nothing in particular; they count less than those of things.
+        logits, wanted = logits[known], wanted[known]
+        total = total + F.cross_entropy(logits, wanted)
+        asked = wanted > 0 if TARGETS[name][0] == "" else torch.ones_like(wanted, dtype=torch.bool)
+        hits = logits.argmax(-1) == wanted
+        if asked.any():
+            scores[name] = hits[asked].float().mean().item()
+    return total, scores
+
+
+def patch_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tensor, Scores]:
+    """Loss and accuracies of the vision tower alone."""
+    return cell_loss(head, family.features(normalised(batch["pixels"], family.processor)), batch["labels"])
+
+
+def answer_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tensor, Scores]:
+    """Loss of the answers' tokens (and of the cells, where they are labelled); share of wholly right answers by kind."""
+    shown = [normalised(pixels, family.processor) for pixels in (batch["pixels"], *batch["crops"])]
+    seen = []
+    watch = family.tower_end().register_forward_hook(lambda *args: seen.append(args[-1])) if "cells" in batch else None
+    hidden = family.hidden(batch, shown[0], shown[1:])[:, :-1]
+    wanted = batch["labels"][:, 1:]
+    asked = wanted != IGNORE
+    logits = family.model.get_output_embeddings()(hidden[asked]).float()
+    loss = F.cross_entropy(logits, wanted[asked])
+    scores = by_kind(logits.argmax(-1) == wanted[asked], asked, batch["kinds"])
+    if watch:
+        watch.remove()
+        features = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+        features = features[:: len(shown), 1:]  # the images among images and crops, without the class token
+        cells, more = cell_loss(head, features, batch["cells"])
+        loss, scores = loss + CELLS * cells, scores | {f"cell {name}": value for name, value in more.items()}
+    return loss, scores
+
+
+def by_kind(hits: torch.Tensor, asked: torch.Tensor, kinds: list[list[str]]) -> Scores:
+    """Share of answers of which all tokens are right, by kind.
+
+    Args:
+        hits: for each token of an answer, in order; asked: (rows, T) which tokens these are.
+        kinds: for each image those of its turns, in order.
+    """
+    starts = asked & ~F.pad(asked, (1, 0))[:, :-1]
+    turn = starts[asked].cumsum(0) - 1  # number of the answer that a token belongs to
+    right = torch.ones(int(starts.sum()), device=hits.device).scatter_reduce(0, turn, hits.float(), "amin")
+    found = defaultdict(list)
+    for kind, value in zip((kind for of_image in kinds for kind in of_image), right.tolist(), strict=True):
+        found[kind].append(value)
+    return {kind: sum(values) / len(values) for kind, values in found.items()}
