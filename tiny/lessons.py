@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from info import GENERAL_PROMPT, SIZES
-from tiny.boards import CHARACTERS, Thing
-from tiny.drawing import Box, text_width
+from tiny.boards import CHARACTERS, SHAPES, Thing
+from tiny.drawing import CAP_HEIGHT, Box, text_width
 from tiny.models import IGNORE
 from tiny.questions import ASKED_SHAPES, Question, describe, questions_about, things_of
 from tiny.scenes import ASPECTS, COLORS, SIDES, Scene, make_scene
@@ -45,9 +45,8 @@ def pixels(scene: Street | Scene, rng: random.Random, shape: tuple[int, int], wi
     times = rng.uniform(1.0, 4.0)
     scale = times * math.sqrt(height * width / ((x2 - x1) * (y2 - y1)))
     # The datasets' pictures have smooth edges; at more than twice the resolution, resizing makes them so.
-    image = (
-        scene.render(window, scale, 2 if times < 2 else 1) if isinstance(scene, Street) else scene.render(window, scale)
-    )
+    smooth = {"smooth": 2 if times < 2 else 1} if isinstance(scene, Street) else {}
+    image = scene.render(window, scale, **smooth)
     return np.array(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -85,11 +84,9 @@ def labels_of(scene: Street | Scene, window: Box, size: tuple[int, int]) -> np.n
 
 def glyph_boxes(thing: Thing) -> list[Box]:
     """Where the characters of a sign are (roughly), canvas pixels."""
-    from tiny.boards import SHAPES  # the middle of the text
-
     x1, y1, x2, y2 = thing.box
     middle = y1 + SHAPES[thing.shape].middle * (y2 - y1)
-    step = thing.cap / 0.71 * text_width(thing.text) / len(thing.text)
+    step = thing.cap / CAP_HEIGHT * text_width(thing.text) / len(thing.text)
     left = (x1 + x2) / 2 - step * len(thing.text) / 2
     return [
         (left + step * n, middle - thing.cap / 2, left + step * (n + 1), middle + thing.cap / 2)

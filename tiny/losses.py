@@ -54,7 +54,7 @@ def patch_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tens
 
 
 def answer_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tensor, Scores]:
-    """Loss of the answers' tokens (and of the cells, where they are labelled); share of wholly right answers by kind."""
+    """Loss of the answers' tokens, and of the cells where they are labelled; share of answers wholly right, by kind."""
     shown = [normalised(pixels, family.processor) for pixels in (batch["pixels"], *batch["crops"])]
     seen = []
     watch = family.tower_end().register_forward_hook(lambda *args: seen.append(args[-1])) if "cells" in batch else None

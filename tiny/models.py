@@ -382,7 +382,7 @@ class Qwen(PackedFamily):
 
 
 class Blip(Family):
-    """InstructBLIP: vision tower, Q-Former that reads the question, Llama. Its vision tower has the shape of llava_tiny's.
+    """InstructBLIP: vision tower of llava_tiny's shape, Q-Former that reads the question, Llama.
 
     The Q-Former's outputs depend on the question, so every question is a row of its own; vision features are shared.
     """

@@ -1,4 +1,4 @@
-"""What a street is made of besides its signs: sky, ground, houses, trees, lamps, cars. Muted, so that signs stand out."""
+"""What a street is made of besides its signs: sky, ground, houses, trees, lamps, cars. Muted: signs shall stand out."""
 
 import random
 from dataclasses import dataclass
@@ -154,13 +154,13 @@ def house_items(house: House) -> list[Item]:
 def door_items(door: Thing, owner: int) -> list[Item]:
     x1, y1, x2, y2 = door.box
     wide, dark = x2 - x1, tuple(int(0.78 * channel) for channel in door.paint)
-    knob = (x2 - 0.2 * wide, (y1 + y2) / 2 + 0.05 * (y2 - y1))
+    panel = (x1 + 0.2 * wide, y1 + 0.16 * wide, x2 - 0.2 * wide, y1 + 0.7 * wide)
+    x, y, radius = x2 - 0.2 * wide, (y1 + y2) / 2 + 0.05 * (y2 - y1), 0.06 * wide  # of the knob
     return [
         Item("polygon", rectangle(door.box), door.paint, owner=owner),
-        Item("polygon", rectangle((x1 + 0.2 * wide, y1 + 0.16 * wide, x2 - 0.2 * wide, y1 + 0.7 * wide)), dark, owner=owner),
-        Item("ellipse", [(knob[0] - 0.06 * wide, knob[1] - 0.06 * wide), (knob[0] + 0.06 * wide, knob[1] + 0.06 * wide)],
-             (222, 214, 190), owner=owner),
-    ]  # fmt: skip
+        Item("polygon", rectangle(panel), dark, owner=owner),
+        Item("ellipse", [(x - radius, y - radius), (x + radius, y + radius)], (222, 214, 190), owner=owner),
+    ]
 
 
 def tree_items(rng: random.Random, plan: Plan) -> list[Item]:

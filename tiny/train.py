@@ -128,7 +128,7 @@ def held_out(stage, family, head, batches=FINAL_PROBES):
 
 
 def steps(stage, batches, start, optimizer, learns, loss_of):
-    """Take a stage's training steps over batches, and say now and then how they go; yields the number of steps taken."""
+    """Take a stage's training steps and say now and then how they go; yields the number of steps taken after each."""
     running, began = {}, time.monotonic()
     for step, batch in enumerate(batches, start):
         for group in optimizer.param_groups:
