@@ -23,10 +23,11 @@ OLD_SHARE = 0.3  # of the scenes that are of the first edition
 LEGIBLE = (3.4, 4.4)  # one character, several ones: lower than so many pixels they are not asked of the vision tower
 FINE = 6  # label pixels per cell
 # What is asked of the vision tower at each cell of the map: name -> classes. Slots are the characters of the sign
-# there, `glyph` is the character right there.
+# there, `length` is how many there are, `glyph` is the character right there and `place` its place in the text.
 TARGETS = {
     "color": ["", *COLORS], "shape": ["", *ASKED_SHAPES],
     "slot1": ["", *CHARACTERS], "slot2": ["", *CHARACTERS], "slot3": ["", *CHARACTERS], "glyph": list(CHARACTERS),
+    "place": [1, 2, 3], "length": [1, 2, 3],
 }  # fmt: skip
 # How many turns of a kind are asked about a scene at most; the general prompt is asked of a share of the scenes.
 QUOTAS = {"reading": 3, "attribute": 2, "presence": 2, "count": 1, "relation": 2, "two_places": 1, "comparison": 1}
@@ -112,7 +113,8 @@ def patch_labels(scene: Street | Scene, shape: tuple[int, int], cell: int, windo
         if thing.text and legible(thing, window, min(scales)):
             slots = thing.text.ljust(3)
             found[cells, 2:5] = [0 if c == " " else 1 + CHARACTERS.index(c) for c in slots]
-            label_glyphs(found[..., 5], thing, window, np.array(scales) / cell)
+            found[cells, 7] = len(thing.text) - 1
+            label_glyphs(found[..., 5:7], thing, window, np.array(scales) / cell)
     return found
 
 
@@ -126,15 +128,15 @@ def legible(thing: Thing, window: Box, scale: float) -> bool:
 
 
 def label_glyphs(found: np.ndarray, thing: Thing, window: Box, scale: np.ndarray) -> None:
-    """Write the class of each character into the cells that it fills, or that hold most of it."""
-    h, w = found.shape
-    for character, box in zip(thing.text, glyph_boxes(thing), strict=True):
+    """Write the class of each character, and its place, into the cells that it fills, or that hold most of it."""
+    h, w = found.shape[:2]
+    for place, (character, box) in enumerate(zip(thing.text, glyph_boxes(thing), strict=True)):
         a, b, c, d = (np.array(box) - (*window[:2], *window[:2])) * (*scale, *scale)  # in cells
         for row in range(max(0, int(b)), min(h, math.ceil(d))):
             for column in range(max(0, int(a)), min(w, math.ceil(c))):
                 overlap = (min(c, column + 1) - max(a, column)) * (min(d, row + 1) - max(b, row))
                 if overlap > 0.35 or overlap > 0.4 * (c - a) * (d - b):
-                    found[row, column] = CHARACTERS.index(character)
+                    found[row, column] = CHARACTERS.index(character), place
 
 
 # ----------------------------------------------------------------------------------------------------------- questions
@@ -197,7 +199,7 @@ class PatchBatches(Batches):
         aspect, shape = self.frame(rng)
         images, labels = [], []
         for _ in range(self.stage.batch):
-            low = 0.13 if progress < 0.06 else math.exp(rng.uniform(math.log(0.05), math.log(0.16)))
+            low = 0.15 if progress < 0.1 else math.exp(rng.uniform(math.log(0.05), math.log(0.16)))
             scene = draw_scene(rng, rng.randint(5, 14), (low, 0.44), aspect, crowded=True)
             anchor = rng.choice(scene.signs).box
             window = window_around(scene, rng, anchor, (1.3, 5.0)) if rng.random() < 0.3 else None

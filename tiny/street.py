@@ -106,8 +106,8 @@ def centre_box(box: Box) -> Box:
 def place_signs(rng, size, side, count, sides, min_cap_px, crowded) -> list[Thing]:
     """Up to `count` signs that do not overlap; unless `crowded`, no two have the same colour and the same shape."""
     looks = [(color, shape) for color in COLORS for shape in SHAPES]
-    if crowded:
-        looks = rng.choices(looks, k=count)
+    if crowded:  # with many plates, which are the hardest to read
+        looks = rng.choices(looks + 2 * [look for look in looks if look[1] == "plate"], k=count)
     elif rng.random() < 0.6:  # all colours differ
         looks = [(color, rng.choice(list(SHAPES))) for color in rng.sample(list(COLORS), count)]
     else:
