@@ -1,13 +1,14 @@
 """What a street is made of besides its signs: sky, ground, houses, trees, lamps, cars. Muted: signs shall stand out."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from tiny.boards import Thing
-from tiny.drawing import Box, Item, Paint, rectangle
+from tiny.drawing import Box, Item, Paint, apart, inside, rectangle
 
 # (top of the sky, bottom of the sky, light on everything else)
 SKIES = (
@@ -163,14 +164,16 @@ def door_items(door: Thing, owner: int) -> list[Item]:
     ]
 
 
-def tree_items(rng: random.Random, plan: Plan) -> list[Item]:
-    """Trees and street lamps on the pavement."""
+def tree_items(rng: random.Random, plan: Plan, clear: Sequence[Box]) -> list[Item]:
+    """Trees and street lamps on the pavement; none in front of what shall be kept clear."""
     (width, _), base, unit = plan.size, plan.base, (plan.size[0] * plan.size[1]) ** 0.5
     items = []
     for _ in range(rng.randint(0, 3)):
         x, tall = rng.uniform(0, width), rng.uniform(0.12, 0.3) * unit
         foot = base + rng.uniform(0.1, 0.9) * (plan.road - base)
         trunk, leaf = lit((104, 84, 70), plan.light), lit(rng.choice(LEAVES), plan.light)
+        if not all(apart((x - 0.36 * tall, foot - 1.06 * tall, x + 0.36 * tall, foot), box) for box in clear):
+            continue
         items.append(Item("polygon", rectangle((x - 0.04 * tall, foot - 0.5 * tall, x + 0.04 * tall, foot)), trunk))
         for shift, rise, size in ((-0.14, 0.62, 0.22), (0.14, 0.6, 0.22), (0, 0.8, 0.26)):
             cx, cy, r = x + shift * tall, foot - rise * tall, size * tall
@@ -178,23 +181,23 @@ def tree_items(rng: random.Random, plan: Plan) -> list[Item]:
     if rng.random() < 0.4:
         x, tall, metal = rng.uniform(0, width), rng.uniform(0.3, 0.5) * unit, lit((112, 114, 118), plan.light)
         foot, arm = (base + plan.road) / 2, rng.choice((-1, 1)) * 0.07 * unit
-        items.append(Item("line", [(x, foot), (x, foot - tall), (x + arm, foot - tall)], metal, 0.009 * unit))
-        lamp = [(x + arm - 0.018 * unit, foot - tall), (x + arm + 0.018 * unit, foot - tall + 0.02 * unit)]
-        items.append(Item("ellipse", lamp, (250, 240, 200)))
+        lamp = (x + arm - 0.018 * unit, foot - tall, x + arm + 0.018 * unit, foot - tall + 0.02 * unit)
+        if all(apart((x - 0.01 * unit, foot - tall, x + 0.01 * unit, foot), box) and apart(lamp, box) for box in clear):
+            items.append(Item("line", [(x, foot), (x, foot - tall), (x + arm, foot - tall)], metal, 0.009 * unit))
+            items.append(Item("ellipse", [lamp[:2], lamp[2:]], (250, 240, 200)))
     return items
 
 
-def pole_items(plan: Plan, box: Box, unit: float) -> list[Item]:
-    """What a board that hangs on no wall stands on: one pole, two for a large one."""
+def poles(plan: Plan, box: Box, unit: float) -> list[Box]:
+    """What a board stands on: one pole, two for a large one; none if it hangs on a wall."""
     x1, y1, x2, y2 = box
-    wide = x2 - x1
+    wide, middle = x2 - x1, ((x1 + x2) / 2, (y1 + y2) / 2)
+    if any(inside((*middle, *middle), house.front) for house in plan.houses):
+        return []
     foot = max(y2 + 0.25 * (y2 - y1), plan.base + 0.3 * (plan.road - plan.base))
-    metal, thick = lit((128, 130, 134), plan.light), max(0.05 * min(wide, y2 - y1), 0.004 * unit)
+    thick = max(0.05 * min(wide, y2 - y1), 0.004 * unit)
     places = (0.5,) if wide < 0.16 * unit else (0.22, 0.78)
-    return [
-        Item("polygon", rectangle((x1 + p * wide - thick / 2, (y1 + y2) / 2, x1 + p * wide + thick / 2, foot)), metal)
-        for p in places
-    ]
+    return [(x1 + p * wide - thick / 2, middle[1], x1 + p * wide + thick / 2, foot) for p in places]
 
 
 def car_items(car: Thing, owner: int) -> list[Item]:

@@ -1,11 +1,12 @@
 """Datasets of the street world: questions of all kinds and sizes, and phrases with boxes and masks.
 
-    python -m tiny.sets --seed 7 --per_kind 500 --out DIR       # a fresh test set: DIR/data.json, DIR/images/
-    python -m tiny.sets --seed 7 --per_kind 60 --large 30 --huge 30 --out DIR          # with large pictures, as data/demo
+    python -m tiny.sets --seed 7 --per_kind 500 --out DIR                       # a fresh test set
+    python -m tiny.sets --seed 7 --per_kind 60 --large 30 --huge 30 --out DIR   # with large pictures, as data/demo
 
-Each record has `category` (the kind of question), `size` (class of the smallest thing that it is about; "absent" where
-that is not there), `gt_bboxes` (where those things are) and `gt_bbox` (the box around all of them; the whole image where
-a thing is absent, since all of it has to be seen). DIR/grounding.jsonl has a phrase, a box and a mask for each named thing.
+They are DIR/data.json and DIR/images/. Each record has `category` (the kind of question), `size` (class of the smallest
+thing that it is about; "absent" where that is not there), `gt_bboxes` (where those things are) and `gt_bbox` (the box
+around all of them; the whole image where a thing is absent, since all of it has to be seen). DIR/grounding.jsonl has
+phrases for things that have a name of their own, with box and mask.
 """
 
 import argparse

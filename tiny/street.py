@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from tiny.boards import SHAPES, Thing, board_items, make_text, text_size
-from tiny.drawing import Box, Drawing, Paint, apart, inside
-from tiny.scenery import Plan, car_items, door_items, ground_items, house_items, pole_items, sky, tree_items
+from tiny.drawing import Box, Drawing, Item, Paint, apart, inside, rectangle
+from tiny.scenery import Plan, car_items, door_items, ground_items, house_items, lit, poles, sky, tree_items
 from tiny.scenes import ASPECTS, COLORS, SIDES
 
 CAR_ASPECT = 1.15  # of cars, seen from behind
@@ -79,28 +79,21 @@ def make_street(
         return make_street(rng, side, count, sides, min_cap_px, aspect, crowded)
     taken = [sign.box for sign in signs]
     cars = place_cars(rng, plan, side, signs, taken)
-    doors = place_doors(rng, plan, taken + [car.box for car in cars])
+    stands = [pole for sign in signs for pole in poles(plan, sign.box, side)]
+    doors = place_doors(rng, plan, taken + stands + [car.box for car in cars])
     things = [*doors, *cars, *signs]
-    numbered = {id(thing): number for number, thing in enumerate(things)}
     items = ground_items(rng, plan)
     for house in plan.houses:
         items += house_items(house)
-    for door in doors:
-        items += door_items(door, numbered[id(door)])
-    items += tree_items(rng, plan)
-    for sign in signs:
-        if not any(inside(centre_box(sign.box), house.front) for house in plan.houses):
-            items += pole_items(plan, sign.box, side)
-    for car in cars:
-        items += car_items(car, numbered[id(car)])
-    for sign in signs:
-        items += board_items(sign, numbered[id(sign)])
+    for owner, door in enumerate(doors):
+        items += door_items(door, owner)
+    items += tree_items(rng, plan, [door.box for door in doors])
+    items += [Item("polygon", rectangle(pole), lit((128, 130, 134), plan.light)) for pole in stands]
+    for owner, car in enumerate(cars, len(doors)):
+        items += car_items(car, owner)
+    for owner, sign in enumerate(signs, len(doors) + len(cars)):
+        items += board_items(sign, owner)
     return Street(Drawing(size, sky(rng, plan), items), things)
-
-
-def centre_box(box: Box) -> Box:
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    return x, y, x, y
 
 
 def place_signs(rng, size, side, count, sides, min_cap_px, crowded) -> list[Thing]:
