@@ -200,7 +200,7 @@ class PatchBatches(Batches):
         images, labels = [], []
         for _ in range(self.stage.batch):
             low = 0.15 if progress < 0.1 else math.exp(rng.uniform(math.log(0.05), math.log(0.16)))
-            scene = draw_scene(rng, rng.randint(5, 14), (low, 0.44), aspect, crowded=True)
+            scene = draw_scene(rng, rng.randint(8, 18), (low, 0.4), aspect, crowded=True)
             anchor = rng.choice(scene.signs).box
             window = window_around(scene, rng, anchor, (1.3, 5.0)) if rng.random() < 0.3 else None
             images.append(pixels(scene, rng, shape, window))

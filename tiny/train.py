@@ -47,7 +47,7 @@ ANSWERS = ("lm_head", "language_model", "model.language_model")
 READER = ("query_tokens", "qformer", "language_projection", *ANSWERS)
 STAGES = {
     "llava": [
-        Stage("look", 4500, 1.0e-3, 16, PatchBatches, ("model.vision_tower", "head")),
+        Stage("look", 2600, 1.0e-3, 16, PatchBatches, ("model.vision_tower", "head")),
         Stage("read", 1000, 1.0e-3, 12, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
         Stage("together", 2000, 6e-4, 10, LabelledAnswerBatches, ("model", "lm_head", "head")),
     ],

@@ -1,0 +1,91 @@
+"""Sets of the street world: reproducible, of all kinds and sizes, boxes in their images, masks that fit their boxes."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from info import SIZES
+from records import load_task
+from tiny.evaluate import printed, table_of
+from tiny.questions import KINDS
+from tiny.sets import ABSENT, write_set
+
+coco = pytest.importorskip("pycocotools.mask")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    return folder, write_set(folder, seed=5, per_kind=6, large=3, huge=2)
+
+
+def test_a_set_is_reproducible_and_can_be_loaded(made, tmp_path):
+    folder, records = made
+    assert load_task(folder / "data.json") == records
+    assert write_set(tmp_path / "again", seed=5, per_kind=6, large=3, huge=2) == records
+    assert (tmp_path / "again/grounding.jsonl").read_text() == (folder / "grounding.jsonl").read_text()
+    other = write_set(tmp_path / "other", seed=6, per_kind=6)
+    assert [record["question"] for record in other] != [record["question"] for record in records]
+
+
+def test_all_kinds_and_sizes_are_there(made):
+    _, records = made
+    found = Counter((record["category"], record["size"]) for record in records)
+    assert found["presence", ABSENT] == 3
+    for kind in KINDS:
+        assert sum(number for (of, _), number in found.items() if of == kind) == 6
+        assert all(found[kind, size] for size in SIZES)
+
+
+def test_boxes_lie_in_their_images_and_sizes_are_theirs(made):
+    folder, records = made
+    sides = []
+    for record in records:
+        with Image.open(folder / "images" / record["image_path"]) as image:
+            assert list(image.size) == record["image_size"]
+        width, height = record["image_size"]
+        sides.append(max(width, height))
+        for x1, y1, x2, y2 in [record["gt_bbox"], *record["gt_bboxes"]]:
+            assert 0 <= x1 < x2 <= width
+            assert 0 <= y1 < y2 <= height
+        if record["size"] == ABSENT:
+            assert record["gt_bbox"] == [0, 0, width, height]
+            assert record["gt_bboxes"] == []
+        else:
+            corners = np.array(record["gt_bboxes"])
+            assert record["gt_bbox"] == [*corners[:, :2].min(0), *corners[:, 2:].max(0)]
+            share = ((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])).min() / (width * height)
+            low = dict(zip(SIZES, [0, *SIZES.values()], strict=False))[record["size"]]
+            assert low <= share < 1.3 * SIZES[record["size"]] + 0.001
+    assert sum(side > 4000 for side in sides) == 2
+    assert sum(1024 < side < 4000 for side in sides) >= 3
+
+
+def test_masks_fit_their_boxes(made):
+    folder, records = made
+    lines = [json.loads(line) for line in (folder / "grounding.jsonl").read_text().splitlines()]
+    assert len(lines) >= len({record["image_path"] for record in records})
+    assert len({line["id"] for line in lines}) == len(lines)
+    for line in lines:
+        mask = coco.decode(line["segmentation"])
+        assert mask.shape == (line["height"], line["width"])
+        rows, columns = np.where(mask)
+        x, y, width, height = line["bbox"]
+        assert x - 1 <= columns.min() <= columns.max() <= x + width
+        assert y - 1 <= rows.min() <= rows.max() <= y + height
+        assert mask.sum() > 0.3 * width * height
+
+
+def test_the_evaluation_counts_by_kind_and_size():
+    answered = lambda *answers: [  # noqa: E731
+        {"category": "reading", "size": size, "labels": ["A7"], "original_answer": "A", "crop_answer": answer}
+        for size, answer in zip(("small", "large"), answers, strict=True)
+    ]
+    table = table_of({"rel_att": answered("A7", "A7"), "gt_crop": answered("A7", "7")})
+    assert table["no crop"]["reading all"] == (0.0, 2)
+    assert table["rel_att"]["reading small"] == (100.0, 1)
+    assert table["gt_crop"]["reading large"] == (0.0, 1)
+    assert "reading all" in printed(table)
