@@ -138,7 +138,7 @@ class Family:
     keeps_aspect = False  # is an image's aspect ratio kept, or squashed?
     answer_start = " "  # between prompt and answer
     stored = torch.float16  # dtype of the finished checkpoint: it shall take less than 10 MB
-    turns_per_image = None  # None: all
+    turns_per_image = 8
 
     def __init__(self):
         self.model, self.processor = self.make()

@@ -15,12 +15,13 @@ import os
 import random
 import time
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers.utils import logging as transformers_logging
 
 from tiny.inherit import begin
@@ -30,7 +31,9 @@ from tiny.models import FAMILIES
 
 SAVE_EVERY = 100  # steps between checkpoints
 PROBE_EVERY = 500  # steps between looks at scenes that training never draws
-PROBES, FINAL_PROBES = 6, 60  # batches of such a look, and of the one after a stage
+MEMORY = 0.998  # of the running average of the weights: it reaches back some 500 steps
+SAY_EVERY = 50  # steps between lines of the log
+PROBES, FINAL_PROBES = 8, 60  # batches of such a look, and of the one after a stage
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,6 @@ LOSSES = {
 }  # fmt: skip
 
 
-def parameters(model, head, prefixes):
-    named = [*model.named_parameters(), *(("head." + name, p) for name, p in head.named_parameters())]
-    for name, parameter in named:
-        parameter.requires_grad_(name.startswith(prefixes))
-    return [parameter for _, parameter in named if parameter.requires_grad]
-
-
 def schedule(step, stage):
     """Learning rate: 100 steps of warm-up, then half a cosine down to 3 %."""
     return (
@@ -106,41 +102,90 @@ def fast_bfloat16(device):
     return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def forward(stage, family, head, batch):
-    device = family.model.device
+def forward(stage, learner, batch):
+    """Loss and scores of a batch."""
+    device = learner.family.model.device
     batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
     batch["crops"] = [crop.to(device) for crop in batch.get("crops", ())]
     with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
-        return LOSSES[stage.data](family, head, batch)
+        return LOSSES[stage.data](learner.family, learner.head, batch)
 
 
 @torch.no_grad()
-def held_out(stage, family, head, batches=FINAL_PROBES):
-    """{name: accuracy in %} on scenes that training never draws (their random state has another seed)."""
-    family.model.eval()
-    totals, data = defaultdict(list), stage.data(stage, family, "held-out")
-    for step in range(batches):
-        rng = random.Random(f"held-out {stage.name} {step}")
-        for name, value in forward(stage, family, head, data.make(rng, 1.0))[1].items():
-            totals[name].append(value)
-    family.model.train()
+def held_out(stage, learner, batches=FINAL_PROBES):
+    """{name: accuracy in %} of the averaged weights on scenes that training never draws (another seed)."""
+    totals, data = defaultdict(list), stage.data(stage, learner.family, "held-out")
+    with learner.averaged():
+        for step in range(batches):
+            rng = random.Random(f"held-out {stage.name} {step}")
+            for name, value in forward(stage, learner, data.make(rng, 1.0))[1].items():
+                totals[name].append(value)
     return {name: round(100 * sum(v) / len(v), 1) for name, v in sorted(totals.items())}
 
 
-def steps(stage, batches, start, optimizer, learns, loss_of):
+class Learner:
+    """A model with its head for cells, and the running average of their weights, which is what is kept in the end."""
+
+    def __init__(self, name, device):
+        torch.manual_seed(0)
+        self.family = FAMILIES[name]()
+        width = self.family.features(torch.zeros(1, 3, *self.family.shape())).shape[-1]
+        self.head = nn.Linear(width, sum(WIDTHS))
+        self.modules = nn.ModuleDict({"model": self.family.model, "head": self.head}).to(device).train()
+        self.start_average()
+
+    def start_average(self):
+        self.average = AveragedModel(self.modules, multi_avg_fn=get_ema_multi_avg_fn(MEMORY))
+
+    def learns(self, prefixes):
+        """The parameters that learn in a stage; the others are frozen."""
+        named = [*self.family.model.named_parameters()]
+        named += [("head." + name, parameter) for name, parameter in self.head.named_parameters()]
+        for name, parameter in named:
+            parameter.requires_grad_(name.startswith(prefixes))
+        return [parameter for _, parameter in named if parameter.requires_grad]
+
+    def state(self):
+        return {"modules": self.modules.state_dict(), "average": self.average.state_dict()}
+
+    def load(self, state):
+        self.modules.load_state_dict(state.pop("modules"))
+        self.average.load_state_dict(state.pop("average"))
+
+    @contextmanager
+    def averaged(self):
+        """Within, the model has the averaged weights, in evaluation mode."""
+        own = {name: value.clone() for name, value in self.modules.state_dict().items()}
+        self.modules.load_state_dict(self.average.module.state_dict())
+        self.modules.eval()
+        try:
+            yield
+        finally:
+            self.modules.load_state_dict(own)
+            self.modules.train()
+
+    def keep_average(self):
+        """Go on from the averaged weights."""
+        self.modules.load_state_dict(self.average.module.state_dict())
+        self.start_average()
+
+
+def steps(stage, batches, start, optimizer, learner):
     """Take a stage's training steps and say now and then how they go; yields the number of steps taken after each."""
     running, began = {}, time.monotonic()
+    learns = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for step, batch in enumerate(batches, start):
         for group in optimizer.param_groups:
             group["lr"] = schedule(step, stage)
-        loss, scores = loss_of(batch)
+        loss, scores = forward(stage, learner, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(learns, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        learner.average.update_parameters(learner.modules)
         for key, value in {"loss": loss.item(), **scores}.items():
             running[key] = 0.97 * running.get(key, value) + 0.03 * value
-        if (step + 1) % 50 == 0:
+        if (step + 1) % SAY_EVERY == 0:
             pace = (time.monotonic() - began) / (step + 1 - start)
             told = " ".join(f"{key}={value:.2f}" for key, value in sorted(running.items()))
             print(f"{stage.name} {step + 1}/{stage.steps} {pace:.2f} s/step {told}", flush=True)
@@ -148,50 +193,46 @@ def steps(stage, batches, start, optimizer, learns, loss_of):
 
 
 def begun(name, device, earlier, tower, checkpoint):
-    """(family, head, state): from the checkpoint, or else from what earlier models have learned."""
-    torch.manual_seed(0)
-    family = FAMILIES[name]()
-    width = family.features(torch.zeros(1, 3, *family.shape())).shape[-1]
-    head = nn.Linear(width, sum(WIDTHS))
+    """(learner, state): from the checkpoint, or else from what earlier models have learned."""
+    learner = Learner(name, device)
     state = {"stage": 0, "step": 0, "seconds": 0.0, "scores": {}, "optimizer": None}
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device)
-        family.model.load_state_dict(state.pop("model")), head.load_state_dict(state.pop("head"))
+        learner.load(state)
     elif earlier:
-        begin(name, family, earlier, tower)
-    family.model.to(device).train(), head.to(device)
-    return family, head, state
+        begin(name, learner.family, earlier, tower)
+        learner.start_average()
+    return learner, state
 
 
 def train(name, folder, checkpoint, device, workers, earlier=None, tower=None):
     """Train through all stages, from the last checkpoint on, and write the finished model to `folder`."""
-    family, head, state = begun(name, device, earlier, tower, checkpoint)
+    learner, state = begun(name, device, earlier, tower, checkpoint)
     began = time.monotonic() - state["seconds"]
 
     def save(number, step, **more):
         state.update(stage=number, step=step, seconds=time.monotonic() - began)
-        weights = {"model": family.model.state_dict(), "head": head.state_dict()}
-        save_atomically({**state, **weights, **more}, checkpoint)
+        save_atomically({**state, **learner.state(), **more}, checkpoint)
 
     for number, stage in enumerate(STAGES[name]):
         if number < state["stage"]:
             continue
         start = state["step"] if number == state["stage"] else 0
-        learns = parameters(family.model, head, stage.trains)
+        learns = learner.learns(stage.trains)
         optimizer = torch.optim.AdamW(learns, stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
         if start:
             optimizer.load_state_dict(state["optimizer"])
         state["optimizer"] = None  # it is in `optimizer` now, and goes into the next checkpoint from there
-        batches = loader(stage, family, start, workers)
-        for step in steps(stage, batches, start, optimizer, learns, partial(forward, stage, family, head)):
+        for step in steps(stage, loader(stage, learner.family, start, workers), start, optimizer, learner):
             if step % SAVE_EVERY == 0:
                 save(number, step, optimizer=optimizer.state_dict())
             if step % PROBE_EVERY == 0:
-                print(f"{stage.name} {step} held-out {held_out(stage, family, head, PROBES)}", flush=True)
-        state["scores"][stage.name] = held_out(stage, family, head)
+                print(f"{stage.name} {step} held-out {held_out(stage, learner, PROBES)}", flush=True)
+        state["scores"][stage.name] = held_out(stage, learner)
         print(f"{stage.name}: held-out accuracy {state['scores'][stage.name]}", flush=True)
+        learner.keep_average()
         save(number + 1, 0)
-    finish(family, state, folder)
+    finish(learner.family, state, folder)
 
 
 def finish(family, state, folder):
@@ -216,6 +257,7 @@ def main():
     parser.add_argument("model", choices=FAMILIES)
     parser.add_argument("--out", type=Path, help="where the finished model goes (default: data/tiny/MODEL)")
     parser.add_argument("--checkpoint", type=Path, help="default: tiny/checkpoints/MODEL.pt")
+    parser.add_argument("--finish", action="store_true", help="write the model as it is in the checkpoint, and end")
     parser.add_argument("--begin", type=Path, help="folder of earlier checkpoints, as data/tiny, to begin with")
     parser.add_argument("--tower", type=Path, default=Path("data/tiny/llava"), help="llava whose tower to begin with")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -226,6 +268,11 @@ def main():
     transformers_logging.set_verbosity_error()
     out = args.out or Path("data/tiny") / args.model
     checkpoint = args.checkpoint or Path("tiny/checkpoints") / f"{args.model}.pt"
+    if args.finish:
+        learner, state = begun(args.model, torch.device("cpu"), None, None, checkpoint)
+        learner.keep_average()
+        finish(learner.family, state, out)
+        return
     train(args.model, out, checkpoint, torch.device(args.device), args.workers, args.begin, args.tower)
 
 
