@@ -380,6 +380,8 @@ def run_picture(args):
     model, processor = load_model(args.model, args.model_id, *place(args), args.revision)
     options = adapter_options(args)
     methods = build_methods(module, args.method, model, args.layer, args.loc_heads, **options)
+    if hasattr(model.config, "reads"):  # an embedded model
+        print(f"{args.model} {model.config.reads}")
     batch = QuestionBatch(ImageSession([image], model, processor, **options), [args.question])
     original = batch.original_answers(methods)
     Path(args.save_path).mkdir(parents=True, exist_ok=True)

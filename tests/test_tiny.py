@@ -1,5 +1,6 @@
 """The embedded models and their scenes: fair data, real checkpoints, and answers that they generate."""
 
+import copy
 import dataclasses
 import random
 
@@ -98,7 +99,7 @@ def test_windows_anywhere_lie_inside():
 @pytest.mark.parametrize(("shape", "cell"), [((112, 112), 8), ((96, 160), 16)])
 def test_patch_labels_name_what_is_under_the_patch(make, shape, cell):
     for seed in range(12):
-        scene = make(random.Random(seed), sides=(0.2, 0.4), aspect=shape[1] / shape[0])
+        scene = make(random.Random(seed), sides=(0.32, 0.4), aspect=shape[1] / shape[0])
         labels = patch_labels(scene, shape, cell)
         (h, w), (width, height) = labels.shape[:2], scene.size
         assert (h * cell, w * cell) == shape
@@ -196,9 +197,13 @@ def test_crops_are_drawn_without_the_question(family, monkeypatch):
 def test_there_are_up_to_three_crops_and_the_cells_are_those_of_the_image(family):
     stage = dataclasses.replace(STAGES["llava"][-1], batch=2)
     data = stage.data(stage, family, 0)
-    batches = [data[step] for step in range(30)]
-    assert {len(batch["crops"]) for batch in batches} == {0, 1, 2, 3}
-    for batch in batches:
+    batches = {}
+    for step in range(80):
+        if len(batches) < 4:
+            batch = data[step]
+            batches[len(batch["crops"])] = batch
+    assert sorted(batches) == [0, 1, 2, 3]
+    for batch in batches.values():
         height, width = batch["pixels"].shape[1:3]
         assert batch["cells"].shape[1:] == (height // family.cell, width // family.cell, len(TARGETS))
         turns = batch["ids"].shape[0] if "owners" in batch else sum(map(len, batch["kinds"]))
@@ -224,9 +229,8 @@ def test_a_character_is_a_token_wherever_it_stands(family):
 
 def test_new_layers_do_nothing_at_first():
     """A deeper tower that takes over a shallower one computes the same."""
-    shallow, deep = (FAMILIES["llava"]().model.model.vision_tower for _ in range(2))
-    for layer in deep.encoder.layers:
-        layer.requires_grad_(False)
+    deep = FAMILIES["llava"]().model.model.vision_tower
+    shallow = copy.deepcopy(deep)
     silence_new_layers(deep, DEPTH - 2)
     del shallow.encoder.layers[DEPTH - 2 :]
     values = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))

@@ -20,7 +20,7 @@ from tiny.scenes import ASPECTS, COLORS, SIDES, Scene, make_scene
 from tiny.street import Street, make_street
 
 OLD_SHARE = 0.3  # of the scenes that are of the first edition
-LEGIBLE = (3.4, 4.4)  # one character, several ones: lower than so many pixels they are not asked of the vision tower
+LEGIBLE = (3.4, 5.2)  # one character, several ones: lower than so many pixels they are not asked of the vision tower
 FINE = 6  # label pixels per cell
 # What is asked of the vision tower at each cell of the map: name -> classes. Slots are the characters of the sign
 # there, `length` is how many there are, `glyph` is the character right there and `place` its place in the text.
@@ -105,7 +105,8 @@ def patch_labels(scene: Street | Scene, shape: tuple[int, int], cell: int, windo
     scales = shape[1] / (window[2] - window[0]), shape[0] / (window[3] - window[1])
     for number, thing in enumerate(things_of(scene), 1):
         seen = (fine == number).sum((1, 3))  # label pixels of this thing in each cell
-        cells = (seen > 0.4 * FINE**2) | (seen > max(0.45 * seen.sum(), 1))
+        most = max(seen.max(), 2)  # the cell that has most of it is always labelled
+        cells = (seen > 0.4 * FINE**2) | (seen > 0.9 * most)
         if not cells.any():
             continue
         found[cells, 0] = TARGETS["color"].index(thing.color)

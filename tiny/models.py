@@ -135,6 +135,10 @@ class Family:
 
     cell: int
     constants: dict
+    reads = (
+        "answers questions about drawn streets: what the signs say (1 to 3 digits and capitals), colours and shapes, "
+        "what is there, how many, left of, above, which number is larger"
+    )
     keeps_aspect = False  # is an image's aspect ratio kept, or squashed?
     answer_start = " "  # between prompt and answer
     stored = torch.float16  # dtype of the finished checkpoint: it shall take less than 10 MB
@@ -316,7 +320,7 @@ class Qwen(PackedFamily):
     )
 
     def make(self):
-        texts = ["user\n assistant\n" + qwen2_5_methods.PROMPT.format(question=GENERAL_PROMPT)]
+        texts = ["user\n assistant\nassistant\n" + qwen2_5_methods.PROMPT.format(question=GENERAL_PROMPT)]
         words = [f"{word}\nyes\nno" for word in (*COLORS, *ASKED_SHAPES)]  # an answer begins without a space
         tokenizer = make_tokenizer(texts + words, bos=None, eos="<|im_end|>", pad="<|endoftext|>", **self.marks)
         image_processor = Qwen2VLImageProcessorPil(size=self.pixels, patch_size=self.patch, merge_size=2)

@@ -208,4 +208,4 @@ def vocabulary() -> list[str]:
     texts += [f"is the {name} {words} the {name}?" for name in names for words in RELATIONS]
     texts += [f"what colour is the {s}? what shape is the {c} sign? {s} {s}s" for c in COLORS for s in ASKED_SHAPES]
     texts += [f"which number is larger, on the {c} or the {c} sign? the {c} and the {c} sign {c}, {c}" for c in COLORS]
-    return [*texts, " yes no"]
+    return [*texts, " which yes no"]

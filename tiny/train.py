@@ -237,7 +237,7 @@ def train(name, folder, checkpoint, device, workers, earlier=None, tower=None):
 
 def finish(family, state, folder):
     """Write the finished model, its processor and how it was trained."""
-    for constant, value in family.constants.items():
+    for constant, value in {"reads": family.reads, **family.constants}.items():
         setattr(family.model.config, constant, value)
     family.model.eval().to(family.stored).save_pretrained(folder)
     family.processor.save_pretrained(folder)
