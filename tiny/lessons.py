@@ -194,19 +194,26 @@ class Batches(torch.utils.data.Dataset):
 
 
 class PatchBatches(Batches):
-    """Crowded scenes for the vision tower: many signs per image, large ones first."""
+    """Crowded scenes for the vision tower, large signs first."""
 
     def make(self, rng, progress):
         aspect, shape = self.frame(rng)
         images, labels = [], []
         for _ in range(self.stage.batch):
-            low = 0.15 if progress < 0.1 else math.exp(rng.uniform(math.log(0.05), math.log(0.16)))
-            scene = draw_scene(rng, rng.randint(8, 18), (low, 0.4), aspect, crowded=True)
+            scene = draw_scene(rng, *self.crowd(rng, progress), aspect, crowded=True)
             anchor = rng.choice(scene.signs).box
             window = window_around(scene, rng, anchor, (1.3, 5.0)) if rng.random() < 0.3 else None
             images.append(pixels(scene, rng, shape, window))
             labels.append(patch_labels(scene, shape, self.family.cell, window))
         return {"pixels": torch.from_numpy(np.stack(images)), "labels": torch.from_numpy(np.stack(labels))}
+
+    @staticmethod
+    def crowd(rng, progress):
+        """(how many signs, range of their size): most often many that can just be read, which teach most."""
+        if progress >= 0.05 and rng.random() < 0.6:
+            return rng.randint(14, 26), (rng.uniform(0.055, 0.11), 0.2)
+        low = 0.15 if progress < 0.05 else math.exp(rng.uniform(math.log(0.05), math.log(0.16)))
+        return rng.randint(6, 14), (low, 0.42)
 
 
 class AnswerBatches(Batches):

@@ -50,7 +50,7 @@ ANSWERS = ("lm_head", "language_model", "model.language_model")
 READER = ("query_tokens", "qformer", "language_projection", *ANSWERS)
 STAGES = {
     "llava": [
-        Stage("look", 2600, 1.0e-3, 16, PatchBatches, ("model.vision_tower", "head")),
+        Stage("look", 6000, 1.0e-3, 8, PatchBatches, ("model.vision_tower", "head")),
         Stage("read", 1000, 1.0e-3, 12, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
         Stage("together", 2000, 6e-4, 10, LabelledAnswerBatches, ("model", "lm_head", "head")),
     ],
@@ -138,12 +138,12 @@ class Learner:
         self.average = AveragedModel(self.modules, multi_avg_fn=get_ema_multi_avg_fn(MEMORY))
 
     def learns(self, prefixes):
-        """The parameters that learn in a stage; the others are frozen."""
+        """{name: parameter} of those that learn in a stage; the others are frozen."""
         named = [*self.family.model.named_parameters()]
         named += [("head." + name, parameter) for name, parameter in self.head.named_parameters()]
         for name, parameter in named:
             parameter.requires_grad_(name.startswith(prefixes))
-        return [parameter for _, parameter in named if parameter.requires_grad]
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
 
     def state(self):
         return {"modules": self.modules.state_dict(), "average": self.average.state_dict()}
@@ -170,18 +170,34 @@ class Learner:
         self.start_average()
 
 
-def steps(stage, batches, start, optimizer, learner):
+def optimizers_of(learns, learning_rate):
+    """Muon for the matrices between hidden states, AdamW for everything else; at the same rate of change.
+
+    Muon learns as much from half of the scenes, and scenes are what takes time.
+    """
+    outer = ("embed", "lm_head", "head.", "query_tokens")
+    inner = {name for name, weight in learns.items() if weight.dim() == 2 and not any(part in name for part in outer)}
+    matrices, others = [learns[name] for name in sorted(inner)], [learns[name] for name in sorted(set(learns) - inner)]
+    return [
+        torch.optim.Muon(matrices, learning_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True),
+    ]
+
+
+def steps(stage, batches, start, optimizers, learner):
     """Take a stage's training steps and say now and then how they go; yields the number of steps taken after each."""
     running, began = {}, time.monotonic()
-    learns = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    learns = [parameter for group in groups for parameter in group["params"]]
     for step, batch in enumerate(batches, start):
-        for group in optimizer.param_groups:
+        for group in groups:
             group["lr"] = schedule(step, stage)
         loss, scores = forward(stage, learner, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(learns, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         learner.average.update_parameters(learner.modules)
         for key, value in {"loss": loss.item(), **scores}.items():
             running[key] = 0.97 * running.get(key, value) + 0.03 * value
@@ -218,14 +234,13 @@ def train(name, folder, checkpoint, device, workers, earlier=None, tower=None):
         if number < state["stage"]:
             continue
         start = state["step"] if number == state["stage"] else 0
-        learns = learner.learns(stage.trains)
-        optimizer = torch.optim.AdamW(learns, stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
-        if start:
-            optimizer.load_state_dict(state["optimizer"])
-        state["optimizer"] = None  # it is in `optimizer` now, and goes into the next checkpoint from there
-        for step in steps(stage, loader(stage, learner.family, start, workers), start, optimizer, learner):
+        optimizers = optimizers_of(learner.learns(stage.trains), stage.learning_rate)
+        for optimizer, saved in zip(optimizers, state["optimizer"] or () if start else (), strict=False):
+            optimizer.load_state_dict(saved)
+        state["optimizer"] = None  # it is in the optimizers now, and goes into the next checkpoint from there
+        for step in steps(stage, loader(stage, learner.family, start, workers), start, optimizers, learner):
             if step % SAVE_EVERY == 0:
-                save(number, step, optimizer=optimizer.state_dict())
+                save(number, step, optimizer=[optimizer.state_dict() for optimizer in optimizers])
             if step % PROBE_EVERY == 0:
                 print(f"{stage.name} {step} held-out {held_out(stage, learner, PROBES)}", flush=True)
         state["scores"][stage.name] = held_out(stage, learner)
