@@ -28,6 +28,7 @@ from tiny.inherit import begin
 from tiny.lessons import AnswerBatches, LabelledAnswerBatches, PairedAnswerBatches, PatchBatches
 from tiny.losses import WIDTHS, answer_loss, patch_loss
 from tiny.models import FAMILIES
+from tiny.optimizers import optimizers_of
 
 SAVE_EVERY = 100  # steps between checkpoints
 PROBE_EVERY = 500  # steps between looks at scenes that training never draws
@@ -168,20 +169,6 @@ class Learner:
         """Go on from the averaged weights."""
         self.modules.load_state_dict(self.average.module.state_dict())
         self.start_average()
-
-
-def optimizers_of(learns, learning_rate):
-    """Muon for the matrices between hidden states, AdamW for everything else; at the same rate of change.
-
-    Muon learns as much from half of the scenes, and scenes are what takes time.
-    """
-    outer = ("embed", "lm_head", "head.", "query_tokens")
-    inner = {name for name, weight in learns.items() if weight.dim() == 2 and not any(part in name for part in outer)}
-    matrices, others = [learns[name] for name in sorted(inner)], [learns[name] for name in sorted(set(learns) - inner)]
-    return [
-        torch.optim.Muon(matrices, learning_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.98), weight_decay=0.02, fused=True),
-    ]
 
 
 def steps(stage, batches, start, optimizers, learner):
