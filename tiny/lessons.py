@@ -220,7 +220,6 @@ class AnswerBatches(Batches):
     """Questions about single images; `crops` says how often a batch is about (image, that many crops)."""
 
     crops = (1.0,)  # weights of 0, 1, 2, ... crops
-    labelled = False  # are cells labelled, too?
     # (until this share of the stage, most signs per scene, smallest side)
     curriculum = ((0.06, 2, 0.16), (0.25, 3, 0.12), (0.5, 5, 0.08), (1.0, 5, SIDES[0]))
 
@@ -229,7 +228,7 @@ class AnswerBatches(Batches):
         (number,) = rng.choices(range(len(self.crops)), self.crops)
         aspect, shape = self.frame(rng)
         shapes = [shape] + [self.family.shape()] * number
-        images, crops, asked, kinds, labels = [], [[] for _ in range(number)], [], [], []
+        images, crops, asked, kinds = [], [[] for _ in range(number)], [], []
         for _ in range(self.batch_of(number)):
             scene = draw_scene(rng, rng.randint(min(2, most), most), (low, SIDES[1]), aspect)
             images.append(pixels(scene, rng, shape))
@@ -240,11 +239,8 @@ class AnswerBatches(Batches):
             turns = turns_about(scene, rng, self.family.turns_per_image)
             asked.append([self.family.turn(question, answer) for question, answer, _ in turns])
             kinds.append([f"{'crop ' if number else ''}{kind}" for *_, kind in turns])
-            if self.labelled:
-                labels.append(patch_labels(scene, shape, self.family.cell))
         batch = {"pixels": stacked(images), "kinds": kinds, **self.family.collate(asked, shapes)}
-        batch |= {"crops": [stacked(each) for each in crops]}
-        return batch | {"cells": stacked(labels)} if self.labelled else batch
+        return batch | {"crops": [stacked(each) for each in crops]}
 
     def batch_of(self, number: int) -> int:
         """Images per step; fewer with several crops, which take several times as long."""
@@ -258,10 +254,16 @@ class PairedAnswerBatches(AnswerBatches):
     curriculum = AnswerBatches.curriculum[-1:]
 
 
-class LabelledAnswerBatches(PairedAnswerBatches):
-    """The same, with labels of the cells, for stages in which the vision tower learns."""
+class MixedBatches(Batches):
+    """Both at once, for stages in which everything learns: crowded scenes for the tower, questions with crops."""
 
-    labelled = True
+    def __init__(self, stage, family, seed):
+        super().__init__(stage, family, seed)
+        self.parts = PatchBatches(stage, family, seed), PairedAnswerBatches(stage, family, seed)
+
+    def make(self, rng, progress):
+        patches, answers = (part.make(rng, max(progress, 0.1)) for part in self.parts)
+        return {"patches": patches, "answers": answers}
 
 
 def stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from tiny.lessons import TARGETS
 from tiny.models import IGNORE, Family
 
 WIDTHS = [len(classes) for classes in TARGETS.values()]
-CELLS = 0.4  # weight of the cells' loss beside that of the answers
+CELLS = 0.25  # weight of the cells' loss beside that of the answers
 Scores = dict[str, float]
 
 
@@ -56,23 +56,21 @@ def patch_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tens
 
 
 def answer_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tensor, Scores]:
-    """Loss of the answers' tokens, and of the cells where they are labelled; share of answers wholly right, by kind."""
+    """Loss of the answers' tokens, and the share of answers that are wholly right, by kind."""
     shown = [normalised(pixels, family.processor) for pixels in (batch["pixels"], *batch["crops"])]
-    seen = []
-    watch = family.tower_end().register_forward_hook(lambda *args: seen.append(args[-1])) if "cells" in batch else None
     hidden = family.hidden(batch, shown[0], shown[1:])[:, :-1]
     wanted = batch["labels"][:, 1:]
     asked = wanted != IGNORE
     logits = family.model.get_output_embeddings()(hidden[asked]).float()
     loss = F.cross_entropy(logits, wanted[asked])
-    scores = by_kind(logits.argmax(-1) == wanted[asked], asked, batch["kinds"])
-    if watch:
-        watch.remove()
-        features = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
-        features = features[:: len(shown), 1:]  # the images among images and crops, without the class token
-        cells, more = cell_loss(head, features, batch["cells"])
-        loss, scores = loss + CELLS * cells, scores | {f"cell {name}": value for name, value in more.items()}
-    return loss, scores
+    return loss, by_kind(logits.argmax(-1) == wanted[asked], asked, batch["kinds"])
+
+
+def mixed_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tensor, Scores]:
+    """The two together."""
+    cells, seen = patch_loss(family, head, batch["patches"])
+    answers, scores = answer_loss(family, head, batch["answers"])
+    return answers + CELLS * cells, scores | {f"cell {name}": value for name, value in seen.items()}
 
 
 def by_kind(hits: torch.Tensor, asked: torch.Tensor, kinds: list[list[str]]) -> Scores:

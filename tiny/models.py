@@ -182,10 +182,6 @@ class Family:
         """
         raise NotImplementedError
 
-    def tower_end(self):
-        """The module whose output is what `features` returns, if it can be watched while `hidden` runs."""
-        raise NotImplementedError
-
     def encode(self, text, special=False):
         return self.tokenizer(text, add_special_tokens=special).input_ids
 
@@ -281,9 +277,6 @@ class Llava(PackedFamily):
     def features(self, values):
         tower = self.model.model.vision_tower
         return tower(pixel_values=values, output_hidden_states=True).hidden_states[-1][:, 1:]
-
-    def tower_end(self):
-        return self.model.model.vision_tower.encoder.layers[-1]
 
     def hidden(self, batch, values, crops=()):
         if crops:

@@ -25,8 +25,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers.utils import logging as transformers_logging
 
 from tiny.inherit import begin
-from tiny.lessons import AnswerBatches, LabelledAnswerBatches, PairedAnswerBatches, PatchBatches
-from tiny.losses import WIDTHS, answer_loss, patch_loss
+from tiny.lessons import AnswerBatches, MixedBatches, PairedAnswerBatches, PatchBatches
+from tiny.losses import WIDTHS, answer_loss, mixed_loss, patch_loss
 from tiny.models import FAMILIES
 from tiny.optimizers import optimizers_of
 
@@ -51,9 +51,9 @@ ANSWERS = ("lm_head", "language_model", "model.language_model")
 READER = ("query_tokens", "qformer", "language_projection", *ANSWERS)
 STAGES = {
     "llava": [
-        Stage("look", 6000, 1.0e-3, 8, PatchBatches, ("model.vision_tower", "head")),
-        Stage("read", 1000, 1.0e-3, 12, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
-        Stage("together", 2000, 6e-4, 10, LabelledAnswerBatches, ("model", "lm_head", "head")),
+        Stage("look", 2000, 1.2e-3, 16, PatchBatches, ("model.vision_tower", "head")),
+        Stage("read", 600, 1.0e-3, 8, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
+        Stage("together", 6000, 8e-4, 8, MixedBatches, ("model", "lm_head", "head")),
     ],
     # The other two begin with llava_tiny's vision tower, so their look stage is short.
     "blip": [
@@ -69,7 +69,7 @@ STAGES = {
 }
 LOSSES = {
     PatchBatches: patch_loss, AnswerBatches: answer_loss, PairedAnswerBatches: answer_loss,
-    LabelledAnswerBatches: answer_loss,
+    MixedBatches: mixed_loss,
 }  # fmt: skip
 
 
@@ -103,11 +103,19 @@ def fast_bfloat16(device):
     return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def moved(batch, device):
+    """A batch with all of its tensors on a device."""
+    if torch.is_tensor(batch):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {name: moved(value, device) for name, value in batch.items()}
+    return [moved(value, device) for value in batch] if isinstance(batch, list) else batch
+
+
 def forward(stage, learner, batch):
     """Loss and scores of a batch."""
     device = learner.family.model.device
-    batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-    batch["crops"] = [crop.to(device) for crop in batch.get("crops", ())]
+    batch = moved(batch, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
         return LOSSES[stage.data](learner.family, learner.head, batch)
 
