@@ -17,17 +17,18 @@ from records import ROOT, load_task
 from session import ImageSession
 from tiny.boards import CHARACTERS
 from tiny.inherit import silence_new_layers, take_over
-from tiny.lessons import TARGETS, patch_labels, pixels, turns_about, window_anywhere, window_around
+from tiny.lessons import TARGETS, PairedAnswerBatches, patch_labels, pixels, turns_about, window_anywhere, window_around
 from tiny.losses import by_kind, normalised
 from tiny.models import DEPTH, FAMILIES, IGNORE
 from tiny.questions import vocabulary
 from tiny.scenes import make_scene, write_dataset
 from tiny.street import make_street
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
-from tiny.train import STAGES
+from tiny.train import STAGES, Stage
 from vicrop import load_model, model_module, vicrop_qa
 
 DEMO = ROOT / "data/demo"
+PAIRS = Stage("pairs", 10, 1e-3, 2, PairedAnswerBatches, ())
 TINY = [name for name in MODELS if name.endswith("_tiny")]
 
 
@@ -181,7 +182,7 @@ def test_pixels_are_normalised_and_laid_out_as_the_processor_does(family):
 
 def test_crops_are_drawn_without_the_question(family, monkeypatch):
     """The pixels of crops are the same whatever is asked about them."""
-    stage = dataclasses.replace(STAGES["blip"][-1], batch=2)
+    stage = dataclasses.replace(PAIRS, batch=2)
     step = next(step for step in range(40) if stage.data(stage, family, 0)[step]["crops"])
     asked = stage.data(stage, family, 0)[step]
     other_turns = [("is there a red sign in the image?", "no", "presence absent")]
@@ -195,7 +196,7 @@ def test_crops_are_drawn_without_the_question(family, monkeypatch):
 
 
 def test_there_are_up_to_three_crops(family):
-    stage = dataclasses.replace(STAGES["blip"][-1], batch=2)
+    stage = dataclasses.replace(PAIRS, batch=2)
     data, batches = stage.data(stage, family, 0), {}
     for step in range(80):
         if len(batches) < 4:

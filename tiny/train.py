@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers.utils import logging as transformers_logging
 
 from tiny.inherit import begin
-from tiny.lessons import AnswerBatches, MixedBatches, PairedAnswerBatches, PatchBatches
+from tiny.lessons import AnswerBatches, MixedBatches, PatchBatches
 from tiny.losses import WIDTHS, answer_loss, mixed_loss, patch_loss
 from tiny.models import FAMILIES
 from tiny.optimizers import optimizers_of
@@ -57,20 +57,17 @@ STAGES = {
     ],
     # The other two begin with llava_tiny's vision tower, so their look stage is short.
     "blip": [
-        Stage("look", 700, 8e-4, 16, PatchBatches, ("vision_model", "head")),
-        Stage("read", 1600, 1.0e-3, 10, AnswerBatches, READER),
-        Stage("pairs", 900, 6e-4, 10, PairedAnswerBatches, READER),
+        Stage("look", 800, 1.0e-3, 16, PatchBatches, ("vision_model", "head")),
+        Stage("read", 1500, 1.0e-3, 8, AnswerBatches, READER),
+        Stage("together", 2500, 7e-4, 8, MixedBatches, ("vision_model", "head", *READER)),
     ],
     "qwen2_5": [
         Stage("look", 1400, 1.0e-3, 16, PatchBatches, ("model.visual", "head")),
-        Stage("read", 1600, 1.0e-3, 10, AnswerBatches, ("model.visual.merger", *ANSWERS)),
-        Stage("pairs", 900, 6e-4, 10, PairedAnswerBatches, ("model.visual.merger", *ANSWERS)),
+        Stage("read", 1500, 1.0e-3, 8, AnswerBatches, ("model.visual.merger", *ANSWERS)),
+        Stage("together", 2500, 7e-4, 8, MixedBatches, ("model", "lm_head", "head")),
     ],
 }
-LOSSES = {
-    PatchBatches: patch_loss, AnswerBatches: answer_loss, PairedAnswerBatches: answer_loss,
-    MixedBatches: mixed_loss,
-}  # fmt: skip
+LOSSES = {PatchBatches: patch_loss, AnswerBatches: answer_loss, MixedBatches: mixed_loss}
 
 
 def schedule(step, stage):
