@@ -38,12 +38,12 @@ DESCRIBED = 0.5
 def pixels(scene: Street | Scene, rng: random.Random, shape: tuple[int, int], window: Box | None = None) -> np.ndarray:
     """What the model sees of a scene: (height, width, 3) uint8 of that `shape`, resized as the processor resizes.
 
-    The window is drawn at a random one to four times the resolution first, so that the model meets sharp and
+    The window is drawn at a random one to 2.6 times the resolution first, so that the model meets sharp and
     downscaled edges alike, as it will in photos of any size and in crops.
     """
     x1, y1, x2, y2 = window or (0, 0, *scene.size)
     height, width = shape
-    times = rng.uniform(1.0, 4.0)
+    times = rng.uniform(1.0, 2.6)
     scale = times * math.sqrt(height * width / ((x2 - x1) * (y2 - y1)))
     # The datasets' pictures have smooth edges; at more than twice the resolution, resizing makes them so.
     smooth = {"smooth": 2 if times < 2 else 1} if isinstance(scene, Street) else {}
