@@ -23,11 +23,12 @@ OLD_SHARE = 0.3  # of the scenes that are of the first edition
 LEGIBLE = (3.4, 5.2)  # one character, several ones: lower than so many pixels they are not asked of the vision tower
 FINE = 6  # label pixels per cell
 # What is asked of the vision tower at each cell of the map: name -> classes. Slots are the characters of the sign
-# there, `length` is how many there are, `glyph` is the character right there and `place` its place in the text.
+# there, `length` is how many there are, `glyph` is the character right there and `place` its place in the text;
+# `column` and `row` are the sevenths of the picture in which the middle of the thing lies.
 TARGETS = {
     "color": ["", *COLORS], "shape": ["", *ASKED_SHAPES],
     "slot1": ["", *CHARACTERS], "slot2": ["", *CHARACTERS], "slot3": ["", *CHARACTERS], "glyph": list(CHARACTERS),
-    "place": [1, 2, 3], "length": [1, 2, 3],
+    "place": [1, 2, 3], "length": [1, 2, 3], "column": list(range(7)), "row": list(range(7)),
 }  # fmt: skip
 # How many turns of a kind are asked about a scene at most; the general prompt is asked of a share of the scenes.
 QUOTAS = {"reading": 3, "attribute": 2, "presence": 2, "count": 1, "relation": 2, "two_places": 1, "comparison": 1}
@@ -111,12 +112,21 @@ def patch_labels(scene: Street | Scene, shape: tuple[int, int], cell: int, windo
             continue
         found[cells, 0] = TARGETS["color"].index(thing.color)
         found[cells, 1] = TARGETS["shape"].index(thing.shape)
+        found[cells, 8:10] = sevenths(thing.box, window)
         if thing.text and legible(thing, window, min(scales)):
             slots = thing.text.ljust(3)
             found[cells, 2:5] = [0 if c == " " else 1 + CHARACTERS.index(c) for c in slots]
             found[cells, 7] = len(thing.text) - 1
             label_glyphs(found[..., 5:7], thing, window, np.array(scales) / cell)
     return found
+
+
+def sevenths(box: Box, window: Box) -> list[int]:
+    """[column, row] of the middle of a box, if the window is cut into seven of each."""
+    shares = [
+        ((box[axis] + box[axis + 2]) / 2 - window[axis]) / (window[axis + 2] - window[axis]) for axis in (0, 1)
+    ]
+    return [min(6, max(0, int(7 * share))) for share in shares]
 
 
 def legible(thing: Thing, window: Box, scale: float) -> bool:
