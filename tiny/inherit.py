@@ -47,7 +47,8 @@ def take_over(model: nn.Module, tokenizer, old: nn.Module, old_tokenizer) -> Non
         if name not in theirs:
             continue
         if any(part in name for part in ("embed_tokens", "word_embeddings", "lm_head")):
-            weight[rows] = theirs[name][old_rows]
+            both = (rows < len(weight)) & (old_rows < len(theirs[name]))  # a Q-Former has no token for images
+            weight[rows[both]] = theirs[name][old_rows[both]]
         elif weight.shape == theirs[name].shape:
             weight.copy_(theirs[name])
 
