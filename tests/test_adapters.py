@@ -9,16 +9,17 @@ from builders import GENERAL, QUESTION, build_blip, build_llava_next, build_qwen
 from transformers import LlavaProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-import blip_methods
-from adapters import REGISTRY, Adapter, adapter_class
-from blip_methods import BlipAdapter, rel_attention_blip
-from llava_methods import grad_att, pure_grad, rel_att
-from llava_next_methods import rel_att as rel_att_next
-from methods import ratio
-from qwen2_5_methods import QwenAdapter, load_processor, rel_attention_qwen2_5
-from session import ImageSession, end_tokens
 from tiny.models import make_tokenizer
-from utils import encode_base64, high_res, prepare_qwen2_5_input, resize_to_multiple
+from vicrop.adapter import REGISTRY, Adapter, adapter_class
+from vicrop.methods import ratio
+from vicrop.models import instructblip as blip_methods
+from vicrop.models.instructblip import BlipAdapter, rel_attention_blip
+from vicrop.models.llava import grad_att, pure_grad, rel_att
+from vicrop.models.llava_next import rel_att as rel_att_next
+from vicrop.models.qwen2_5_vl import QwenAdapter, load_processor, rel_attention_qwen2_5
+from vicrop.qwen_input import encode_base64, prepare_qwen2_5_input, resize_to_multiple
+from vicrop.session import ImageSession, end_tokens
+from vicrop.tiles import high_res
 
 METHODS = {"rel_att": rel_att, "grad_att": grad_att, "pure_grad": pure_grad}
 
@@ -328,7 +329,7 @@ def test_a_question_that_holds_an_image_token_is_refused(request, kind):
 
 
 def test_a_short_question_is_asked_for_the_map_only(qwen, monkeypatch):
-    from vicrop import QuestionBatch
+    from vicrop.crop import QuestionBatch
 
     session = ImageSession([photo()], *qwen)
     batch = QuestionBatch(session, ["a long one?"], short_questions=["short?"])

@@ -14,12 +14,12 @@ import pytest
 from builders import photo
 from PIL import Image
 
-from graders import GRADERS
-from info import TASKS
-from records import check_record, load_task
-from tools import download as downloads
-from tools import prepare_data
-from tools.download import Unavailable, download
+from vicrop.dataset import check_record, load_task
+from vicrop.evaluation.metrics import GRADERS
+from vicrop.prepare import download as downloads
+from vicrop.prepare import releases as prepare_data
+from vicrop.prepare.download import Unavailable, download
+from vicrop.tables import TASKS
 
 TEN = [f"answer {number}" for number in range(10)]
 

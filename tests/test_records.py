@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dataset import box_of, refuse_other_size
-from records import Results, answered, check_record, load_task, pick
+from vicrop.dataset import box_of, check_record, load_task, pick, refuse_other_size
+from vicrop.evaluation.results import Results, with_outputs
 
 RECORDS = [{"id": str(number), "question": "q", "labels": ["a"], "image_path": "a.png"} for number in range(20)]
 
@@ -358,7 +358,7 @@ def test_fields_of_a_dataset_may_have_any_name(tmp_path):
     assert Results(tmp_path / "m-t-x.json", {"layer": 1}).done() == {record["id"]: record}
     assert results.merge([record], [record]) == (0, {})
     assert json.loads((tmp_path / "m-t-x.json").read_text()) == [record]
-    assert answered(record | {"error": "label noise", "bbox": 3}, {"bbox": None}) == record | {"bbox": None}
+    assert with_outputs(record | {"error": "label noise", "bbox": 3}, {"bbox": None}) == record | {"bbox": None}
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])

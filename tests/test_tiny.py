@@ -10,15 +10,16 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 import tiny.train
-from graders import exact
-from info import MODELS, SIZES
-from records import ROOT, load_task
-from session import ImageSession
 from tiny.models import FAMILIES, IGNORE
 from tiny.scenes import make_scene, write_dataset
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
 from tiny.train import STAGES, normalised, patch_labels, pixels, turns_about, window_around
-from vicrop import load_model, model_module, vicrop_qa
+from vicrop.crop import load_model, model_module, vicrop_qa
+from vicrop.dataset import load_task
+from vicrop.evaluation.metrics import exact
+from vicrop.files import ROOT
+from vicrop.session import ImageSession
+from vicrop.tables import MODELS, SIZES
 
 DEMO = ROOT / "data/demo"
 TINY = [name for name in MODELS if name.endswith("_tiny")]

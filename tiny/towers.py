@@ -7,7 +7,7 @@ its learned positions and the weaker channels of its MLPs) is approximated or dr
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from files import ROOT
+from vicrop.files import ROOT
 
 
 def trained_clip():

@@ -26,7 +26,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from info import GENERAL_PROMPT
 from tiny.models import FAMILIES, IGNORE
 from tiny.scenes import (
     ASPECTS,
@@ -38,6 +37,7 @@ from tiny.scenes import (
     make_scene,
     size_class,
 )
+from vicrop.tables import GENERAL_PROMPT
 
 COLOR_INDEX = {color: index for index, color in enumerate(COLORS)}
 LEGIBLE = 5.2  # a digit on a sign narrower than this many pixels is not asked of the vision tower

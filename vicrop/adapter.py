@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from attention import brought_in, device_of
-from info import OPTIONS
-from layouts import Layout
+from vicrop.attention import brought_in, device_of
+from vicrop.layouts import Layout
+from vicrop.tables import OPTIONS
 
-# A config's model_type -> the module whose ADAPTER knows the family; imported when a model of it is met.
+# A config's model_type -> the module of vicrop/models whose ADAPTER knows the family; imported when it is needed.
 REGISTRY = {
-    "llava": "llava_methods",
-    "llava_next": "llava_next_methods",
-    "instructblip": "blip_methods",
-    "qwen2_5_vl": "qwen2_5_methods",
+    "llava": "llava",
+    "llava_next": "llava_next",
+    "instructblip": "instructblip",
+    "qwen2_5_vl": "qwen2_5_vl",
 }
 
 
@@ -37,7 +37,7 @@ def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
     kind = model.config.model_type
     if kind not in REGISTRY:
         raise ValueError(f"no adapter knows {kind} models: known are {', '.join(REGISTRY)}")
-    return importlib.import_module(REGISTRY[kind]).ADAPTER
+    return importlib.import_module(f"vicrop.models.{REGISTRY[kind]}").ADAPTER
 
 
 class ImageFeatures(NamedTuple):

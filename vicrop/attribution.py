@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attention import frozen_eval
-from prefix_cache import PrefixStore, Row
-from session import ImageSession, Query, Read
-from utils import edge_mask as strong_edges
-from utils import high_pass_filter
+from vicrop.attention import frozen_eval
+from vicrop.edges import edge_mask as strong_edges
+from vicrop.edges import high_pass_filter
+from vicrop.prefix_cache import PrefixStore, Row
+from vicrop.session import ImageSession, Query, Read
 
 
 @frozen_eval

@@ -19,9 +19,10 @@ import transformers
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file, extract_commit_hash
+from transformers.utils import logging as transformers_logging
 
-from files import ROOT
-from info import MODELS, known
+from vicrop.files import PACKAGE, ROOT
+from vicrop.tables import MODELS, known
 
 ENDS = 1 << 20  # bytes of a checkpoint file's begin and end that tell it from another
 # Files of a checkpoint's folder on which answers depend: weights, and the settings of model, processor and tokenizer.
@@ -46,7 +47,13 @@ NAMED = 3  # weights that a sentence names
 def local_or_hub(name, model_id=None):
     """Where a checkpoint is: a folder (also one given relative to the repository), or a hub id."""
     source = model_id or MODELS[name]["id"]
-    return ROOT / source if (ROOT / source).is_dir() else source
+    return next(filter(Path.is_dir, (ROOT / source, PACKAGE.parent / source)), source)
+
+
+def quiet_libraries() -> None:
+    """Have transformers say nothing but what is wrong: a command has its own words and bars."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def default_device():
@@ -61,7 +68,7 @@ def default_dtype(device):
 
 def model_module(name):
     """The module that knows a model of info.MODELS."""
-    return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
+    return importlib.import_module(f"vicrop.models.{MODELS[known(name, MODELS, 'model')]['module']}")
 
 
 def weights_of(name, model_id=None, revision=None, cache_dir=None):

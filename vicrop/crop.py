@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-import utils
-from adapters import Adapter
-from checkpoints import load_model as load_model  # notebooks import it from here
-from checkpoints import model_module
-from dataset import refuse_other_size
-from heads import heads_of
-from info import GENERAL_PROMPT, METHODS, known
-from layouts import Region
-from methods import CropBaseline, Method, Questions
-from session import ImageSession
+from vicrop import boxes
+from vicrop.adapter import Adapter
+from vicrop.checkpoints import load_model as load_model  # notebooks import it from here
+from vicrop.checkpoints import model_module
+from vicrop.dataset import refuse_other_size
+from vicrop.known_heads import heads_of
+from vicrop.layouts import Region
+from vicrop.methods import CropBaseline, Method, Questions
+from vicrop.session import ImageSession
+from vicrop.tables import GENERAL_PROMPT, METHODS, known
 
 
 @dataclass
@@ -111,7 +111,7 @@ def method_of(module, name: str) -> Method:
     """The Method of a family's module under a name of info.METHODS."""
     row = METHODS[known(name, METHODS, "method")]
     if "box" in row:
-        return CropBaseline(getattr(utils, row["box"]))
+        return CropBaseline(getattr(boxes, row["box"]))
     method = getattr(module, row["map"])
     return method.tiled() if row["tiles"] else method
 

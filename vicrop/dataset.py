@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from files import in_repository, is_json, read_rows, read_text
+from vicrop.files import in_repository, is_json, read_rows, read_text
 
 TEXTS = ("question", "short_question", "prompt", "image_path")  # fields that are shown to a model or to a system
 Kind = TypeVar("Kind")

@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from attention import replaced, with_implementation
+from vicrop.attention import replaced, with_implementation
 
 BLOCK = 1024  # rows of a mask that are made at once, to be looked at
 # What a decoder is handed that says how to run it, not what to read.

@@ -1,8 +1,11 @@
 """Files: where they are, JSON in both directions, a lock, and names that a file takes only when it is whole."""
 
 import errno
+import hashlib
 import json
 import os
+import re
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +14,50 @@ from typing import Any
 
 from filelock import FileLock
 
-ROOT = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent
+# What relative names are about: the clone that the package lies in; an installed package has none, and they are about
+# the folder in which it is used.
+ROOT = PACKAGE.parent if (PACKAGE.parent / "run.py").is_file() else Path.cwd()
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # what file systems without them say
 
 
 def in_repository(path: str | Path) -> Path:
     """A path as given, if it is absolute or exists here; else relative to the repository."""
     return Path(path) if Path(path).is_absolute() or Path(path).exists() else ROOT / path
+
+
+def place_name(path: str | Path) -> str:
+    """A folder or file as it is written down in settings: as seen from ROOT, embedded models as in tables.MODELS."""
+    path = Path(path).resolve()
+    return os.path.relpath(path, PACKAGE.parent if path.is_relative_to(PACKAGE) else ROOT)
+
+
+def patient_threads() -> None:
+    """Have threads sleep while they wait: spinning ones crawl on cores that do other work. Before torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def safe_name(name: str | Path) -> str:
+    """A model's or task's name as a part of a file name: no slash, and folders that are called alike stay apart.
+
+    Short names stay as they are; Qwen/Qwen3-VL-8B is Qwen--Qwen3-VL-8B; a folder is its own name and a few letters
+    that tell it from others, weights~3f2a9c.
+    """
+    if Path(name).is_dir():
+        digest = hashlib.sha256(str(Path(name).resolve()).encode()).hexdigest()
+        name = f"{Path(name).resolve().name}~{digest[:6]}"
+    return re.sub(r"[^\w.~-]", "_", str(name).strip("/").replace("/", "--"))
+
+
+def clone_commit() -> str | None:
+    """The commit of the clone that the package lies in; None for an installed one, or without git."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def read_text(path: str | Path) -> str:
@@ -96,10 +136,10 @@ def whole_lines(text: bytes) -> Iterator[dict]:
 
 
 @contextmanager
-def renamed_to(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path to write to, which then takes the name: a reader sees the old file or the new one, never a half.
 
-        with renamed_to("picture.png") as temporary:
+        with atomic_path("picture.png") as temporary:
             image.save(temporary)
 
     The temporary name has the same ending; nothing is left of it if the writing fails.
@@ -115,13 +155,13 @@ def renamed_to(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, data: Any) -> None:
-    """A JSON file, by `renamed_to`."""
-    with renamed_to(path) as temporary:
+    """A JSON file, by `atomic_path`."""
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(data, indent=1) + "\n")
 
 
 @contextmanager
-def alone_in(path: str | Path) -> Iterator[None]:
+def file_lock(path: str | Path) -> Iterator[None]:
     """No other process is in here with the same path; a lock that a kill releases. Without one where there are none."""
     lock = FileLock(path)
     try:

@@ -15,6 +15,7 @@ FIRST_LAYER = 2  # layers 0 and 1 look everywhere: they are left out before the 
 TOP_K = 3  # heads that make a map
 COUNT_K = 10  # heads of a sample that are counted, to find those that are fixed
 BINARIZE_THRESHOLD = 0.001
+SIGMA, TRUNCATE = 1.0, 3  # of the Gaussian, in cells: a kernel of 7 x 7
 TRIALS = 20  # random halvings behind the overlap of `halves_overlap`
 NEIGHBOURS = np.ones((3, 3), dtype=int)  # cells that touch, also at a corner, belong together
 
@@ -261,3 +262,15 @@ def selected(measures, criteria, selection, manual=None):
         return kept, None
     named = ", ".join(map(head_name, manual))
     return greedy(measures, criteria), f"none of {named} passes both criteria here: this sample's best stand in"
+
+
+# ------------------------------------------------------------------------------------------------- the map of heads
+def smoothed(maps, sigma=SIGMA):
+    """Each of maps (..., h, w) after a Gaussian of `sigma` cells, cut off at 3 sigma; borders are mirrored."""
+    maps = np.asarray(maps, dtype=np.float64)
+    return ndimage.gaussian_filter(maps, (0,) * (maps.ndim - 2) + (sigma, sigma), truncate=TRUNCATE) if sigma else maps
+
+
+def heads_map(maps, sigma=SIGMA):
+    """(h, w) map of some heads, from theirs (heads, h, w): the sum of the smoothed ones."""
+    return smoothed(maps, sigma).sum(0)

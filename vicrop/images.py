@@ -221,3 +221,12 @@ def _low_bytes(image, stored):
     file.seek(place)
     twin.tile = [tile._replace(args="RGB;16L") for tile in twin.tile]  # as if the other byte came first
     return np.asarray(twin.convert("RGB")).astype(int)
+
+
+def pad_to_square(image, color):
+    """The image in the middle of a square of its longer side; `color` is RGB. LLaVA-1.5's own preprocessing."""
+    width, height = image.size
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), color)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square

@@ -4,12 +4,10 @@ import os
 import warnings
 from pathlib import Path
 
-from checkpoints import local_or_hub
-from files import read_json
-from info import MODELS, checkpoint_of, known
-from localization.analyze import parse_heads
-
-PER_SAMPLE = "per_sample"
+from vicrop.checkpoints import local_or_hub
+from vicrop.files import read_json
+from vicrop.heads import parse_heads
+from vicrop.tables import MODELS, PER_SAMPLE, checkpoint_of, known
 
 
 def heads_of(name, model_id=None, given=None):

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import utils
-from attribution import attention, edge_mask, pixel_gradients, weighted_attention
-from layouts import Region, whole
-from localization.analyze import Criteria, greedy, parse_heads, valid_heads
-from localization.bbox import heads_map
-from session import SESSION_IMAGES, ImageSession, layer_numbers, valid_layer
+from vicrop.attribution import attention, edge_mask, pixel_gradients, weighted_attention
+from vicrop.boxes import bbox_in_region
+from vicrop.heads import Criteria, greedy, heads_map, parse_heads, valid_heads
+from vicrop.layouts import Region, whole
+from vicrop.session import SESSION_IMAGES, ImageSession, layer_numbers, valid_layer
+from vicrop.tiles import join_maps
 
 
 # ------------------------------------------------------------------------------------------------------------ formulas
@@ -231,7 +231,7 @@ class MapMethod(Method):
         """The `_high` map of one of a session's images, joined from its tiles: float32 (rows * h, columns * w)."""
         sessions, rows, columns = session.tiles(image)
         maps = [att_map for tiles in sessions for att_map in self.maps(tiles, prompt, general_prompt)]
-        return utils.join_maps(maps, rows, columns)
+        return join_maps(maps, rows, columns)
 
     def high_res(self, image, prompt, general_prompt, model, processor, *, layer=None, heads=None, **options):
         """`map_of_tiles` for an image, with the arguments of a call; see utils.high_res."""
@@ -249,7 +249,7 @@ class MapMethod(Method):
             maps = self.maps(session, prompts, general, of)
             regions = [session.layouts[number].region for number in of]
         return [
-            Found(utils.bbox_in_region(att_map, region, session.images[number].size, session.adapter.bbox_size),
+            Found(bbox_in_region(att_map, region, session.images[number].size, session.adapter.bbox_size),
                   att_map, region)
             for att_map, region, number in zip(maps, regions, of, strict=True)
         ]  # fmt: skip

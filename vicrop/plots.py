@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from files import renamed_to
+from vicrop.files import atomic_path
 
 HEAT = "inferno"  # matplotlib's colours of importance
 
@@ -117,5 +117,5 @@ def intervals(estimates):
 
 def save_figure(figure, path):
     """Write a Figure to an image file, whole or not at all."""
-    with renamed_to(path) as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight")

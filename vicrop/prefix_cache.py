@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
-from attention import with_implementation
-from decoder_call import DecoderCall, arguments_of
+from vicrop.attention import with_implementation
+from vicrop.decoder_call import DecoderCall, arguments_of
 
 
 # ------------------------------------------------------------------------------------------------------------ batches

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adapters import EncodedImage, adapter_class
-from attention import FrozenModel, capture_attention, device_of, frozen_eval, replaced, with_implementation
-from decoder_call import DecoderCall, captured_call
-from layouts import Layout
-from prefix_cache import PrefixCache, PrefixStore, Row
-from utils import high_res_split_threshold, load_image, same_size
+from vicrop.adapter import EncodedImage, adapter_class
+from vicrop.attention import FrozenModel, capture_attention, device_of, frozen_eval, replaced, with_implementation
+from vicrop.decoder_call import DecoderCall, captured_call
+from vicrop.images import load_image
+from vicrop.layouts import Layout
+from vicrop.prefix_cache import PrefixCache, PrefixStore, Row
+from vicrop.tiles import high_res_split_threshold, same_size
 
 MAX_NEW_TOKENS = 20
 SESSION_IMAGES = 8  # at most so many images (tiles of a large one) go through the model together

@@ -2,16 +2,20 @@
 
 GENERAL_PROMPT = "Write a general description of the image."
 
-# name -> where the weights are (hub id, or a folder of this repository), the module that knows the model, and the
-# localization heads of that very checkpoint, if they are known (those of LLaVA-1.5-7B are the paper's).
+# name -> where the weights are (a hub id, or a folder beside the package), the module of vicrop/models that knows the
+# family, and the localization heads of that very checkpoint, if they are known (LLaVA-1.5-7B: the paper's).
 MODELS = {
-    "llava": {"id": "llava-hf/llava-1.5-7b-hf", "module": "llava_methods", "loc_heads": "L14H24,L14H13"},
-    "llava_next": {"id": "llava-hf/llava-v1.6-vicuna-7b-hf", "module": "llava_next_methods"},
-    "blip": {"id": "Salesforce/instructblip-vicuna-7b", "module": "blip_methods"},
-    "qwen2_5": {"id": "Qwen/Qwen2.5-VL-3B-Instruct", "module": "qwen2_5_methods"},
-    "llava_tiny": {"id": "data/tiny/llava", "module": "llava_methods", "loc_heads": "L2H6,L2H1,L2H2"},
-    "blip_tiny": {"id": "data/tiny/blip", "module": "blip_methods", "loc_heads": "L4H4,L2H3,L4H5"},
-    "qwen2_5_tiny": {"id": "data/tiny/qwen2_5", "module": "qwen2_5_methods", "loc_heads": "L2H4,L2H2,L2H7"},
+    "llava": {"id": "llava-hf/llava-1.5-7b-hf", "module": "llava", "loc_heads": "L14H24,L14H13"},
+    "llava_next": {"id": "llava-hf/llava-v1.6-vicuna-7b-hf", "module": "llava_next"},
+    "blip": {"id": "Salesforce/instructblip-vicuna-7b", "module": "instructblip"},
+    "qwen2_5": {"id": "Qwen/Qwen2.5-VL-3B-Instruct", "module": "qwen2_5_vl"},
+    "llava_tiny": {"id": "vicrop/embedded/llava", "module": "llava", "loc_heads": "L2H6,L2H1,L2H2"},
+    "blip_tiny": {"id": "vicrop/embedded/blip", "module": "instructblip", "loc_heads": "L4H4,L2H3,L4H5"},
+    "qwen2_5_tiny": {
+        "id": "vicrop/embedded/qwen2_5",
+        "module": "qwen2_5_vl",
+        "loc_heads": "L2H4,L2H2,L2H7",
+    },
 }
 
 # What others call a checkpoint that the hub has, converted, under another name.
@@ -82,6 +86,11 @@ METHODS = {
     "center_crop": {"box": "center_crop"},
     "random_crop": {"box": "random_crop"},
 }
+
+# Of floating numbers; auto: bfloat16 on CUDA, float32 elsewhere.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+PER_SAMPLE = "per_sample"  # in place of localization heads: the best ones of each image
 
 # What can be told to a model's adapter, as arguments of argparse; an adapter that has no such option refuses it.
 OPTIONS = {

@@ -5,14 +5,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 
-import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from transformers import PreTrainedModel
 
-from vicrop import QuestionBatch
+from vicrop.crop import QuestionBatch
+from vicrop.failures import recoverable_message
 
-# Of one record or command: a sentence, no traceback.
-FAILURES = (ValueError, OSError, MemoryError, torch.OutOfMemoryError)
+BATCH_SIZES = {"cuda": 8}  # elsewhere one
 UNANSWERED = {"original_answer": "", "crop_answer": "", "bbox": None}
+
+
+def batch_size_of(model: PreTrainedModel) -> int:
+    """How many questions go through a model together where nothing is said."""
+    return BATCH_SIZES.get(model.device.type, 1)
 
 
 def in_batches(records, kind, size):
@@ -27,14 +31,14 @@ def prefetched(function, items):
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = deque()
         for item in items:
-            waiting.append((item, once(pool.submit(function, item))))
+            waiting.append((item, take_result(pool.submit(function, item))))
             if len(waiting) > 1:
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
 
 
-def once(future):
+def take_result(future):
     """What gives the future's result and then holds it no longer: a failed batch must leave its memory."""
     held = [future]
     return lambda: held.pop().result()
@@ -57,7 +61,7 @@ def answer_batch(batch, session, alone, methods):
         if len(batch) > 1:
             return {name: outcomes(questions, method, originals) for name, method in methods.items()}
     except Exception as caught:
-        error = what_failed(caught)
+        error = recoverable_message(caught)
     else:
         return {name: [outcome_or_error(questions, method, originals)] for name, method in methods.items()}
     # Not in the except clause, in which the traceback would hold the memory of what has failed.
@@ -79,14 +83,7 @@ def outcome_or_error(questions, method, originals):
     try:
         return outcomes(questions, method, originals)[0]
     except Exception as caught:
-        return UNANSWERED | {"original_answer": originals[0], "error": what_failed(caught)}
-
-
-def what_failed(error):
-    """An exception as a sentence, if it comes from a record or from too little memory; any other is raised again."""
-    if isinstance(error, FAILURES) or should_reduce_batch_size(error):
-        return str(error) or type(error).__name__
-    raise error
+        return UNANSWERED | {"original_answer": originals[0], "error": recoverable_message(caught)}
 
 
 def outcomes(questions, method, originals):

@@ -10,8 +10,8 @@ from functools import lru_cache
 
 from rapidfuzz.distance import Levenshtein
 
-from dataset import Result, field_of, name_of
-from info import TASKS
+from vicrop.dataset import Result, field_of, name_of
+from vicrop.tables import TASKS
 
 # -------------------------------------------------------------------------------------------------- normalised answers
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'

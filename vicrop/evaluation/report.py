@@ -13,22 +13,23 @@ import io
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from tqdm import tqdm
 
-import get_score
-from dataset import box_of, check_record, image_of
-from files import renamed_to
-from graders import RIGHT, outcome, score
-from images import MOST_PIXELS, allow_pixels, load_image
-from info import GENERAL_PROMPT, METHODS, OPTIONS, TASKS, known
-from map_files import read_maps, write_maps
-from pictures import HEAT, from_0_to_1
+from vicrop.dataset import box_of, image_of
+from vicrop.evaluation.metrics import RIGHT, outcome, score
+from vicrop.evaluation.result_files import ResultFile, place_in_table, say, size_of
+from vicrop.evaluation.score_table import COLUMNS, cells
+from vicrop.evaluation.scores import ScoreOptions, rows_of, why_not
+from vicrop.files import atomic_path, patient_threads
+from vicrop.images import MOST_PIXELS, allow_pixels, load_image
+from vicrop.map_files import read_maps, write_maps
+from vicrop.plots import HEAT, from_0_to_1
+from vicrop.tables import METHODS, TASKS, known
 
 TEMPLATE = Path(__file__).with_name("report.html")
 IMAGE_SIDE, CROP_SIDE = 800, 224  # an image's longer side at most, and a crop's
@@ -36,32 +37,8 @@ IMAGE_PIXELS, CROP_PIXELS = 400e6, 200e6  # of all of them on a page; with more 
 QUALITY = 80  # of WebP
 
 
-@dataclass
-class Result:
-    """A result file, and what is known of it."""
-
-    path: Path
-    model: str
-    task: str
-    method: str
-    records: list
-    about: dict  # what its .meta.json says; empty without one
-
-    @classmethod
-    def read(cls, path):
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no result file at {path}: run.py writes data/results/MODEL-TASK-METHOD.json")
-        return cls(path, *get_score.name_of(path), get_score.read_results(path), get_score.about_of(path))
-
-    @property
-    def images(self):
-        """The folder of its images."""
-        return get_score.images_of(self.about, self.task)
-
-
-def readable(paths: list[Path]) -> list[Result]:
-    """The [Result] of some files; those that are none are named and left out.
+def readable(paths: list[Path]) -> list[ResultFile]:
+    """The [ResultFile] of some files; those that are none are named and left out.
 
     Raises:
         ValueError, FileNotFoundError: the first one's, if none of them is one.
@@ -69,13 +46,13 @@ def readable(paths: list[Path]) -> list[Result]:
     found, errors = [], []
     for path in paths:
         try:
-            found.append(Result.read(path))
+            found.append(ResultFile.read(path))
         except (ValueError, OSError) as error:
             errors.append(error)
     if not found:
         raise errors[0]
     for error in errors:
-        get_score.say(f"{error}: it is left out")
+        say(f"{error}: it is left out")
     return found
 
 
@@ -94,95 +71,21 @@ def maps_of(result, place=None):
     try:
         maps = read_maps(saved) if saved.exists() else {}
     except ValueError as error:
-        get_score.say(f"{error}: they are taken as not saved")
+        say(f"{error}: they are taken as not saved")
         maps = {}
     open_ones = [record for record in result.records if record["id"] not in maps and "error" not in record]
     if open_ones and place is not None:
+        from vicrop.evaluation.remade_maps import made_again  # torch and the models: only if it must be
+
         before = len(maps)
         try:
             for key, att_map, region in made_again(result, open_ones, place):
                 maps[key] = att_map, region
         finally:
             if len(maps) > before:
-                with renamed_to(saved) as temporary:
+                with atomic_path(saved) as temporary:
                     write_maps(temporary, maps)
     return maps
-
-
-def made_again(result, records, place):
-    """Yields (record id, map, region) of some records of a result, by the model that made it, in the way it was made.
-
-    A record of which that cannot be done (its image is gone, say) is named and left out.
-
-    Raises:
-        ValueError: nothing tells how the result was made, or that is no longer what this model does.
-    """
-    from batches import in_batches, question_batch, what_failed  # torch and the models: only if it must be
-    from run import BATCH_SIZES
-    from session import ImageSession
-
-    method, model, processor, options = maker_of(result, place)
-
-    @lru_cache(maxsize=1)
-    def session_of(paths):
-        return ImageSession(paths, model, processor, **options)
-
-    def found_in(batch):
-        try:
-            paths = [check_record(record, result.images) for record in batch]
-            unique = tuple(dict.fromkeys(paths))
-            questions = question_batch(batch, session_of(unique), [unique.index(path) for path in paths])
-            maps = questions.find(method)
-            return [(record["id"], *found) for record, (_, *found) in zip(batch, maps, strict=True)]
-        except Exception as error:
-            said = what_failed(error)
-        if len(batch) > 1:  # one by one, so that one bad image costs the others nothing
-            return [found for record in batch for found in found_in([record])]
-        print(f"no map of {batch[0]['id']}: {said}", file=sys.stderr)
-        return []
-
-    records = sorted(records, key=lambda record: str(record.get("image_path")))  # those of an image share a session
-    with tqdm(total=len(records), desc=f"maps of {result.path.stem}", unit="map") as bar:
-        for batch in in_batches(records, lambda _: None, BATCH_SIZES.get(model.device.type, 1)):
-            yield from found_in(batch)
-            bar.update(len(batch))
-
-
-def refuse_unknown_maker(result):
-    """ValueError, naming the file, unless a .meta.json has all that it takes to make maps again."""
-    made, runs = result.about["settings"], result.about.get("runs", {})
-    needed = ("model", "model_id", "weights", "dtype", "prompt", "general_prompt")
-    missing = [name for name in needed if name not in made]
-    missing += ["layers of a run"] if not all("layers" in run for run in runs.values()) else []
-    if missing:
-        meta = result.path.with_suffix(".meta.json")
-        raise ValueError(f"{meta} must tell how to make maps, and has no {', '.join(missing)}: use --maps saved")
-
-
-def maker_of(result, place):
-    """(Method, model, processor, options of its adapter) that a result was made with."""
-    from checkpoints import load_model, local_or_hub, model_module, weights_of
-    from heads import heads_of
-    from vicrop import build_methods
-
-    made = result.about.get("settings")
-    if not made:
-        raise ValueError(f"{result.path} has no maps, and no .meta.json that tells how to make them: use --maps saved")
-    refuse_unknown_maker(result)
-    module, source = model_module(made["model"]), (made["model"], made["model_id"])
-    revision = None if Path(local_or_hub(*source)).is_dir() else made["weights"]
-    if weights_of(*source, revision) != made["weights"]:
-        raise ValueError(f"{made['model_id']} has other weights than those that made {result.path}: use --maps saved")
-    model, processor = load_model(*source, dtype=made["dtype"], revision=revision, **place)
-    options = {name: made[name] for name in OPTIONS if name in made}
-    heads = heads_of(*source, made.get("loc_heads"))
-    (method,) = build_methods(module, [result.method], model, made.get("layer"), heads, **options).values()
-    now = [module.PROMPT, GENERAL_PROMPT, list(method.layers(model))]
-    for run in result.about.get("runs", {}).values():
-        then = [made["prompt"], made["general_prompt"], run["layers"]]
-        if now != then:
-            raise ValueError(f"{result.path} was made by other prompts or layers ({then}, now {now}): use --maps saved")
-    return method, model, processor, options
 
 
 # ------------------------------------------------------------------------------------------------------------ contents
@@ -262,7 +165,7 @@ def shown_question(record, result):
     """A question, without what results say about it."""
     labels, category = record.get("labels"), record.get("category")
     labels = labels if isinstance(labels, list) else [] if labels is None else [labels]
-    size = get_score.size_of(record, result.images)
+    size = size_of(record, result.images)
     return {
         "id": str(record["id"]), "question": record.get("question"), "gt": shown_box(record, "gt_bbox"),
         "labels": list(dict.fromkeys(map(str, labels))),
@@ -322,17 +225,17 @@ def names_of(results):
 
 def scores(results):
     """{"columns", "rows", "left_out" (in words)} of the score table; no rows, and "why", if nothing can be scored."""
-    options, rows = get_score.parse([]), []
+    options, rows = ScoreOptions(), []
     for r in results:
-        rows += get_score.rows_of(r.model, r.task, r.method, r.path, r.records, options)
+        rows += rows_of(r, options)
     if not any(row["n"] or "unscored" not in row for row in rows):
-        why = next(filter(None, (get_score.why_not(r.task, r.records) for r in results)), None)
-        return {"columns": get_score.COLUMNS, "rows": [], "why": why, "left_out": ""}
+        why = next(filter(None, (why_not(r) for r in results)), None)
+        return {"columns": COLUMNS, "rows": [], "why": why, "left_out": ""}
     counts = {f"{row['model']} {row['method']} {row['metric']}": row.get("unscored") for row in rows
               if row["part"] == "all"}  # fmt: skip
     counts = [f"{name} {count}" for name, count in counts.items() if count]
     left_out = f"Records that cannot be scored and are not in n: {', '.join(counts)}." if counts else ""
-    return {"columns": get_score.COLUMNS, "rows": list(map(get_score.cells, rows)), "left_out": left_out}
+    return {"columns": COLUMNS, "rows": list(map(cells, rows)), "left_out": left_out}
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -350,7 +253,7 @@ def as_json(value):
 
 
 def write_page(path, results, metric=None, place=None, side=None):
-    """Write the page of some results: [Result] of one task.
+    """Write the page of some results: [ResultFile] of one task.
 
     Args:
         metric: name of the metric that judges answers in the gallery; the task's first one if None.
@@ -371,7 +274,7 @@ def write_page(path, results, metric=None, place=None, side=None):
     about["note"] = " ".join(filter(None, (about["note"], about["scores"].pop("left_out"))))
     maps = [maps_of(result, place) for result in results]
     head, tail = TEMPLATE.read_text(encoding="utf-8").split("<!-- images and data -->")
-    with renamed_to(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(head)
         about["items"] = list(questions(results, metrics[metric], maps, Images(file, sides_of(results, side))))
         file.write(f'<script type="application/json" id="data">{as_json(about)}</script>\n')
@@ -384,8 +287,12 @@ def heat_colors():
     return base64.b64encode((255 * colors).round().astype(np.uint8).tobytes()).decode("ascii")
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None, prog: str = "report") -> None:
+    """The command; `prog` is what it is called."""
+    patient_threads()
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("results", nargs="+", help="result files of one task, MODEL-TASK-METHOD.json")
     add("--out", help="the page; default: the result file's name with .html, or report.html beside several")
@@ -403,7 +310,7 @@ def main(argv=None):
     paths = [Path(path) for path in args.results if not path.endswith(".meta.json")]  # the shell's * takes them, too
     if not paths:
         parser.error("no result file is named, only what belongs to one")
-    paths.sort(key=lambda path: get_score.place_in_table(path.stem.rpartition("-")[2]))
+    paths.sort(key=lambda path: place_in_table(path.stem.rpartition("-")[2]))
     out = Path(args.out or (paths[0].with_suffix(".html") if len(paths) == 1 else paths[0].parent / "report.html"))
     if not out.parent.is_dir():
         parser.error(f"--out {out}: there is no folder {out.parent}")
@@ -411,7 +318,7 @@ def main(argv=None):
     try:
         write_page(out, readable(paths), args.metric, place, args.image_side)
     except (ValueError, OSError) as error:
-        sys.exit(f"report: {error}")
+        sys.exit(f"{prog}: {error}")
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
 
 

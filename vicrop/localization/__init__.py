@@ -1,4 +1,5 @@
 """Localization heads: the few attention heads of a multimodal LLM that ground a phrase (arXiv 2503.06287).
 
-`analyze` and `bbox` are numpy only and know no model; `collector` reads attention through the same session as ViCrop.
+`grounding` is numpy only and knows no model, as vicrop/heads.py, which chooses the heads; `collector` reads attention
+through the same session as ViCrop.
 """

@@ -12,13 +12,15 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from batches import FAILURES, prefetched, what_failed
-from dataset import Query, field_of, refuse_bad_ids
-from files import in_repository, read_json, write_atomically
-from localization import analyze, bbox, storage, viz
-from localization.collector import Collector
-from localization.sample import draw_top, finish, folder_of, made_with, number
-from pictures import save_figure
+from vicrop import heads
+from vicrop.dataset import Query, field_of, refuse_bad_ids
+from vicrop.evaluation.batching import prefetched
+from vicrop.failures import RECOVERABLE, recoverable_message
+from vicrop.files import in_repository, read_json, write_atomically
+from vicrop.localization import grounding, storage, viz
+from vicrop.localization.collector import Collector
+from vicrop.localization.sample import draw_top, finish, folder_of, made_with, number
+from vicrop.plots import save_figure
 
 log = logging.getLogger("localization")
 
@@ -142,7 +144,7 @@ def batch_of_image(config, collector, folder, group, session):
     try:
         seen = session()
     except Exception as error:
-        said = what_failed(error)
+        said = recoverable_message(error)
         return [(sample["id"], said) for sample in group]
     failed = []
     for sample in group:
@@ -153,7 +155,7 @@ def batch_of_image(config, collector, folder, group, session):
             if config.data.visualize_batch:
                 draw_top(stem, attn, meta, found)
         except Exception as error:
-            failed.append((sample["id"], what_failed(error)))
+            failed.append((sample["id"], recoverable_message(error)))
     return failed
 
 
@@ -179,7 +181,7 @@ def batch_analyze(config):
     folder = config.data.batch_attention_dir
     if not folder:
         raise ValueError("data.batch_attention_dir is needed: the folder with the attention files of stage=batch")
-    criteria, samples, images, models = bbox.criteria_of(config.logic), [], [], set()
+    criteria, samples, images, models = grounding.criteria_of(config.logic), [], [], set()
     failed, single = [], 0
     for path in tqdm(storage.attention_files(folder), unit="file"):
         try:
@@ -190,7 +192,7 @@ def batch_analyze(config):
             samples.append(criteria.measure(storage.as_maps(attn, meta)))
             images.append(meta["image_file"])
             models.add((meta["model_name"], attn.shape[:2], json.dumps(meta.get("made_with"), sort_keys=True)))
-        except FAILURES as error:
+        except RECOVERABLE as error:
             failed.append((path, error))
     for path, error in failed:
         log.error("%s: %s", path, error)
@@ -204,32 +206,32 @@ def batch_analyze(config):
 
 
 def report(folder, samples, images, criteria, model):
-    """Print and write what `batch_analyze` found in samples, [analyze.Measures], each about one of the images."""
-    counts, entropy = analyze.counts(samples, criteria), analyze.mean_entropy(samples)
+    """Print and write what `batch_analyze` found in samples, [heads.Measures], each about one of the images."""
+    counts, entropy = heads.counts(samples, criteria), heads.mean_entropy(samples)
     sums = np.mean([each.sums for each in samples], 0)
-    heads = analyze.frequent(samples, criteria)
-    overlap = analyze.halves_overlap(samples, criteria, images) if len(set(images)) > 1 else None
-    order = analyze.by_count(counts, entropy)
+    chosen = heads.frequent(samples, criteria)
+    overlap = heads.halves_overlap(samples, criteria, images) if len(set(images)) > 1 else None
+    order = heads.by_count(counts, entropy)
     rows = [
-        {"head": analyze.head_name(head), "frequency": int(counts[head]), "share": number(counts[head] / len(samples)),
+        {"head": heads.head_name(head), "frequency": int(counts[head]), "share": number(counts[head] / len(samples)),
          "mean_attention_sum": number(sums[head]), "mean_entropy": number(entropy[head])}
         for head in order
     ]  # fmt: skip
     print(f"{model}: in how many of {len(samples)} samples a head is among the {criteria.count_k} most compact")
     print("head    frequency         attention  entropy")
     for row, head in zip(rows[: 2 * criteria.count_k], order, strict=False):
-        mark = "  <- chosen" if head in heads else ""
+        mark = "  <- chosen" if head in chosen else ""
         frequency = f"{row['frequency']:7}  {100 * row['share']:5.1f} %"
         print(f"{row['head']:7} {frequency}  {row['mean_attention_sum']:11.3f}  {entropy[head]:7.3f}{mark}")
     if overlap is not None:
         print(f"halves with different images agree on {100 * overlap:.0f} % of the heads")
-    manual = ",".join(f"{{layer:{layer},head:{head}}}" for layer, head in heads)
-    names = ",".join(map(analyze.head_name, heads))
+    manual = ",".join(f"{{layer:{layer},head:{head}}}" for layer, head in chosen)
+    names = ",".join(map(heads.head_name, chosen))
     print(f"use them:  'logic.manual_heads=[{manual}]'   or, with run.py:  --method loc_att --loc_heads {names}")
     write_atomically(folder / "localization_heads.json", {
-        "heads": names, "manual_heads": [{"layer": layer, "head": head} for layer, head in heads], "model": model,
+        "heads": names, "manual_heads": [{"layer": layer, "head": head} for layer, head in chosen], "model": model,
         "samples": len(samples), "overlap_of_halves": overlap, "criteria": vars(criteria), "table": rows,
     })  # fmt: skip
     title = f"{model}, {len(samples)} samples"
-    save_figure(viz.heads_figure(sums, entropy, heads, counts, title), folder / "localization_heads.png")
+    save_figure(viz.heads_figure(sums, entropy, chosen, counts, title), folder / "localization_heads.png")
     log.info("written: %s", folder / "localization_heads.json")

@@ -7,12 +7,12 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from attention import frozen_eval
-from attribution import attention
-from checkpoints import default_device, load_model, weights_of
-from info import MODELS, checkpoint_of, known
-from session import ImageSession, finite, layer_numbers
-from vicrop import adapter_of
+from vicrop.attention import frozen_eval
+from vicrop.attribution import attention
+from vicrop.checkpoints import default_device, load_model, weights_of
+from vicrop.crop import adapter_of
+from vicrop.session import ImageSession, finite, layer_numbers
+from vicrop.tables import MODELS, checkpoint_of, known
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from enum import Enum
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from info import OPTIONS
-from localization.analyze import BINARIZE_THRESHOLD, COUNT_K, TOP_K
-from localization.bbox import MASKS, SIGMA
+from vicrop.heads import BINARIZE_THRESHOLD, COUNT_K, SIGMA, TOP_K
+from vicrop.localization.grounding import MASKS
+from vicrop.tables import OPTIONS
 
 Stage = Enum("Stage", "pipeline collect analyze visualize batch batch_analyze")
 ConvMode = Enum("ConvMode", "referseg vqa")

@@ -9,14 +9,16 @@ with `bbox`, [x1, y1, x2, y2] in pixels, and `peak`, the maximum of the map that
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dataset import EDGE, box_of_truth, numbers_of, refuse_bad_ids
-from files import read_json, read_rows
-from get_score import bootstrap_interval
-from localization.storage import beside, safe_id
+from vicrop.dataset import EDGE, box_of_truth, numbers_of, refuse_bad_ids
+from vicrop.evaluation.statistics import bootstrap_interval
+from vicrop.files import read_json, read_rows
+from vicrop.localization.storage import beside, safe_id
 
 CENTER = "center"  # --baseline: a box of half the image's sides in its middle
 SHOWN_IDS = 10
@@ -139,18 +141,20 @@ def large_enough(truths, least, root):
 
 
 # ------------------------------------------------------------------------------------------------------- command line
-def evaluate(args):
-    """What the command prints, as a dict."""
-    truths = ground_truth(args.dataset_jsonl, args.id_field)
-    if args.min_area:
-        truths = large_enough(truths, args.min_area, args.pred_root)
-    own = judged(truths, args.pred_root)
-    report = {"predictions": str(args.pred_root), **summary(own, args.iou_thresholds), "wrong": own["wrong"]}
-    report["baselines"] = {}
-    for root in args.baseline:
-        other = judged(truths, root)
-        differences = compared(own, other, truths, args.iou_thresholds)
-        report["baselines"][root] = {**summary(other, args.iou_thresholds), "difference": differences}
+def evaluate(
+    truth_path: str, root: str, id_field: str = "id", thresholds: Sequence[float] = (0.25, 0.5, 0.75),
+    min_area: float = 0.0, baselines: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """What the command prints, as a dict; see its options."""
+    truths = ground_truth(truth_path, id_field)
+    if min_area:
+        truths = large_enough(truths, min_area, root)
+    own = judged(truths, root)
+    report = {"predictions": str(root), **summary(own, thresholds), "wrong": own["wrong"], "baselines": {}}
+    for other_root in baselines:
+        other = judged(truths, other_root)
+        differences = compared(own, other, truths, thresholds)
+        report["baselines"][other_root] = {**summary(other, thresholds), "difference": differences}
     return report
 
 
@@ -184,7 +188,8 @@ def main(argv=None):
     add("--format", choices=("table", "json"), default="table")
     args = parser.parse_args(argv)
     try:
-        report = evaluate(args)
+        report = evaluate(args.dataset_jsonl, args.pred_root, args.id_field, args.iou_thresholds, args.min_area,
+                          args.baseline)  # fmt: skip
     except (ValueError, OSError) as error:
         sys.exit(f"evaluate_boxes: {error}")
     print(json.dumps(report, indent=1) if args.format == "json" else table(report))

@@ -9,21 +9,9 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from localization.analyze import NEIGHBOURS, Criteria, Measures, selected
+from vicrop.heads import NEIGHBOURS, Criteria, Measures, heads_map, selected
 
-SIGMA, TRUNCATE = 1.0, 3  # of the Gaussian, in cells: a kernel of 7 x 7
 SLIVER = 0.01  # pixels: boxes are rounded to that, so less of a cell is nothing
-
-
-def smoothed(maps, sigma=SIGMA):
-    """Each of maps (..., h, w) after a Gaussian of `sigma` cells, cut off at 3 sigma; borders are mirrored."""
-    maps = np.asarray(maps, dtype=np.float64)
-    return ndimage.gaussian_filter(maps, (0,) * (maps.ndim - 2) + (sigma, sigma), truncate=TRUNCATE) if sigma else maps
-
-
-def heads_map(maps, sigma=SIGMA):
-    """(h, w) map of some heads, from theirs (heads, h, w): the sum of the smoothed ones."""
-    return smoothed(maps, sigma).sum(0)
 
 
 def mean_relu(att_map):

@@ -8,15 +8,15 @@ python -m localization.pipeline stage=batch_analyze data.batch_attention_dir=out
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see run.py
 
 import hydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
-from localization import config as _schema  # noqa: F401 (registers what the files under conf/ may hold)
+from vicrop.files import patient_threads
+from vicrop.localization import config as _schema  # noqa: F401 (registers what the files under conf/ may hold)
 
 TEXTS = ("data.image_file", "data.query", "data.attention_file", "data.data_file", "data.output_dir",
          "data.batch_attention_dir", "model.name", "model.cache_dir")  # fmt: skip
@@ -40,14 +40,13 @@ def run(config):
     """Run the stage of a config.Config."""
     if config.model.cache_dir:  # the hub's library reads it once, when it is imported
         os.environ["HF_HOME"] = config.model.cache_dir
-    from transformers.utils import logging as transformers_logging
-
-    from images import allow_pixels
-    from localization import batch, sample
+    patient_threads()
+    from vicrop.checkpoints import quiet_libraries
+    from vicrop.images import allow_pixels
+    from vicrop.localization import batch, sample
 
     allow_pixels(config.data.max_image_pixels)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_libraries()
     stages = {
         "pipeline": sample.pipeline, "collect": sample.collect, "analyze": sample.analyze_file,
         "visualize": sample.visualize, "batch": batch.batch, "batch_analyze": batch.batch_analyze,
@@ -70,8 +69,16 @@ def without_half_an_example(arguments):
     return [*arguments, *(f"{name}=null" for name in pair if len(given) == 1 and name not in given)]
 
 
-def main():
-    sys.argv[1:] = [as_typed(argument) for argument in without_half_an_example(sys.argv[1:])]
+def with_model_files(arguments: Sequence[str]) -> list[str]:
+    """The arguments; model=NAME also takes the names of tables.MODELS: each has, or is, a file under conf/model."""
+    files = {"llava": "llava15_7b", "llava_next": "llava_next_7b", "blip": "instructblip", "qwen2_5": "qwen2_5_vl_3b"}
+    return [f"model={files.get(each[6:], each[6:])}" if each.startswith("model=") else each for each in arguments]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command, with the arguments that Hydra takes."""
+    typed = list(sys.argv[1:] if argv is None else argv)
+    sys.argv[1:] = [as_typed(argument) for argument in with_model_files(without_half_an_example(typed))]
     hydra_main()
 
 

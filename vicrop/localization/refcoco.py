@@ -13,8 +13,8 @@ import re
 import sys
 from pathlib import Path
 
-from dataset import Query, box_of_truth, checked, refuse_bad_ids
-from files import read_json, renamed_to
+from vicrop.dataset import Query, box_of_truth, checked, refuse_bad_ids
+from vicrop.files import atomic_path, read_json
 
 COCO_NAME = re.compile(r"COCO_\w+?_\d{12}")  # of an image; what follows numbers the phrases about it
 
@@ -83,7 +83,7 @@ def convert(annotations, images, out):
         truths.append({"question_id": str(key), "bbox": box, "image_path": image_path, "prompt": phrase} | size)
     paths = [out / f"{annotations.stem}{ending}" for ending in (".jsonl", "_gt.jsonl")]
     for path, lines in zip(paths, (queries, truths), strict=True):
-        with renamed_to(path) as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
     missing = sorted({query["image_path"] for query in queries if not Path(query["image_path"]).is_file()})
     return *paths, len(rows), missing

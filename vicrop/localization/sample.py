@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from files import in_repository, read_json, write_atomically
-from heads import heads_of
-from images import load_image
-from info import checkpoint_of
-from localization import analyze, bbox, storage, viz
-from localization.collector import Collector
-from pictures import save_figure
+from vicrop import heads
+from vicrop.files import in_repository, read_json, write_atomically
+from vicrop.images import load_image
+from vicrop.known_heads import heads_of
+from vicrop.localization import grounding, storage, viz
+from vicrop.localization.collector import Collector
+from vicrop.plots import save_figure
+from vicrop.tables import checkpoint_of
 
 log = logging.getLogger("localization")
 
@@ -54,12 +55,12 @@ def analyze_file(config):
     """Rank the heads of data.attention_file by both criteria: print the best, and write what they make."""
     stem, attn, meta = stored_sample(config)
     found = finish(config, stem, attn, meta)
-    passed, _ = analyze.ranked(found.measures, bbox.criteria_of(config.logic))
+    passed, _ = heads.ranked(found.measures, grounding.criteria_of(config.logic))
     print("head    attention  entropy")
     for head in passed[: config.logic.count_k]:
         mark = "  <- chosen" if head in found.heads else ""
         numbers = f"{found.measures.sums[head]:9.3f}  {found.measures.entropy[head]:7.3f}"
-        print(f"{analyze.head_name(head):7} {numbers}{mark}")
+        print(f"{heads.head_name(head):7} {numbers}{mark}")
 
 
 def visualize(config):
@@ -92,10 +93,10 @@ def fixed_heads(logic, made_with):
 
 
 def ground(config, attn, meta):
-    """The bbox.Grounding of stored attention [L, H, 1, V]; says what has to be said about the choice of heads."""
+    """The grounding.Grounding of stored attention [L, H, 1, V]; says what has to be said about the choice of heads."""
     maps = storage.as_maps(attn, meta)
     manual = fixed_heads(config.logic, meta["made_with"])
-    found = bbox.ground(maps, meta["region"], meta["image_size"], config.logic, manual)
+    found = grounding.ground(maps, meta["region"], meta["image_size"], config.logic, manual)
     if found.note:
         log.warning("%r: %s", meta["query"], found.note)
     return found
@@ -103,9 +104,9 @@ def ground(config, attn, meta):
 
 def made_with(config, meta):
     """All that a sample's box depends on, for JSON."""
-    logic, heads = config.logic, fixed_heads(config.logic, meta["made_with"])
+    logic, fixed = config.logic, fixed_heads(config.logic, meta["made_with"])
     chosen = {"selection": logic.selection.name, "sigma": logic.smoothing.sigma, "mask": logic.mask.method.name}
-    chosen |= vars(bbox.criteria_of(logic)) | {"fixed": heads and ",".join(map(analyze.head_name, heads))}
+    chosen |= vars(grounding.criteria_of(logic)) | {"fixed": fixed and ",".join(map(heads.head_name, fixed))}
     return {"attention": meta["made_with"], "logic": chosen}
 
 
@@ -119,7 +120,7 @@ def finish(config, stem, attn, meta):
     write_analysis(config, stem, found)
     viz.draw_mask(found.shown, storage.beside(stem, "_mask.png"))
     content = {
-        "bbox": found.box, "image_size": meta["image_size"], "heads": list(map(analyze.head_name, found.heads)),
+        "bbox": found.box, "image_size": meta["image_size"], "heads": list(map(heads.head_name, found.heads)),
         "peak": found.peak, "query": meta["query"], "image_file": meta["image_file"], "note": found.note,
         "made_with": made_with(config, meta),
     }  # fmt: skip
@@ -130,14 +131,14 @@ def finish(config, stem, attn, meta):
 def write_analysis(config, stem, found):
     """<id>_analysis.json: the chosen heads, and all heads ranked, those that pass both criteria first."""
     measures = found.measures
-    passed, others = analyze.ranked(measures, bbox.criteria_of(config.logic))
+    passed, others = heads.ranked(measures, grounding.criteria_of(config.logic))
     rows = [
         {"layer": head[0], "head": head[1], "attention_sum": number(measures.sums[head]),
          "entropy": number(measures.entropy[head]), "bottom_row_lit": bool(measures.bottom[head]),
          "passes": rank < len(passed)}
         for rank, head in enumerate([*passed, *others])
     ]  # fmt: skip
-    chosen = list(map(analyze.head_name, found.heads))
+    chosen = list(map(heads.head_name, found.heads))
     write_atomically(storage.beside(stem, "_analysis.json"), {"heads": chosen, "note": found.note, "ranked": rows})
 
 
@@ -151,7 +152,7 @@ def draw(stem, attn, meta, found):
     draw_top(stem, attn, meta, found)
     path, sums, entropy = storage.beside(stem, "_heads.png"), found.measures.sums, found.measures.entropy
     save_figure(viz.heads_figure(sums, entropy, found.heads, title=f"{meta['model_name']}: {meta['query']}"), path)
-    names = ", ".join(map(analyze.head_name, found.heads[: viz.SHOWN_HEADS]))
+    names = ", ".join(map(heads.head_name, found.heads[: viz.SHOWN_HEADS]))
     log.info("heads %s; box %s; pictures %s_*.png", names, found.box, stem)
 
 

@@ -15,11 +15,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from files import renamed_to, write_atomically
+from vicrop.files import atomic_path, write_atomically
 
 ENDINGS = {"npz": ".npz", "pkl": ".pkl.gz"}  # format -> of its attention files
 FOUND, PICTURES = ("_bbox.json", "_analysis.json", "_mask.png"), ("_topK.png", "_heads.png")
-NAME_BYTES = 180  # of an id in a file's name: file systems allow 255, of which an ending and `renamed_to` take some
+NAME_BYTES = 180  # of an id in a file's name: file systems allow 255, of which an ending and `atomic_path` take some
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +75,13 @@ def as_maps(attn, meta):
 
 def write_npz(stem, attn, meta, compress):
     """OUT/id.npz: `attn`, and `meta` as a JSON text, so that nothing in it has to be unpickled."""
-    with renamed_to(beside(stem, ".npz")) as temporary:
+    with atomic_path(beside(stem, ".npz")) as temporary:
         (np.savez_compressed if compress else np.savez)(temporary, attn=attn, meta=np.array(json.dumps(meta)))
 
 
 def write_pkl(stem, attn, meta, compress):
     """OUT/id.pkl.gz: a gzipped pickle of {"attn", "meta"}."""
-    with renamed_to(beside(stem, ".pkl.gz")) as temporary:
+    with atomic_path(beside(stem, ".pkl.gz")) as temporary:
         temporary.write_bytes(gzip.compress(pickle.dumps({"attn": attn, "meta": meta}), 6 if compress else 0))
 
 
@@ -99,7 +99,7 @@ def write_attention(stem, attn, meta, how):
     meta = meta | {"attn_dtype": how.dtype.name}
     WRITERS[how.format.name](stem, attn.astype(how.dtype.name), meta, how.compress)
     if how.keep_meta_pickle:
-        with renamed_to(beside(stem, "_meta.pkl")) as temporary:
+        with atomic_path(beside(stem, "_meta.pkl")) as temporary:
             temporary.write_bytes(pickle.dumps(meta))
     write_atomically(beside(stem, "_meta.json"), meta)
     return attention_file(stem)

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from files import renamed_to
-from localization.analyze import FIRST_LAYER, chord_elbow, head_name
-from pictures import overlay
+from vicrop.files import atomic_path
+from vicrop.heads import FIRST_LAYER, chord_elbow, head_name
+from vicrop.plots import overlay
 
 MASK_COLOR = (0, 158, 115)  # green that colour-blind people tell from the box's red
 PANEL = 3.4  # inches, the longer side of a picture
@@ -63,7 +63,7 @@ def wrapped(text: str, letters: float) -> str:
 
 def draw_mask(mask, path):
     """<id>_mask.png: white where the mask (height, width) is, black elsewhere."""
-    with renamed_to(path) as temporary:
+    with atomic_path(path) as temporary:
         Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
 
 

@@ -8,12 +8,12 @@ import torch
 from transformers import InstructBlipForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-import processors
-from adapters import Adapter, ImageFeatures
-from attention import brought_in, replaced
-from layouts import Layout, raster, whole
-from methods import family_methods
-from session import valid_layer
+from vicrop import processors
+from vicrop.adapter import Adapter, ImageFeatures
+from vicrop.attention import brought_in, replaced
+from vicrop.layouts import Layout, raster, whole
+from vicrop.methods import family_methods
+from vicrop.session import valid_layer
 
 QFORMER_LAYER = 2  # counts the layers that have cross-attention: every second one, so layer 4 of the Q-Former
 LM_LAYER = 15

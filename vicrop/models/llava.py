@@ -5,11 +5,11 @@ To add a family of your own, write a module like this one and name it in adapter
 
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-import processors
-from adapters import Adapter
-from layouts import Layout, center_crop_region, raster, square_region, whole
-from methods import family_methods
-from utils import pad_to_square
+from vicrop import processors
+from vicrop.adapter import Adapter
+from vicrop.images import pad_to_square
+from vicrop.layouts import Layout, center_crop_region, raster, square_region, whole
+from vicrop.methods import family_methods
 
 ATT_LAYER = 14
 PROMPT = "<image>\nUSER: {question} Answer the question using a single word or phrase.\nASSISTANT:"

@@ -7,10 +7,10 @@ row by row without the padding and with a newline token after each row. The map 
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-import processors
-from adapters import Adapter
-from layouts import Layout, any_resolution, join_tiles, middle, whole
-from methods import family_methods
+from vicrop import processors
+from vicrop.adapter import Adapter
+from vicrop.layouts import Layout, any_resolution, join_tiles, middle, whole
+from vicrop.methods import family_methods
 
 ATT_LAYER = 14
 PROMPT = "USER: <image>\n{question} Answer the question using a single word or phrase. ASSISTANT:"

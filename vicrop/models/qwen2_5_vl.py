@@ -6,12 +6,14 @@ An image keeps its aspect ratio, so grids vary; 2 x 2 patches become one token; 
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-import processors
-from adapters import Adapter
-from layouts import Layout, thw, unpatchify, whole
-from methods import family_methods
-from processors import ImageTextProcessor as ImageTextProcessor  # saved and built by this name
-from utils import multiple_size, pixel_range, resize_to_multiple
+from vicrop import processors
+from vicrop.adapter import Adapter
+from vicrop.layouts import Layout, thw, unpatchify, whole
+from vicrop.methods import family_methods
+from vicrop.processors import ImageTextProcessor as ImageTextProcessor  # saved and built by this name
+from vicrop.qwen_input import encode_base64 as encode_base64  # notebooks import both from here, too
+from vicrop.qwen_input import multiple_size, pixel_range, resize_to_multiple
+from vicrop.qwen_input import prepare_qwen2_5_input as prepare_qwen2_5_input
 
 ATT_LAYER = 22
 BBOX_SIZE = 224

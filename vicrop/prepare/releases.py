@@ -18,7 +18,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Meta
 from tqdm import tqdm
 
-from dataset import (
+from vicrop.dataset import (
     Id,
     Question,
     Text,
@@ -41,11 +41,11 @@ from dataset import (
     refuse_other_size,
     shown,
 )
-from files import in_repository, read_json, read_rows, write_atomically
-from graders import choices
-from images import size_as_seen
-from info import TASKS
-from tools.download import CHUNK, Unavailable, download
+from vicrop.evaluation.metrics import choices
+from vicrop.files import in_repository, read_json, read_rows, write_atomically
+from vicrop.images import size_as_seen
+from vicrop.prepare.download import CHUNK, Unavailable, download
+from vicrop.tables import TASKS
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -457,8 +457,11 @@ def describe(records):
     return ", ".join(counts + ([f"{boxes} with gt_bbox"] if boxes else []))
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None, prog: str = "prepare_data") -> None:
+    """The command; `prog` is what it is called."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("dataset", choices=CONVERTERS)
     where = parser.add_mutually_exclusive_group(required=True)
@@ -477,7 +480,7 @@ def main(argv=None):
             fetch(args.dataset, args.source)
         records = prepare(args.dataset, args.source, target, args.sample, args.seed, args.copy)
     except (ValueError, OSError, Unavailable) as error:
-        sys.exit(f"prepare_data: {error}")
+        sys.exit(f"{prog}: {error}")
     print(f"{target / 'data.json'}: {describe(records)}")
 
 

@@ -1,0 +1,1 @@
+"""The commands of localization heads; the code is in vicrop/localization."""

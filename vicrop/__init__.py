@@ -1,0 +1,26 @@
+"""ViCrop and localization heads: multimodal LLMs that see small details, without training.
+
+from vicrop import load_model, vicrop_qa
+model, processor = load_model("llava_tiny")
+original, with_crop, box = vicrop_qa("llava_tiny", "rel_att", "photo.jpg", "what does it say?", model, processor)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vicrop.checkpoints import load_model
+    from vicrop.crop import vicrop_qa
+    from vicrop.session import ImageSession
+
+__version__ = "2.0.0"
+__all__ = ["ImageSession", "load_model", "vicrop_qa"]
+
+_HOMES = {"ImageSession": "vicrop.session", "load_model": "vicrop.checkpoints", "vicrop_qa": "vicrop.crop"}
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported from here is looked up when it is asked for: a command that needs no torch does not load it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

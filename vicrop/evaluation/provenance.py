@@ -1,0 +1,87 @@
+"""How results are made: what must be equal for records to stand in one file, and what is only noted."""
+
+import hashlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from vicrop import __version__
+from vicrop.checkpoints import default_device, default_dtype, local_or_hub, model_module, weights_of
+from vicrop.choices import ModelChoice
+from vicrop.crop import method_of
+from vicrop.evaluation.settings import RunSettings
+from vicrop.files import clone_commit, in_repository, place_name
+from vicrop.heads import head_name
+from vicrop.loaded import torch_dtype
+from vicrop.session import MAX_NEW_TOKENS
+from vicrop.tables import GENERAL_PROMPT, PER_SAMPLE
+
+LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "pillow")
+
+
+def common_settings(run: RunSettings, device: torch.device | None = None) -> dict[str, Any]:
+    """What must be equal, besides the method, for records to stand in one file; batch size and versions need not be.
+
+    Args:
+        device: of this process, where the run names none.
+    """
+    choice, data = run.model, in_repository(run.question_path)
+    dtype = torch_dtype(choice.dtype) or default_dtype(choice.device or device or default_device())
+    return {
+        "model": choice.name, "model_id": checkpoint_name(choice),
+        "weights": weights_of(choice.name, choice.model_id, choice.revision),
+        "task": run.task, "dtype": str(dtype).removeprefix("torch."),
+        **choice.options, "prompt": model_module(choice.name).PROMPT, "general_prompt": GENERAL_PROMPT,
+        "decoding": f"greedy, {MAX_NEW_TOKENS} tokens",
+        "image_path": place_name(in_repository(run.image_path)),
+        "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else str(run.question_path),
+    }  # fmt: skip
+
+
+def checkpoint_name(choice: ModelChoice) -> str:
+    """A hub id, or a folder by its `place_name`, however it was typed."""
+    source = local_or_hub(choice.name, choice.model_id)
+    return place_name(source) if Path(source).is_dir() else str(source)
+
+
+def method_settings(run: RunSettings, method: str) -> dict[str, Any]:
+    """The settings of one of a run's methods: its layer, its heads, if it reads any."""
+    reads = method_of(model_module(run.model.name), method).reads
+    heads = run.how.heads and ",".join(map(head_name, run.how.heads))
+    chosen = {"layer": run.how.layer} if "layers" in reads else {}
+    chosen |= {"loc_heads": heads or PER_SAMPLE} if "heads" in reads else {}
+    return {"method": method} | chosen
+
+
+def run_id(run: RunSettings) -> str:
+    """What a command is called, also after its restarts: the job that it is a part of, a hash of what it is to do."""
+    if "SLURM_JOB_ID" in os.environ:
+        of = f"slurm {os.environ['SLURM_JOB_ID']}"
+    else:  # a launcher stays while it starts its processes again
+        of = f"{socket.gethostname()} {os.getppid()}"
+    return f"{of} {hashlib.sha256(repr(run).encode()).hexdigest()[:12]}"
+
+
+def is_restart() -> bool:
+    """Was this process started again by a launcher or a scheduler, by itself?"""
+    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+
+
+def whereabouts(model: PreTrainedModel, batch_size: int, methods: Sequence[str]) -> dict[str, Any]:
+    """How a process runs, for NAME.meta.json."""
+    return {
+        "began": time.strftime("%Y-%m-%d %H:%M:%S%z"), "device": str(model.device), "batch_size": batch_size,
+        "processes": PartialState().num_processes, "commit": getattr(model.config, "_commit_hash", None),
+        "toolkit": {"version": __version__, "commit": clone_commit()},
+        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in LIBRARIES},
+        "seed": "none: decoding is greedy, and random_crop draws from the id of a record", "methods": list(methods),
+    }  # fmt: skip
