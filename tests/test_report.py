@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from vicrop.evaluation import columns, report
 from vicrop.evaluation import command as run
-from vicrop.evaluation import report
-from vicrop.evaluation import score_table as get_score
 from vicrop.evaluation.metrics import score
 from vicrop.evaluation.result_files import ResultFile
 from vicrop.evaluation.scores import ScoreOptions, rows_of
@@ -233,7 +232,7 @@ def test_the_score_table_is_that_of_get_score(opened, results, page_file):
     assert [row["part"] for row in rows] == ["all", "small", "medium", "large"]
     left_out = {"task", "model", "method", "metric", "errors"}  # alike in all rows
     for row, line in zip(rows, shown, strict=True):
-        cells = zip(get_score.COLUMNS, get_score.cells(row), strict=True)
+        cells = zip(columns.COLUMNS, columns.cells(row), strict=True)
         assert [cell for name, cell in cells if name not in left_out] == line
 
 

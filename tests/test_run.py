@@ -13,8 +13,8 @@ from PIL import Image
 
 from vicrop import load_model, prefix_cache, vicrop_qa
 from vicrop.boxes import bbox_in_region
+from vicrop.evaluation import columns, runner
 from vicrop.evaluation import command as run
-from vicrop.evaluation import runner
 from vicrop.evaluation import score_table as get_score
 from vicrop.evaluation.metrics import GRADERS
 from vicrop.evaluation.scores import ScoreOptions
@@ -93,7 +93,7 @@ def test_every_method_writes_its_file_and_the_score_lists_it(checkpoint, dataset
     assert len({str(boxes) for boxes in maps.values()}) > 6  # the methods do differ
     capsys.readouterr()
     rows = get_score.report(dataset / "out", dataset, ScoreOptions())
-    get_score.show(rows)
+    columns.show(rows)
     table = capsys.readouterr().out
     assert {row["method"] for row in rows} == set(METHODS)
     assert {row["part"] for row in rows} == {"all", "s", "l", "medium"}  # the third's size is that of its box

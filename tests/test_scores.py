@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from vicrop.evaluation import columns
 from vicrop.evaluation import score_table as get_score
 from vicrop.evaluation.metrics import (
     CONTRACTIONS,
@@ -383,7 +384,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_table(folder, capsys):
     rows = report(folder)
-    get_score.show(rows)
+    columns.show(rows)
     shown = capsys.readouterr().out
     assert {(row["model"], row["method"]) for row in rows} == {("my-own-model", "rel_att"), ("llava", "grad")}
     assert {row["metric"] for row in rows} == {"paper", "official"}
@@ -418,7 +419,7 @@ def test_pope_by_split_has_its_own_figures(tmp_path, capsys):
     rows = report(tmp_path, metric="official")
     assert {row["part"] for row in rows} == {"all", "random", "popular"}
     assert all(row["f1, with crop"] == 100 and row["precision, without crop"] == 50 for row in rows)
-    get_score.show(rows)
+    columns.show(rows)
     assert "yes_ratio, without crop 100.00" in capsys.readouterr().out
     assert "yes_ratio, without crop 100.00" in (tmp_path / "evaluation_report.md").read_text()
 

@@ -8,13 +8,14 @@ original, with_crop, box = vicrop_qa("llava_tiny", "rel_att", "photo.jpg", "what
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vicrop.version import __version__
+
 if TYPE_CHECKING:
     from vicrop.checkpoints import load_model
     from vicrop.crop import vicrop_qa
     from vicrop.session import ImageSession
 
-__version__ = "2.0.0"
-__all__ = ["ImageSession", "load_model", "vicrop_qa"]
+__all__ = ["ImageSession", "__version__", "load_model", "vicrop_qa"]
 
 _HOMES = {"ImageSession": "vicrop.session", "load_model": "vicrop.checkpoints", "vicrop_qa": "vicrop.crop"}
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name in ("-h", "--help"):
         print(usage())
     elif name == "--version":
-        from vicrop import __version__
+        from vicrop.version import __version__
 
         print(f"vicrop {__version__}")
     elif name in COMMANDS:

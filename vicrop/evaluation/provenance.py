@@ -14,7 +14,6 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from vicrop import __version__
 from vicrop.checkpoints import default_device, default_dtype, local_or_hub, model_module, weights_of
 from vicrop.choices import ModelChoice
 from vicrop.crop import method_of
@@ -24,6 +23,7 @@ from vicrop.heads import head_name
 from vicrop.loaded import torch_dtype
 from vicrop.session import MAX_NEW_TOKENS
 from vicrop.tables import GENERAL_PROMPT, PER_SAMPLE
+from vicrop.version import __version__
 
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "pillow")
 

@@ -21,9 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vicrop.dataset import box_of, image_of
+from vicrop.evaluation.columns import COLUMNS, cells
 from vicrop.evaluation.metrics import RIGHT, outcome, score
 from vicrop.evaluation.result_files import ResultFile, place_in_table, say, size_of
-from vicrop.evaluation.score_table import COLUMNS, cells
 from vicrop.evaluation.scores import ScoreOptions, rows_of, why_not
 from vicrop.files import atomic_path, patient_threads
 from vicrop.images import MOST_PIXELS, allow_pixels, load_image

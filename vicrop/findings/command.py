@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from vicrop.evaluation.command import parser_of_runs, picture_of, settings_of
+from vicrop.evaluation.run_options import parser_of_runs, picture_of, settings_of
 from vicrop.evaluation.settings import RunSettings
 from vicrop.files import patient_threads
 from vicrop.images import allow_pixels
@@ -46,7 +46,9 @@ def parse(
     parser.add_argument("finding", choices=FINDINGS)
     parser.add_argument("--out", type=Path, default=results / "findings", help="folder of what is found")
     own, rest = parser.parse_known_args(argv)
-    typed = parser_of_runs(prog).parse_args(["--method", FINDINGS[own.finding], *rest])  # a later --method counts
+    typed = parser_of_runs(prog, __doc__).parse_args(
+        ["--method", FINDINGS[own.finding], *rest]
+    )  # a later --method counts
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         parser.error("a finding is made by one process; `sizes` takes the results that run.py has made with several")
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from vicrop.evaluation.score_table import print_aligned
+from vicrop.evaluation.columns import print_aligned
 from vicrop.evaluation.statistics import bootstrap_interval
 from vicrop.plots import bars_figure, curves_figure
 
