@@ -1,6 +1,7 @@
 """What is peculiar to each family: prompts, layers, sizes, and which pixels a map covers."""
 
 import base64
+import importlib
 
 import numpy as np
 import pytest
@@ -342,7 +343,7 @@ def test_a_short_question_is_asked_for_the_map_only(qwen, monkeypatch):
 
 def test_every_family_of_the_registry_has_its_adapter():
     for kind, module in REGISTRY.items():
-        adapter = __import__(module).ADAPTER
+        adapter = importlib.import_module(module).ADAPTER
         assert issubclass(adapter, Adapter)
         assert __import__(module).MODEL_CLASS.config_class.model_type == kind
 

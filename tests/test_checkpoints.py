@@ -27,7 +27,7 @@ from vicrop.tables import METHODS
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 8315520\n"
 OTHERS = [(kind, other) for kind in KINDS for other in KINDS if other != kind]
-TINY = {"llava": "data/tiny/llava", "blip": "data/tiny/blip", "qwen2_5": "data/tiny/qwen2_5"}
+TINY = {"llava": "vicrop/embedded/llava", "blip": "vicrop/embedded/blip", "qwen2_5": "vicrop/embedded/qwen2_5"}
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_a_path_that_is_no_folder_is_said_without_asking_the_hub(copied, refused
     assert "there is no folder HERE" in refused("llava", tmp_path / "gone")
     assert "there is no folder ./gone" in refused("llava", "./gone").replace("HERE", "./gone")
     assert "HERE is a file" in refused("llava", copied("llava") / "config.json")
-    assert "HERE is no folder here" in refused("llava", "data/tiny/lava")
+    assert "HERE is no folder here" in refused("llava", "vicrop/embedded/lava")
 
 
 def test_an_adapter_on_the_hub_is_no_whole_checkpoint_either(tmp_path):

@@ -431,7 +431,8 @@ def test_what_cannot_be_shown_is_a_sentence(tmp_path, files, more, says):
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"), [("weights", "data/tiny/llava has other weights"), ("prompt", "was made by other prompts")]
+    ("setting", "says"),
+    [("weights", "vicrop/embedded/llava has other weights"), ("prompt", "was made by other prompts")],
 )
 def test_maps_are_not_made_again_by_something_else(results, tmp_path, setting, says):
     (tmp_path / "llava_tiny-demo-rel_att.json").write_text((results / "llava_tiny-demo-rel_att.json").read_text())

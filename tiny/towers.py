@@ -7,11 +7,11 @@ its learned positions and the weaker channels of its MLPs) is approximated or dr
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from vicrop.files import ROOT
+from vicrop.files import PACKAGE
 
 
 def trained_clip():
-    return LlavaForConditionalGeneration.from_pretrained(ROOT / "data/tiny/llava").model.vision_tower
+    return LlavaForConditionalGeneration.from_pretrained(PACKAGE / "embedded/llava").model.vision_tower
 
 
 def centred(weight):

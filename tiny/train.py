@@ -5,7 +5,7 @@
 Three stages: the vision tower learns to name the sign under each patch; the rest learns to answer from frozen vision;
 then it learns pairs too, half of the time (image + random crop around *some* sign, chosen before and without the
 question), with llava's tower learning again. Each batch is a function of (stage, step) alone, so a resumed run sees the
-same data. blip and qwen2_5 begin with the vision tower of data/tiny/llava.
+same data. blip and qwen2_5 begin with the vision tower of vicrop/embedded/llava.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from tiny.scenes import (
     make_scene,
     size_class,
 )
+from vicrop.files import PACKAGE
 from vicrop.tables import GENERAL_PROMPT
 
 COLOR_INDEX = {color: index for index, color in enumerate(COLORS)}
@@ -368,7 +369,7 @@ def train(name, folder, checkpoint, device, workers):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=FAMILIES)
-    parser.add_argument("--out", type=Path, help="where the finished model goes (default: data/tiny/MODEL)")
+    parser.add_argument("--out", type=Path, help="where the finished model goes (default: vicrop/embedded/MODEL)")
     parser.add_argument("--checkpoint", type=Path, help="default: tiny/checkpoints/MODEL.pt")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -376,7 +377,7 @@ def main():
     )
     args = parser.parse_args()
     transformers_logging.set_verbosity_error()
-    out = args.out or Path("data/tiny") / args.model
+    out = args.out or PACKAGE / "embedded" / args.model
     checkpoint = args.checkpoint or Path("tiny/checkpoints") / f"{args.model}.pt"
     train(args.model, out, checkpoint, torch.device(args.device), args.workers)
 

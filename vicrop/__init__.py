@@ -11,13 +11,35 @@ from typing import TYPE_CHECKING, Any
 from vicrop.version import __version__
 
 if TYPE_CHECKING:
-    from vicrop.checkpoints import load_model
-    from vicrop.crop import vicrop_qa
+    from vicrop.checkpoints import load_model, model_module
+    from vicrop.crop import CropResult, QuestionBatch, adapter_of, build_methods, vicrop_qa
+    from vicrop.known_heads import heads_of
     from vicrop.session import ImageSession
 
-__all__ = ["ImageSession", "__version__", "load_model", "vicrop_qa"]
+__all__ = [
+    "CropResult",
+    "ImageSession",
+    "QuestionBatch",
+    "__version__",
+    "adapter_of",
+    "build_methods",
+    "heads_of",
+    "load_model",
+    "model_module",
+    "vicrop_qa",
+]
 
-_HOMES = {"ImageSession": "vicrop.session", "load_model": "vicrop.checkpoints", "vicrop_qa": "vicrop.crop"}
+_HOMES = {
+    "CropResult": "vicrop.crop",
+    "ImageSession": "vicrop.session",
+    "QuestionBatch": "vicrop.crop",
+    "adapter_of": "vicrop.crop",
+    "build_methods": "vicrop.crop",
+    "heads_of": "vicrop.known_heads",
+    "load_model": "vicrop.checkpoints",
+    "model_module": "vicrop.checkpoints",
+    "vicrop_qa": "vicrop.crop",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,12 +19,12 @@ from vicrop.attention import brought_in, device_of
 from vicrop.layouts import Layout
 from vicrop.tables import OPTIONS
 
-# A config's model_type -> the module of vicrop/models whose ADAPTER knows the family; imported when it is needed.
+# A config's model_type -> the module whose ADAPTER knows the family; imported when it is needed.
 REGISTRY = {
-    "llava": "llava",
-    "llava_next": "llava_next",
-    "instructblip": "instructblip",
-    "qwen2_5_vl": "qwen2_5_vl",
+    "llava": "vicrop.models.llava",
+    "llava_next": "vicrop.models.llava_next",
+    "instructblip": "vicrop.models.instructblip",
+    "qwen2_5_vl": "vicrop.models.qwen2_5_vl",
 }
 
 
@@ -37,7 +37,7 @@ def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
     kind = model.config.model_type
     if kind not in REGISTRY:
         raise ValueError(f"no adapter knows {kind} models: known are {', '.join(REGISTRY)}")
-    return importlib.import_module(f"vicrop.models.{REGISTRY[kind]}").ADAPTER
+    return importlib.import_module(REGISTRY[kind]).ADAPTER
 
 
 class ImageFeatures(NamedTuple):

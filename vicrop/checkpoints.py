@@ -68,7 +68,7 @@ def default_dtype(device):
 
 def model_module(name):
     """The module that knows a model of info.MODELS."""
-    return importlib.import_module(f"vicrop.models.{MODELS[known(name, MODELS, 'model')]['module']}")
+    return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
 
 
 def weights_of(name, model_id=None, revision=None, cache_dir=None):

@@ -1,7 +1,7 @@
 """A session: what a model has seen of some images, open to any number of questions.
 
 Everything that this toolkit asks of a model goes through here: attention (attribution.py), the answer, and the answer
-with a crop. They share one pass over the image. Nothing here knows a family: see adapters.py.
+with a crop. They share one pass over the image. Nothing here knows a family: see adapter.py.
 """
 
 import copy

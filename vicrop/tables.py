@@ -2,18 +2,18 @@
 
 GENERAL_PROMPT = "Write a general description of the image."
 
-# name -> where the weights are (a hub id, or a folder beside the package), the module of vicrop/models that knows the
-# family, and the localization heads of that very checkpoint, if they are known (LLaVA-1.5-7B: the paper's).
+# name -> where the weights are (a hub id, or a folder beside the package), the module that knows the family, and the
+# localization heads of that very checkpoint, if they are known (LLaVA-1.5-7B: the paper's).
 MODELS = {
-    "llava": {"id": "llava-hf/llava-1.5-7b-hf", "module": "llava", "loc_heads": "L14H24,L14H13"},
-    "llava_next": {"id": "llava-hf/llava-v1.6-vicuna-7b-hf", "module": "llava_next"},
-    "blip": {"id": "Salesforce/instructblip-vicuna-7b", "module": "instructblip"},
-    "qwen2_5": {"id": "Qwen/Qwen2.5-VL-3B-Instruct", "module": "qwen2_5_vl"},
-    "llava_tiny": {"id": "vicrop/embedded/llava", "module": "llava", "loc_heads": "L2H6,L2H1,L2H2"},
-    "blip_tiny": {"id": "vicrop/embedded/blip", "module": "instructblip", "loc_heads": "L4H4,L2H3,L4H5"},
+    "llava": {"id": "llava-hf/llava-1.5-7b-hf", "module": "vicrop.models.llava", "loc_heads": "L14H24,L14H13"},
+    "llava_next": {"id": "llava-hf/llava-v1.6-vicuna-7b-hf", "module": "vicrop.models.llava_next"},
+    "blip": {"id": "Salesforce/instructblip-vicuna-7b", "module": "vicrop.models.instructblip"},
+    "qwen2_5": {"id": "Qwen/Qwen2.5-VL-3B-Instruct", "module": "vicrop.models.qwen2_5_vl"},
+    "llava_tiny": {"id": "vicrop/embedded/llava", "module": "vicrop.models.llava", "loc_heads": "L2H6,L2H1,L2H2"},
+    "blip_tiny": {"id": "vicrop/embedded/blip", "module": "vicrop.models.instructblip", "loc_heads": "L4H4,L2H3,L4H5"},
     "qwen2_5_tiny": {
         "id": "vicrop/embedded/qwen2_5",
-        "module": "qwen2_5_vl",
+        "module": "vicrop.models.qwen2_5_vl",
         "loc_heads": "L2H4,L2H2,L2H7",
     },
 }
@@ -24,7 +24,8 @@ ALIASES = {
     "liuhaotian/llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
 }
 
-# name -> the questions (see data/README.md), the folder of their images, and metrics: name -> a grader of graders.py.
+# name -> the questions (see data/README.md), the folder of their images, and metrics: name -> a grader of
+# evaluation/metrics.py.
 TASKS = {
     "demo": {
         "question_path": "data/demo/data.json",
@@ -72,7 +73,7 @@ TASKS = {
 SIZES = {"small": 0.005, "medium": 0.05, "large": float("inf")}
 
 # name -> the function of the model's module that makes the map ("tiles": of each tile of the image), or the function
-# of utils.py that chooses the box without a map.
+# of boxes.py that chooses the box without a map.
 METHODS = {
     "rel_att": {"map": "rel_att", "tiles": False},
     "grad_att": {"map": "grad_att", "tiles": False},

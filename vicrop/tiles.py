@@ -59,7 +59,7 @@ def high_res(map_func, image, prompt, general_prompt, model, processor, *, geome
         (rows * h, columns * w) float32 array that covers the image.
     """
     rest = (prompt, general_prompt, model, processor)
-    if hasattr(map_func, "high_res"):  # a maps.MapFunction
+    if hasattr(map_func, "high_res"):  # a methods.MapMethod
         return map_func.high_res(load_image(image), *rest, geometry=geometry, **options)
     tiles, rows, columns = high_res_split_threshold(load_image(image))
     cuts = getattr(getattr(processor, "image_processor", None), "do_center_crop", False)

@@ -47,7 +47,7 @@ def take_result(future):
 def answer_batch(batch, session, alone, methods):
     """{method: [what it adds to each record: answers and box, or the error that took their place]}.
 
-    Where there is a map, "map" is (map, its region), as records.Results.append takes it.
+    Where there is a map, "map" is (map, its region), as results.Results.append takes it.
 
     A batch that fails (one image cannot be read, the memory is not enough) is asked record by record.
 

@@ -282,7 +282,7 @@ def write_page(path, results, metric=None, place=None, side=None):
 
 
 def heat_colors():
-    """The 256 colours of a map, as base64 of RGB; those of pictures.overlay."""
+    """The 256 colours of a map, as base64 of RGB; those of plots.overlay."""
     colors = matplotlib.colormaps[HEAT](np.arange(256))[:, :3]
     return base64.b64encode((255 * colors).round().astype(np.uint8).tobytes()).decode("ascii")
 

@@ -125,7 +125,7 @@ def ground(attention, region, image_size, logic, manual=None):
 
 
 def criteria_of(logic):
-    """The analyze.Criteria of a config.Logic."""
+    """The heads.Criteria of a config.Logic."""
     entropy = logic.entropy
     rest = logic.threshold.min_keep, entropy.binarize_threshold, entropy.weight.name
     return Criteria(logic.top_k, logic.count_k, *rest)

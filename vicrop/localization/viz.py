@@ -29,7 +29,7 @@ def grounding_figure(image, query, attention, region, found):
     Args:
         image: PIL image; query: the text.
         attention: (layers, heads, h, w); region: xyxy pixels of the image that a map covers.
-        found: the bbox.Grounding.
+        found: the grounding.Grounding.
     """
     panels = [(image, query)]
     for head in found.heads[:SHOWN_HEADS]:

@@ -34,7 +34,7 @@ def crossing_attention(model, layer=None):
 
 
 class BlipAdapter(Adapter):
-    """InstructBLIP (see adapters.Adapter). Images are squashed to the model's square: a map covers all of them.
+    """InstructBLIP (see adapter.Adapter). Images are squashed to the model's square: a map covers all of them.
 
     Options:
         qformer_layer: the Q-Former layer to read, counting those with cross-attention from 0; default: the

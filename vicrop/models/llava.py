@@ -1,6 +1,6 @@
 """LLaVA-1.5: what is peculiar to it, and the ViCrop methods over it. Works with any checkpoint of the family.
 
-To add a family of your own, write a module like this one and name it in adapters.REGISTRY and info.MODELS.
+To add a family of your own, write a module like this one and name it in adapter.REGISTRY and tables.MODELS.
 """
 
 from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -18,7 +18,7 @@ prepare = processors.prepare
 
 
 class LlavaAdapter(Adapter):
-    """LLaVA-1.5 (see adapters.Adapter).
+    """LLaVA-1.5 (see adapter.Adapter).
 
     Options:
         image_fit: "processor", as the checkpoint's processor does; "pad", the image in a square of the mean colour.

@@ -19,7 +19,7 @@ prepare = processors.prepare
 
 
 class LlavaNextAdapter(Adapter):
-    """LLaVA-NeXT (see adapters.Adapter). A map covers the whole image."""
+    """LLaVA-NeXT (see adapter.Adapter). A map covers the whole image."""
 
     def tile_grid(self, size):
         """(rows, columns) of the high-resolution tiles of an image of that (height, width)."""

@@ -23,7 +23,7 @@ prepare = processors.prepare_qwen
 
 
 class QwenAdapter(Adapter):
-    """Qwen2.5-VL (see adapters.Adapter). A map covers the whole image.
+    """Qwen2.5-VL (see adapter.Adapter). A map covers the whole image.
 
     A prompt is the filled in chat template (`prompt`); a text without it is taken as the user's message.
 
