@@ -343,9 +343,9 @@ def test_a_short_question_is_asked_for_the_map_only(qwen, monkeypatch):
 
 def test_every_family_of_the_registry_has_its_adapter():
     for kind, module in REGISTRY.items():
-        adapter = importlib.import_module(module).ADAPTER
-        assert issubclass(adapter, Adapter)
-        assert __import__(module).MODEL_CLASS.config_class.model_type == kind
+        family = importlib.import_module(module)
+        assert issubclass(family.ADAPTER, Adapter)
+        assert family.MODEL_CLASS.config_class.model_type == kind
 
 
 def test_a_model_that_no_adapter_knows_is_refused_by_its_kind(llava, monkeypatch):
