@@ -48,7 +48,7 @@ def start(processes, folder, *more):
 
 
 def finished(folder):
-    return Results(folder / f"{NAME}.json", {}).news()
+    return Results(folder / f"{NAME}.json", {}).poll()
 
 
 def kill_when(process, folder, count):

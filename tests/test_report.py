@@ -466,7 +466,7 @@ def test_results_of_other_questions_do_not_stand_side_by_side(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_maps_that_were_made_again_are_kept(results, tmp_path, capsys, monkeypatch, size):
-    monkeypatch.setitem(run.BATCH_SIZES, "cpu", size)
+    monkeypatch.setitem(batching.BATCH_SIZES, "cpu", size)
     for path in results.glob("llava_tiny-demo-rel_att.*json"):
         shutil.copy(path, tmp_path)
     path = tmp_path / "llava_tiny-demo-rel_att.json"

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -41,8 +41,9 @@ class PartFiles:
             refuse_bad_lines(found[part], part)
         return found
 
-    def poll(self) -> Iterator[dict]:
+    def poll(self) -> list[dict]:
         """Records that any process has finished since the last call."""
+        found = []
         for part in self.folder.glob("*.jsonl"):
             try:
                 with part.open("rb") as file:
@@ -54,7 +55,8 @@ class PartFiles:
             self._polled[part] = self._polled.get(part, 0) + whole
             lines = list(whole_lines(text[:whole]))
             refuse_bad_lines(lines, part)
-            yield from (line for line in lines if "id" in line)
+            found += [line for line in lines if "id" in line]
+        return found
 
     @property
     def begun(self) -> bool:

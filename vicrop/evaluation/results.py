@@ -6,7 +6,7 @@ own in `NAME.parts/` (see part_files.py); what is in any of them is done. `NAME.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Results:
         finished = merge_records(older, *parts)
         return {key: record for key, record in finished.items() if not (retry_errors and "error" in record)}
 
-    def poll(self) -> Iterator[dict]:
+    def poll(self) -> list[dict]:
         """Records that any process has finished since the last call."""
         return self.parts.poll()
 
