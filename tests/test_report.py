@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from vicrop.evaluation import columns, report
+from vicrop.evaluation import batching, columns, report
 from vicrop.evaluation import command as run
 from vicrop.evaluation.metrics import score
 from vicrop.evaluation.result_files import ResultFile

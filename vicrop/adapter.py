@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vicrop.attention import brought_in, device_of
-from vicrop.layouts import Layout
+from vicrop.layouts import Layout, Size
 from vicrop.tables import OPTIONS
 
 # A config's model_type -> the module whose ADAPTER knows the family; imported when it is needed.
@@ -70,16 +70,17 @@ class Adapter:
         connector: the attention module between image and decoder (a Q-Former's), and the model that holds it, if any.
     """
 
+    model: Any  # a PreTrainedModel: the parts that it has are its family's
     options: dict[str, Any] = {"geometry": "exact"}  # option -> what it is where nothing is said
     layer_constant = "ATT_LAYER"
     square_tiles = False
-    connector: tuple[nn.Module, nn.Module] | None = None
+    connector: tuple[nn.Module, PreTrainedModel] | None = None
 
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         self.check(model, **options)
         self.model, self.processor = model, processor
         self.given = {**self.options, **options}
-        self.bbox_size = getattr(getattr(model.config, "vision_config", None), "image_size", None)
+        self.bbox_size: Any = getattr(getattr(model.config, "vision_config", None), "image_size", None)
 
     @classmethod
     def check(cls, model: PreTrainedModel, **options: Any) -> None:
@@ -93,7 +94,7 @@ class Adapter:
 
     # -- the model's parts
     @property
-    def vision(self) -> nn.Module:
+    def vision(self) -> PreTrainedModel:
         """The module that encodes images."""
         return self.model.model.vision_tower
 
@@ -105,7 +106,7 @@ class Adapter:
     @classmethod
     def attention_modules(cls, model: PreTrainedModel) -> dict[int, nn.Module]:
         """{layer: the decoder's attention module}, of the layers that have one."""
-        layers = model.get_decoder().layers
+        layers: Any = model.get_decoder().layers
         return {number: layer.self_attn for number, layer in enumerate(layers) if hasattr(layer, "self_attn")}
 
     # -- text
@@ -142,7 +143,7 @@ class Adapter:
         """{name: CPU tensor} of the vision side for PIL images, "pixel_values" among them."""
         return dict(self.processor.image_processor(images=list(images), return_tensors="pt"))
 
-    def layouts(self, inputs: dict[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Layout]:
+    def layouts(self, inputs: dict[str, Tensor], sizes: Sequence[Size]) -> list[Layout]:
         """How the tokens of each image make a map; `sizes` are (width, height) pixels of the images themselves."""
         raise NotImplementedError
 
@@ -173,7 +174,7 @@ class Adapter:
         A connector between them and the decoder runs here.
         """
         features = [image.features for image in images]
-        pooled = [each.pooled for each in features]
+        pooled: Any = [each.pooled for each in features]
         output = BaseModelOutputWithPooling(pooler_output=torch.cat(pooled) if self.stacks_features else pooled)
         if features[0].deepstack:
             output.deepstack_features = list(zip(*(each.deepstack for each in features), strict=True))

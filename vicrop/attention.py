@@ -7,7 +7,7 @@ matrix ever holds more than the rows asked for. Nothing else here touches a mode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+Given = ParamSpec("Given")
+Got = TypeVar("Got")
 # Arguments of an attention function that change nothing beside mask and scaling: how to run it, or what masks say.
 KNOWN_ARGUMENTS = {
     "is_causal", "sliding_window", "position_ids", "cache_position", "use_cache", "return_dict", "output_attentions",
@@ -81,7 +83,8 @@ class AttentionCapture:
         self.modules, self.graph, self.stop, self.leaf = list(modules), graph, stop, leaf
         self.probs: dict[nn.Module, Tensor] = {}
 
-    def read(self, module, query, key, value, mask, scaling) -> Tensor | None:
+    def read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+             scaling: float) -> Tensor | None:  # fmt: skip
         """Store a module's rows; with a graph, also return the attention output (batch, rows, heads, dim) of them."""
         groups = query.shape[1] // key.shape[1]
         keys = key.repeat_interleave(groups, dim=1).float()
@@ -114,10 +117,8 @@ _CAPTURES: dict[nn.Module, AttentionCapture] = {}  # filled only inside `capture
 def _refuse_unknown(module: nn.Module, arguments: dict[str, Any]) -> None:
     unknown = [name for name, value in arguments.items() if name not in KNOWN_ARGUMENTS and value is not None]
     if unknown:
-        raise ValueError(
-            f"{type(module).__name__} computes its attention with {', '.join(unknown)}, which is not known here: "
-            "what is read of it would be wrong"
-        )
+        raise ValueError(f"{type(module).__name__} computes its attention with {', '.join(unknown)}, which is not "
+                         "known here: what is read of it would be wrong")  # fmt: skip
 
 
 def _captured_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
@@ -141,13 +142,8 @@ AttentionMaskInterface.register("captured", sdpa_mask)
 
 
 @contextmanager
-def capture_attention(
-    models: Sequence[PreTrainedModel],
-    modules: Sequence[nn.Module],
-    graph: bool = False,
-    stop: bool = False,
-    leaf: bool = True,
-) -> Iterator[AttentionCapture]:
+def capture_attention(models: Sequence[PreTrainedModel], modules: Sequence[nn.Module], graph: bool = False,
+                      stop: bool = False, leaf: bool = True) -> Iterator[AttentionCapture]:  # fmt: skip
     """Read the softmax of some attention modules during the next forward pass: the last query's, where it is causal.
 
         with capture_attention([language_model], [layer.self_attn]) as captured:
@@ -194,7 +190,9 @@ class FrozenModel:
 
         Then all is put back, also what the model remembers of a prompt (Qwen's `rope_deltas`).
         """
-        changes = [(module, "training", False) for module in self.modules if module.training]
+        changes: list[tuple[Any, str, Any]] = [
+            (module, "training", False) for module in self.modules if module.training
+        ]
         weights = [weight for module in self.modules for weight in module._parameters.values() if weight is not None]
         changes += [(weight, "requires_grad", False) for weight in weights if weight.requires_grad]
         for module in self.modules:
@@ -238,11 +236,11 @@ class FrozenModel:
                 hook.remove()
 
 
-def frozen_eval(function: Callable) -> Callable:
+def frozen_eval(function: Callable[Concatenate[Any, Given], Got]) -> Callable[Concatenate[Any, Given], Got]:
     """Decorator: the model of a session, the first argument, is frozen and in evaluation while the function runs."""
 
     @wraps(function)
-    def wrapped(session, *args, **kwargs):
+    def wrapped(session: Any, *args: Given.args, **kwargs: Given.kwargs) -> Got:
         with session.frozen.frozen_eval():
             return function(session, *args, **kwargs)
 
@@ -253,9 +251,9 @@ def frozen_eval(function: Callable) -> Callable:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module wants its inputs: where its weights are, or where accelerate brings them if they are offloaded."""
     for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
-        if getattr(hook, "execution_device", None) is not None:
-            return torch.device(hook.execution_device)
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
     return next(module.parameters()).device
 
 

@@ -10,11 +10,12 @@ from vicrop.attention import frozen_eval
 from vicrop.edges import edge_mask as strong_edges
 from vicrop.edges import high_pass_filter
 from vicrop.prefix_cache import PrefixStore, Row
-from vicrop.session import ImageSession, Query, Read
+from vicrop.session import ImageSession, Of, Prompts, Query, Read
 
 
 @frozen_eval
-def attention(session: ImageSession, prompts, layers: Sequence[int], of=None, forced=None) -> list[Tensor]:
+def attention(session: ImageSession, prompts: Prompts, layers: Sequence[int], of: Of = None,
+              forced: Sequence[Sequence[int]] | None = None) -> list[Tensor]:  # fmt: skip
     """A_st: attention of a prompt's last token to its image (times A_ti where a connector is in between).
 
     Args:
@@ -35,7 +36,7 @@ def attention(session: ImageSession, prompts, layers: Sequence[int], of=None, fo
 
 
 @frozen_eval
-def weighted_attention(session: ImageSession, prompts, layers: Sequence[int], of=None) -> list[Tensor]:
+def weighted_attention(session: ImageSession, prompts: Prompts, layers: Sequence[int], of: Of = None) -> list[Tensor]:
     """A_st * relu(dv/dA_st) with v the log-probability of the likeliest next token; shapes as `attention`.
 
     Where a connector is in between, that times A_ti * relu(dv/dA_ti).

@@ -4,14 +4,19 @@ Conventions: an image size is (width, height) in pixels, a box is (x1, y1, x2, y
 map is (h, w) with row 0 at the top.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vicrop.dataset import box_of
+from vicrop.layouts import Region, Size
 
 WINDOW_RATIOS = (1, 1.2, 1.4, 1.6, 1.8, 2)
 
 
-def bbox_from_att_image_adaptive(att_map, image_size, bbox_size=336):
+def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size: float = 336) -> Region:
     """The crop window that stands out most from its neighbours (ViCrop, section 5: bounding box selection).
 
     Windows of `bbox_size` times 1 to 2 slide over the map cell by cell; each size proposes its largest sum; the size
@@ -54,17 +59,18 @@ def bbox_from_att_image_adaptive(att_map, image_size, bbox_size=336):
         sharpness = (sums[y, x] - np.mean(neighbours)) / (n_x * n_y)
         if best is None or sharpness > best[0] + noise:
             best = sharpness, ratio, int(x * cell_w + cell_w * n_x / 2), int(y * cell_h + cell_h * n_y / 2)
+    assert best is not None  # the first size proposes a window, or is returned
     _, ratio, x, y = best
     return square_around(x, y, bbox_size * ratio, image_size)
 
 
-def _window_sums(att_map, n_x, n_y):
+def _window_sums(att_map: np.ndarray, n_x: int, n_y: int) -> np.ndarray:
     """Sum of every n_y x n_x window, (h - n_y + 1, w - n_x + 1), from one integral image."""
     integral = np.pad(att_map.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     return integral[n_y:, n_x:] - integral[:-n_y, n_x:] - integral[n_y:, :-n_x] + integral[:-n_y, :-n_x]
 
 
-def square_around(x, y, side, image_size):
+def square_around(x: int, y: int, side: float, image_size: Size) -> Region:
     """(x1, y1, x2, y2) ints: a square of `side` around (x, y), moved into the image, clipped where it cannot fit."""
     width, height = image_size
     half = int(side // 2)
@@ -72,14 +78,14 @@ def square_around(x, y, side, image_size):
     return max(0, x - half), max(0, y - half), min(width, x + half), min(height, y + half)
 
 
-def bbox_in_region(att_map, region, image_size, bbox_size):
+def bbox_in_region(att_map: ArrayLike, region: Region, image_size: Size, bbox_size: float) -> Region:
     """`bbox_from_att_image_adaptive` for a map that covers `region` (xyxy pixels), clipped to the image."""
     left, top, right, bottom = region
     x1, y1, x2, y2 = bbox_from_att_image_adaptive(att_map, (right - left, bottom - top), bbox_size)
     return clip_box((x1 + left, y1 + top, x2 + left, y2 + top), image_size)
 
 
-def clip_box(box, image_size):
+def clip_box(box: Sequence[float], image_size: Size) -> Region:
     """The part of a box inside the image; a box wholly outside (in padding) is first moved to the nearest edge."""
     clipped = []
     for low, high, limit in ((box[0], box[2], image_size[0]), (box[1], box[3], image_size[1])):
@@ -93,7 +99,7 @@ def clip_box(box, image_size):
 
 # Boxes that no map chooses: baselines for a data record (see info.METHODS). They take windows of the sizes that the
 # methods choose from, so that the comparison is one of place; only gt_crop goes beyond where its box does not fit.
-def gt_crop(record, image_size, bbox_size):
+def gt_crop(record: dict[str, Any], image_size: Size, bbox_size: float) -> Region:
     """The smallest of the methods' windows around `gt_bbox` that holds it (or the square that does)."""
     if not record.get("gt_bbox"):
         whose = f"record {record['id']!r}" if "id" in record else "a single picture"
@@ -104,12 +110,12 @@ def gt_crop(record, image_size, bbox_size):
     return square_around(int(x1 + x2) // 2, int(y1 + y2) // 2, side, image_size)
 
 
-def center_crop(record, image_size, bbox_size):
+def center_crop(record: dict[str, Any], image_size: Size, bbox_size: float) -> Region:
     """The base window in the middle of the image."""
     return square_around(image_size[0] // 2, image_size[1] // 2, bbox_size, image_size)
 
 
-def random_crop(record, image_size, bbox_size):
+def random_crop(record: dict[str, Any], image_size: Size, bbox_size: float) -> Region:
     """A window of random size and place; the same one for the same record id."""
     rng = np.random.default_rng(list(str(record.get("id", "")).encode()) or 0)
     side = bbox_size * rng.choice(WINDOW_RATIOS)

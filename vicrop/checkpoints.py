@@ -11,15 +11,19 @@ import json
 import os
 import warnings
 import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file, extract_commit_hash
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from vicrop.files import PACKAGE, ROOT
 from vicrop.tables import MODELS, known
@@ -44,7 +48,7 @@ NAMED = 3  # weights that a sentence names
 
 
 # ------------------------------------------------------------------------------------------------------ where and what
-def local_or_hub(name, model_id=None):
+def local_or_hub(name: str, model_id: str | Path | None = None) -> str | Path:
     """Where a checkpoint is: a folder (also one given relative to the repository), or a hub id."""
     source = model_id or MODELS[name]["id"]
     return next(filter(Path.is_dir, (ROOT / source, PACKAGE.parent / source)), source)
@@ -56,22 +60,24 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def default_device():
+def default_device() -> torch.device:
     """The first GPU (CUDA, or MPS on a Mac) if there is one, else the CPU."""
     return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
-def default_dtype(device):
+def default_dtype(device: torch.device | str) -> torch.dtype:
     """bfloat16 on CUDA, float32 elsewhere."""
     return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
 
-def model_module(name):
+def model_module(name: str) -> ModuleType:
     """The module that knows a model of info.MODELS."""
     return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
 
 
-def weights_of(name, model_id=None, revision=None, cache_dir=None):
+def weights_of(
+    name: str, model_id: str | Path | None = None, revision: str | None = None, cache_dir: str | Path | None = None
+) -> str | None:
     """What tells a checkpoint from others: the commit on the hub, or a hash of the ends of a folder's files.
 
     Raises:
@@ -89,7 +95,9 @@ def weights_of(name, model_id=None, revision=None, cache_dir=None):
     return digest.hexdigest()
 
 
-def load_model(name, model_id=None, device=None, dtype=None, device_map=None, revision=None, cache_dir=None):
+def load_model(name: str, model_id: str | Path | None = None, device: torch.device | str | None = None,
+               dtype: torch.dtype | None = None, device_map: Any = None, revision: str | None = None,
+               cache_dir: str | Path | None = None) -> tuple[PreTrainedModel, Any]:  # fmt: skip
     """(model, processor) of a name of info.MODELS; a checkpoint that comes quantised loads as it is.
 
     Args:
@@ -125,7 +133,7 @@ def load_model(name, model_id=None, device=None, dtype=None, device_map=None, re
 
 
 @contextmanager
-def in_a_sentence(shown, source):
+def in_a_sentence(shown: str, source: str | Path) -> Iterator[None]:
     """A broken file may raise anything: here it becomes a ValueError of one sentence. A full memory stays as it is."""
     try:
         yield
@@ -135,7 +143,7 @@ def in_a_sentence(shown, source):
         raise ValueError(broken_setting(Path(source), shown) or f"{shown} cannot be used: {reason(error)}") from error
 
 
-def reason(error):
+def reason(error: Exception) -> str:
     """The first line of an error, and the next one if it ends in a colon; with its kind where that says more."""
     if "trust_remote_code" in str(error):
         return "it needs code of its own, and code from a checkpoint is never run"
@@ -145,7 +153,7 @@ def reason(error):
     return line if line and isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {line}"
 
 
-def broken_setting(folder, shown):
+def broken_setting(folder: Path, shown: str) -> str | None:
     """The sentence about a broken one of OLDER_SETTINGS in a folder, or None."""
     try:
         for path in files_of(folder, *OLDER_SETTINGS):
@@ -156,12 +164,14 @@ def broken_setting(folder, shown):
 
 
 # -------------------------------------------------------------------------------------- before anything is loaded
-def shown_name(name, model_id):
+def shown_name(name: str, model_id: str | Path | None) -> str:
     """A checkpoint as it was called by whoever asked for it."""
     return str(model_id or MODELS[name]["id"])
 
 
-def checked_source(name, model_id=None, revision=None, cache_dir=None):
+def checked_source(
+    name: str, model_id: str | Path | None = None, revision: str | None = None, cache_dir: str | Path | None = None
+) -> tuple[str | Path, Path]:
     """(folder or hub id, path of its config.json) of a checkpoint that is of the family and has all its files.
 
     Raises:
@@ -183,7 +193,7 @@ def checked_source(name, model_id=None, revision=None, cache_dir=None):
     return source, config_file
 
 
-def config_file_of(source, shown, revision, cache_dir):
+def config_file_of(source: str | Path, shown: str, revision: str | None, cache_dir: str | Path | None) -> Path:
     """The path of a checkpoint's config.json, which is downloaded if need be.
 
     Without one transformers would build the family's default, seven billion random weights.
@@ -202,7 +212,7 @@ def config_file_of(source, shown, revision, cache_dir):
     return hub_config_file(shown, revision=revision, cache_dir=cache_dir)
 
 
-def hub_config_file(hub_id, **where):
+def hub_config_file(hub_id: str, **where: Any) -> Path:
     """The path of the config.json of a hub id, in the cache."""
     try:
         validate_repo_id(hub_id)
@@ -218,7 +228,7 @@ def hub_config_file(hub_id, **where):
     return Path(config_file)
 
 
-def refuse_another_family(config, shown, module):
+def refuse_another_family(config: dict[str, Any], shown: str, module: ModuleType) -> None:
     """ValueError if a config (an object) is not one of the module's family."""
     kind = config.get("model_type")
     if not kind or not isinstance(kind, str):
@@ -236,7 +246,7 @@ def refuse_another_family(config, shown, module):
     raise ValueError(f"{shown} is a {kind} checkpoint{code}: the toolkit knows {these}")
 
 
-def refuse_missing_parts(config, shown, module):
+def refuse_missing_parts(config: dict[str, Any], shown: str, module: ModuleType) -> None:
     """ValueError if a config lacks that of a part of the model: transformers would build the default, of 7B weights."""
     for name in module.MODEL_CLASS.config_class.sub_configs:
         part = config.get(name)
@@ -246,12 +256,12 @@ def refuse_missing_parts(config, shown, module):
             raise ValueError(f"{shown}/config.json has no {name}: it must be an object with fields, and is {given}")
 
 
-def files_of(folder, *names):
+def files_of(folder: Path, *names: str) -> list[Path]:
     """The files of a folder that are called so."""
     return [path for name in names for path in sorted(folder.glob(name)) if path.is_file()]
 
 
-def refuse_own_code(path, shown):
+def refuse_own_code(path: Path, shown: str) -> None:
     """ValueError if settings name a class that only code of the checkpoint has: another one would take its place."""
     settings = read_object(path, shown) if path.suffix == ".json" else {}
     if not settings.get("auto_map"):
@@ -262,7 +272,7 @@ def refuse_own_code(path, shown):
             raise ValueError(f"{shown} needs code of its own ({name}), and code from a checkpoint is never run")
 
 
-def tokenizer_files(folder, shown):
+def tokenizer_files(folder: Path, shown: str) -> list[Path]:
     """What the tokenizers of a folder are read from; tokenizer.json stands for all the others."""
     found = []
     for place in filter(Path.is_dir, (folder, folder / "qformer_tokenizer")):
@@ -274,7 +284,7 @@ def tokenizer_files(folder, shown):
     return found
 
 
-def weight_files(folder, shown, config):
+def weight_files(folder: Path, shown: str, config: dict[str, Any]) -> list[Path]:
     """The files that transformers takes a folder's weights from, an index among them."""
     first = next((path for path in files_of(folder, str(config.get("transformers_weights")), *WEIGHTS)), None)
     if first is None:
@@ -292,7 +302,7 @@ def weight_files(folder, shown, config):
 
 
 # ---------------------------------------------------------------------------------------------------- is a file whole?
-def read_object(path, shown):
+def read_object(path: Path, shown: str) -> dict[str, Any]:
     """The object in a JSON file; a ValueError that names the file if there is none."""
     refuse_placeholder(path, shown)
     try:
@@ -310,7 +320,7 @@ def read_object(path, shown):
     return found
 
 
-def refuse_placeholder(path, shown):
+def refuse_placeholder(path: Path, shown: str) -> None:
     """ValueError if a file is empty, or a Git LFS pointer in place of the file."""
     with path.open("rb") as file:
         head = file.read(1024)
@@ -320,7 +330,7 @@ def refuse_placeholder(path, shown):
         raise ValueError(f"{shown} is empty: {AGAIN}")
 
 
-def refuse_text(path, shown):
+def refuse_text(path: Path, shown: str) -> None:
     """ValueError if a file is no text."""
     refuse_placeholder(path, shown)
     try:
@@ -329,7 +339,7 @@ def refuse_text(path, shown):
         raise ValueError(f"{shown} is no UTF-8 text ({error}): {AGAIN}") from error
 
 
-def refuse_safetensors(path, shown):
+def refuse_safetensors(path: Path, shown: str) -> None:
     """ValueError if a file of weights has not the size that its header says."""
     refuse_placeholder(path, shown)
     try:
@@ -339,7 +349,7 @@ def refuse_safetensors(path, shown):
         raise ValueError(f"{shown} is cut short or broken ({error}): {AGAIN}") from error
 
 
-def refuse_pickle(path, shown):
+def refuse_pickle(path: Path, shown: str) -> None:
     """ValueError if a file is neither a whole archive nor an old pickle of torch.save."""
     refuse_placeholder(path, shown)
     with path.open("rb") as file:
@@ -352,13 +362,13 @@ CHECKS = {".json": read_object, ".jinja": refuse_text, ".txt": refuse_text, ".sa
           ".bin": refuse_pickle}  # fmt: skip
 
 
-def refuse_unless_whole(path, shown):
+def refuse_unless_whole(path: Path, shown: str) -> None:
     """ValueError that names a file if it is not what its name says."""
     CHECKS.get(path.suffix, refuse_placeholder)(path, shown)
 
 
 # ------------------------------------------------------------------------------------------------- after it was loaded
-def refuse_other_weights(shown, model, report):
+def refuse_other_weights(shown: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
     """ValueError unless a model's weights are all the checkpoint's; a warning where the checkpoint has others, too.
 
     Args:
@@ -383,16 +393,16 @@ def refuse_other_weights(shown, model, report):
                       f"{some(unknown)}", stacklevel=3)  # fmt: skip
 
 
-def common_prefix(names):
+def common_prefix(names: Sequence[str]) -> str:
     """What all names of weights begin with, up to a dot; empty for a single name."""
     return "".join(os.path.commonprefix(names).rpartition(".")[:2]) if len(names) > 1 else ""
 
 
-def size(shape):
+def size(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape)) or "a single number"
 
 
-def some(names, between=", "):
+def some(names: Sequence[str], between: str = ", ") -> str:
     """The first of some names, and how many more there are."""
     more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
     return between.join([*names[:NAMED], *more])

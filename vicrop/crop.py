@@ -3,8 +3,9 @@
 `vicrop_qa` is for notebooks; run.py takes a `QuestionBatch` through a whole dataset.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from vicrop.adapter import Adapter
 from vicrop.checkpoints import load_model as load_model  # notebooks import it from here
 from vicrop.checkpoints import model_module
 from vicrop.dataset import refuse_other_size
+from vicrop.images import ImageSource
 from vicrop.known_heads import heads_of
 from vicrop.layouts import Region
-from vicrop.methods import CropBaseline, Method, Questions
+from vicrop.methods import CropBaseline, Found, Method, Questions
 from vicrop.session import ImageSession
 from vicrop.tables import GENERAL_PROMPT, METHODS, known
 
@@ -31,7 +33,7 @@ class CropResult:
 
     original_answer: str
     crop_answer: str
-    bbox: tuple
+    bbox: Region
     att_map: np.ndarray | None
     region: Region
     fields: dict = field(default_factory=dict)
@@ -50,7 +52,8 @@ class QuestionBatch:
         ValueError: a question is empty, or a record says that its image has another size than it has.
     """
 
-    def __init__(self, session: ImageSession, questions, of=(0,), short_questions=(None,), records=({},)):
+    def __init__(self, session: ImageSession, questions: Sequence[str], of: Sequence[int] = (0,),
+                 short_questions: Sequence[str | None] = (None,), records: Sequence[dict] = ({},)):  # fmt: skip
         for question in questions:
             if not question or not question.strip():
                 raise ValueError("the question is empty")
@@ -59,18 +62,17 @@ class QuestionBatch:
         for record, number in zip(records, self.of, strict=False):  # notebooks' questions have none
             refuse_other_size(record, session.images[number].size)
         self.prompts, self.general = [ask(question) for question in questions], ask(GENERAL_PROMPT)
-        self.map_prompts = [
-            ask(short) if short else prompt for short, prompt in zip(short_questions, self.prompts, strict=True)
-        ]
+        self.map_prompts = [ask(short) if short else prompt
+                            for short, prompt in zip(short_questions, self.prompts, strict=True)]  # fmt: skip
 
-    def original_answers(self, methods: dict[str, Method]) -> list[str]:
+    def original_answers(self, methods: Mapping[str, Method]) -> list[str]:
         """The answers without a crop; rows that maps of the same prompts will need are read off their first pass."""
         layers = set()
         if self.map_prompts == self.prompts:
             layers.update(*(method.prefill_layers(self.session.model) for method in methods.values()))
         return self.session.answer(self.prompts, layers=sorted(layers), of=self.of)
 
-    def find(self, method: Method) -> list:
+    def find(self, method: Method) -> list[Found]:
         """[methods.Found] of a method that is bound to the session's model."""
         return method.find(Questions(self.session, self.map_prompts, self.general, self.of, self.records))
 
@@ -81,13 +83,12 @@ class QuestionBatch:
         answers = session.answer(self.prompts, crops=crops, of=self.of)
         fields = [session.adapter.record_fields(session.layouts[number], crop)
                   for number, crop in zip(self.of, crops, strict=True)]  # fmt: skip
-        return [
-            CropResult(original, answer, *each, more)
-            for original, answer, each, more in zip(original_answers, answers, found, fields, strict=True)
-        ]
+        return [CropResult(original, answer, *each, more) for original, answer, each, more
+                in zip(original_answers, answers, found, fields, strict=True)]  # fmt: skip
 
 
-def build_methods(module, methods: Sequence[str], model: PreTrainedModel, layer=None, heads=None, **options: Any):
+def build_methods(module: ModuleType, methods: Sequence[str], model: PreTrainedModel, layer: Any = None,
+                  heads: Any = None, **options: Any) -> dict[str, Method]:  # fmt: skip
     """{name: the Method, bound to a model}.
 
     Args:
@@ -101,13 +102,11 @@ def build_methods(module, methods: Sequence[str], model: PreTrainedModel, layer=
     found = {name: method_of(module, name) for name in methods}
     if layer is not None and not any(method.makes_map for method in found.values()):
         raise ValueError(f"layer={layer!r} has no meaning here: {', '.join(found)} reads no layer")
-    return {
-        name: method.bind(model, layer if method.makes_map else None, heads if "heads" in method.reads else None)
-        for name, method in found.items()
-    }
+    return {name: method.bind(model, layer if method.makes_map else None, heads if "heads" in method.reads else None)
+            for name, method in found.items()}  # fmt: skip
 
 
-def method_of(module, name: str) -> Method:
+def method_of(module: ModuleType, name: str) -> Method:
     """The Method of a family's module under a name of info.METHODS."""
     row = METHODS[known(name, METHODS, "method")]
     if "box" in row:
@@ -116,7 +115,9 @@ def method_of(module, name: str) -> Method:
     return method.tiled() if row["tiles"] else method
 
 
-def vicrop_qa(model_name, method_name, image_path, question, model, processor, short_question=None, **options):
+def vicrop_qa(model_name: str, method_name: str, image_path: ImageSource, question: str, model: PreTrainedModel,
+              processor: Any, short_question: str | None = None,
+              **options: Any) -> tuple[str, str, Region]:  # fmt: skip
     """One question about one picture, for notebooks.
 
     Args:

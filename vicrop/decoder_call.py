@@ -7,14 +7,14 @@
 Embeddings, positions, masks and deepstack features are the model's. Nothing here knows a family.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -32,7 +32,7 @@ SWITCHES = ("past_key_values", "cache_position", "use_cache", "labels", "return_
 class MaskRule:
     """A mask as the function that makes its rows, so that tokens x tokens never exist at once."""
 
-    make: Callable[..., Tensor | None]  # transformers' sdpa_mask, with the model's mask function filled in
+    make: Callable[..., Any]  # transformers' sdpa_mask, with the model's mask function filled in
 
     def rows(self, start: int, stop: int) -> Tensor | None:
         """(1, 1, stop - start, stop) bool, or None where that is plainly causal and SDPA needs none."""
@@ -134,9 +134,8 @@ class DecoderCall:
             deepstack = shown[:, first:last], [each[low:high] for each in features]
         ids = self.ids[: self.start + last]
         embeds, positions = self.embeds[:, first:last], self.positions[..., first:last]
-        return replace(
-            self, ids=ids, embeds=embeds, positions=positions, deepstack=deepstack, per_token=cut, start=start
-        )
+        return replace(self, ids=ids, embeds=embeds, positions=positions, deepstack=deepstack, per_token=cut,
+                       start=start)  # fmt: skip
 
     def owned(self) -> "DecoderCall":
         """The same, holding no more memory than its own tokens need."""
@@ -157,12 +156,10 @@ class DecoderCall:
         if self.sees_past(stop):
             return False
         mine, others = (call.part(0, stop) for call in (self, other))
-        return all(
-            type(a) is type(b) and (torch.equal(a, b) if isinstance(a, Tensor) else a == b)
-            for a, b in zip(mine.handed(), others.handed(), strict=True)
-        )
+        return all(type(a) is type(b) and (torch.equal(a, b) if isinstance(a, Tensor) else a == b)
+                   for a, b in zip(mine.handed(), others.handed(), strict=True))  # fmt: skip
 
-    def handed(self):
+    def handed(self) -> Iterator[Any]:
         """All that the decoder is handed, value by value; of masks a block of rows at a time."""
         yield from (self.embeds, self.positions, *self.per_token.values(), *self.constants.values())
         yield from self.deepstack[1] if self.deepstack else ()
@@ -177,7 +174,8 @@ class DecoderCall:
         return arguments_of(part.embeds, part.positions, rows, part.deepstack, part.per_token, part.constants)
 
 
-def arguments_of(embeds, positions, masks, deepstack, per_token, constants) -> dict[str, Any]:
+def arguments_of(embeds: Tensor, positions: Tensor, masks: Any, deepstack: tuple[Tensor, list[Tensor]] | None,
+                 per_token: dict[str, Tensor], constants: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     """A decoder's arguments, under the names that transformers gives them."""
     found = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": masks, **constants}
     if deepstack is not None:
@@ -185,9 +183,8 @@ def arguments_of(embeds, positions, masks, deepstack, per_token, constants) -> d
     return found | per_token
 
 
-def captured_call(
-    model: nn.Module, decoder: nn.Module, inputs: dict[str, Any], ids: Tensor, image_at: Tensor
-) -> DecoderCall:
+def captured_call(model: nn.Module, decoder: PreTrainedModel, inputs: dict[str, Any], ids: Tensor,
+                  image_at: Tensor) -> DecoderCall:  # fmt: skip
     """The DecoderCall of a prompt: the model's own forward runs, and its decoder only keeps what it is handed.
 
     The forward goes on to its end, over a single token: whatever wraps a module (accelerate's offload, say) finishes.

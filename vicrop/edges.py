@@ -5,7 +5,7 @@ from PIL import Image
 from scipy import ndimage
 
 
-def edge_strength(pixels, km=7, kh=3):
+def edge_strength(pixels: np.ndarray, km: int = 7, kh: int = 3) -> np.ndarray:
     """How much fine structure there is around each pixel.
 
     Args:
@@ -24,13 +24,15 @@ def edge_strength(pixels, km=7, kh=3):
     return ndimage.median_filter(np.linalg.norm(pixels - blurred, axis=-1), size=km)
 
 
-def edge_mask(pixels, km=7, kh=3):
+def edge_mask(pixels: np.ndarray, km: int = 7, kh: int = 3) -> np.ndarray:
     """(H, W) bool: pixels whose `edge_strength` is above the median of the whole image."""
     strength = edge_strength(pixels, km, kh)
     return strength > np.median(strength)
 
 
-def high_pass_filter(image, resolution, km=7, kh=3, reduce=True):
+def high_pass_filter(
+    image: Image.Image, resolution: int | tuple[int, ...], km: int = 7, kh: int = 3, reduce: bool = True
+) -> np.ndarray:
     """The high-frequency content of an image (ViCrop, section 4, for pure gradients).
 
     Args:

@@ -6,10 +6,15 @@ image, row 0 at the top.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
+
+Head = tuple[int, int]  # (layer, head)
 
 FIRST_LAYER = 2  # layers 0 and 1 look everywhere: they are left out before the elbow is taken
 TOP_K = 3  # heads that make a map
@@ -21,7 +26,7 @@ NEIGHBOURS = np.ones((3, 3), dtype=int)  # cells that touch, also at a corner, b
 
 
 # ------------------------------------------------------------------------------------------------------- the criteria
-def chord_elbow(values):
+def chord_elbow(values: ArrayLike) -> float:
     """The value at which a sorted curve bends most: it lies farthest from the straight line between both ends.
 
     Args:
@@ -36,15 +41,18 @@ def chord_elbow(values):
     return float(values[np.flatnonzero(distance >= distance.max() - 1e-12 * np.ptp(values))[0]])
 
 
-def _components(maps, binarize_threshold):
+def _components(maps: np.ndarray, binarize_threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """(labels, centred) of maps (n, h, w): 8-connected parts of what exceeds the map's mean, numbered over all maps."""
     centred = (maps - maps.mean((1, 2), keepdims=True)).clip(0)
     structure = np.zeros((3, 3, 3), dtype=int)
     structure[1] = NEIGHBOURS  # not from one map to the next
-    return ndimage.label(centred > binarize_threshold, structure)[0], centred
+    labels: Any = ndimage.label(centred > binarize_threshold, structure)
+    return labels[0], centred
 
 
-def spatial_entropy(maps, binarize_threshold=BINARIZE_THRESHOLD, weight="area"):
+def spatial_entropy(
+    maps: ArrayLike, binarize_threshold: float = BINARIZE_THRESHOLD, weight: str = "area"
+) -> np.ndarray:
     """How scattered maps are: H = -sum P_i log P_i over the connected components C_i of what exceeds the mean.
 
     The paper's equation for criterion 2: P_i = |C_i| / sum |C_j|, so one blob has 0 and two equal ones ln 2.
@@ -70,7 +78,7 @@ def spatial_entropy(maps, binarize_threshold=BINARIZE_THRESHOLD, weight="area"):
     return np.where(totals > 0, entropy, np.inf).reshape(maps.shape[:-2])
 
 
-def bottom_row_lit(maps, binarize_threshold=BINARIZE_THRESHOLD):
+def bottom_row_lit(maps: ArrayLike, binarize_threshold: float = BINARIZE_THRESHOLD) -> np.ndarray:
     """(...) bool for maps (..., h, w): is the whole bottom row above the mean? Such heads look at no object."""
     maps = np.asarray(maps, dtype=np.float64)
     return (maps[..., -1, :] - maps.mean((-2, -1))[..., None] > binarize_threshold).all(-1)
@@ -91,7 +99,7 @@ class Criteria:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
 
-    def measure(self, attention):
+    def measure(self, attention: ArrayLike) -> "Measures":
         """Measures of one sample's attention (layers, heads, h, w)."""
         attention = np.asarray(attention, dtype=np.float64)
         broken = int(np.count_nonzero(~np.isfinite(attention)))
@@ -103,7 +111,7 @@ class Criteria:
             bottom_row_lit(attention, self.binarize_threshold),
         )
 
-    def attentive(self, sums):
+    def attentive(self, sums: np.ndarray) -> np.ndarray:
         """(layers, heads) bool: criterion 1, S at least at its elbow; in layers from FIRST_LAYER on.
 
         Args:
@@ -127,28 +135,29 @@ class Measures:
     bottom: np.ndarray  # bool, is the bottom row lit from end to end?
 
     @property
-    def compact(self):
+    def compact(self) -> np.ndarray:
         """Criterion 2's conditions, whatever the entropy is."""
         return np.isfinite(self.entropy) & ~self.bottom
 
 
-def _in_order(heads, *keys):
+def _in_order(heads: Sequence[Head], *keys: np.ndarray) -> list[Head]:
     """Heads [(layer, head)] by the first of keys (layers, heads), ties by the next, then by their numbers."""
     return sorted(heads, key=lambda head: (*(key[head] for key in keys), head))
 
 
-def _heads(mask):
+def _heads(mask: np.ndarray) -> list[Head]:
     return [(int(layer), int(head)) for layer, head in np.argwhere(mask)]
 
 
 # ------------------------------------------------------------------------------------------------------ the selection
-def ranked(measures, criteria):
+def ranked(measures: Measures, criteria: Criteria) -> tuple[list[Head], list[Head]]:
     """(heads that pass both criteria, those that do not), each [(layer, head)]: low entropy first, then high S."""
-    passed = criteria.attentive(measures.sums) & measures.compact
-    return tuple(_in_order(_heads(mask), measures.entropy, -measures.sums) for mask in (passed, ~passed))
+    mask = criteria.attentive(measures.sums) & measures.compact
+    passed, others = (_in_order(_heads(each), measures.entropy, -measures.sums) for each in (mask, ~mask))
+    return passed, others
 
 
-def greedy(measures, criteria):
+def greedy(measures: Measures, criteria: Criteria) -> list[Head]:
     """The `top_k` best heads of one sample.
 
     Where none passes both criteria, those with most attention of the layers from FIRST_LAYER on.
@@ -158,7 +167,7 @@ def greedy(measures, criteria):
     return (passed or _in_order(later, -measures.sums))[: criteria.top_k]
 
 
-def counts(samples, criteria):
+def counts(samples: Sequence[Measures], criteria: Criteria) -> np.ndarray:
     """(layers, heads) int: in how many samples a head is among the `count_k` of lowest entropy.
 
     Only heads count that pass criterion 1 on average over the samples (the paper's section 3.3).
@@ -172,23 +181,25 @@ def counts(samples, criteria):
     return found
 
 
-def mean_entropy(samples):
+def mean_entropy(samples: Sequence[Measures]) -> np.ndarray:
     """(layers, heads): mean over the samples in which a head has a component; infinite where it never has."""
     entropies = np.ma.masked_invalid([each.entropy for each in samples])
     return entropies.mean(0).filled(np.inf)
 
 
-def by_count(found, entropy):
+def by_count(found: np.ndarray, entropy: np.ndarray) -> list[Head]:
     """Heads that count at all, those that count in most samples first; ties: lower mean entropy."""
     return _in_order(_heads(found > 0), -found, entropy)
 
 
-def frequent(samples, criteria):
+def frequent(samples: Sequence[Measures], criteria: Criteria) -> list[Head]:
     """The `top_k` heads that count in most samples: the model's localization heads."""
     return by_count(counts(samples, criteria), mean_entropy(samples))[: criteria.top_k]
 
 
-def halves_overlap(samples, criteria, images, seed=0):
+def halves_overlap(
+    samples: Sequence[Measures], criteria: Criteria, images: Sequence[str | int], seed: int = 0
+) -> float:
     """Share of the localization heads on which two disjoint halves agree; mean of TRIALS random halvings.
 
     Args:
@@ -203,19 +214,19 @@ def halves_overlap(samples, criteria, images, seed=0):
     rng, shares = np.random.default_rng(seed), []
     for _ in range(TRIALS):
         first = np.isin(image, rng.permutation(count)[: count // 2])
-        halves = ([samples[number] for number in np.flatnonzero(half)] for half in (first, ~first))
+        halves = ([samples[number] for number in np.flatnonzero(half).tolist()] for half in (first, ~first))
         one, other = (set(frequent(half, criteria)) for half in halves)
         shares.append(len(one & other) / max(len(one), len(other), 1))
     return float(np.mean(shares))
 
 
 # ------------------------------------------------------------------------------------------------------ names of heads
-def head_name(head):
+def head_name(head: Head) -> str:
     """(14, 24) is L14H24."""
     return "L{}H{}".format(*head)
 
 
-def parse_heads(text):
+def parse_heads(text: str) -> list[Head]:
     """[(layer, head)] of a list such as "L14H24,L14H13".
 
     Raises:
@@ -232,7 +243,7 @@ def parse_heads(text):
     return heads
 
 
-def valid_heads(heads, layers, per_layer):
+def valid_heads(heads: Sequence[Head], layers: int, per_layer: int) -> Sequence[Head]:
     """The heads, if a model of so many layers and heads per layer has them all; else a ValueError."""
     for head in heads:
         if not (0 <= head[0] < layers and 0 <= head[1] < per_layer):
@@ -241,7 +252,9 @@ def valid_heads(heads, layers, per_layer):
     return heads
 
 
-def selected(measures, criteria, selection, manual=None):
+def selected(
+    measures: Measures, criteria: Criteria, selection: str, manual: Sequence[Head] | None = None
+) -> tuple[list[Head], str | None]:
     """(heads [(layer, head)] of one sample, what has to be said about them or None).
 
     Args:
@@ -265,12 +278,12 @@ def selected(measures, criteria, selection, manual=None):
 
 
 # ------------------------------------------------------------------------------------------------- the map of heads
-def smoothed(maps, sigma=SIGMA):
+def smoothed(maps: ArrayLike, sigma: float = SIGMA) -> np.ndarray:
     """Each of maps (..., h, w) after a Gaussian of `sigma` cells, cut off at 3 sigma; borders are mirrored."""
     maps = np.asarray(maps, dtype=np.float64)
     return ndimage.gaussian_filter(maps, (0,) * (maps.ndim - 2) + (sigma, sigma), truncate=TRUNCATE) if sigma else maps
 
 
-def heads_map(maps, sigma=SIGMA):
+def heads_map(maps: ArrayLike, sigma: float = SIGMA) -> np.ndarray:
     """(h, w) map of some heads, from theirs (heads, h, w): the sum of the smoothed ones."""
     return smoothed(maps, sigma).sum(0)

@@ -12,18 +12,19 @@ from PIL import Image
 ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags
 WHITE_IS_ZERO = 0
 # EXIF orientation -> what turns the image upright
-UPRIGHT = {
+UPRIGHT: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 LYING = (5, 6, 7, 8)  # orientations that exchange width and height
 WHITES = {"I;12": 4095, "I;16S": 32767, "I;16BS": 32767}  # how samples are stored -> which value is white
+ImageSource = str | Path | Image.Image  # what `load_image` takes
 MOST_PIXELS = 2 * 89_478_485  # where Pillow, by itself, refuses a picture whatever a program says to its warning
 
 
 # ------------------------------------------------------------------------------------------------------------ the door
-def load_image(source: str | Path | Image.Image) -> Image.Image:
+def load_image(source: ImageSource) -> Image.Image:
     """An image as a person sees it: upright RGB.
 
     The orientation is applied, transparency is laid over white, other depths are scaled to 8 bits (16 bits, floats from
@@ -58,7 +59,7 @@ def size_as_seen(path: str | Path) -> tuple[int, int]:
     with _opened(path) as image:
         turned = _orientation(image) in LYING
         already = getattr(image, "tag_v2", {}).get(ORIENTATION) in LYING  # Pillow says the size of a TIFF upright
-        return image.size[::-1] if turned and not already else image.size
+        return (image.height, image.width) if turned and not already else image.size
 
 
 class TooManyPixels(ValueError):
@@ -94,7 +95,7 @@ def _opened(path):
         try:
             image = Image.open(path)
         except Image.DecompressionBombError as error:
-            refuse_too_many_pixels(path, int(re.search(r"\d+", str(error))[0]))
+            refuse_too_many_pixels(path, int(re.findall(r"\d+", str(error))[0]))
             raise
         with image:
             yield image
@@ -223,7 +224,7 @@ def _low_bytes(image, stored):
     return np.asarray(twin.convert("RGB")).astype(int)
 
 
-def pad_to_square(image, color):
+def pad_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
     """The image in the middle of a square of its longer side; `color` is RGB. LLaVA-1.5's own preprocessing."""
     width, height = image.size
     side = max(width, height)

@@ -2,15 +2,16 @@
 
 import os
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 from vicrop.checkpoints import local_or_hub
 from vicrop.files import read_json
-from vicrop.heads import parse_heads
+from vicrop.heads import Head, parse_heads
 from vicrop.tables import MODELS, PER_SAMPLE, checkpoint_of, known
 
 
-def heads_of(name, model_id=None, given=None):
+def heads_of(name: str, model_id: str | Path | None = None, given: str | Path | None = None) -> list[Head] | None:
     """The localization heads that loc_att reads: [(layer, head)], or None for the best ones of each image.
 
     Args:
@@ -26,10 +27,10 @@ def heads_of(name, model_id=None, given=None):
         return None
     if Path(given).suffix == ".json" or os.path.isfile(given):  # os.path's takes texts that no file name could be
         given = heads_of_file(given, {row["id"], checkpoint_of(str(model_id))})
-    return parse_heads(given)
+    return parse_heads(str(given))
 
 
-def heads_of_file(path, names):
+def heads_of_file(path: str | Path, names: Collection[str]) -> str:
     """ "L14H24,L14H13" of a file of `batch_analyze`; warns if it is about a checkpoint that is none of these."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path} with localization heads")

@@ -3,9 +3,12 @@
 A layout is numbers only. Regions are xyxy pixels of the image, and may reach beyond it where a processor pads.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Size = tuple[int, int]  # (width, height) in pixels
 Region = tuple[int, int, int, int]
@@ -107,7 +110,7 @@ def _resized(sides: Size, resize: dict[str, int] | None) -> Size:
 
 
 # -------------------------------------------------------------------------------------------------------------- pixels
-def unpatchify(values, grid: tuple[int, int], merge: int, copies: int, side: int):
+def unpatchify(values: "Tensor", grid: tuple[int, int], merge: int, copies: int, side: int) -> "Tensor":
     """(copies, 3, H, W) pictures from patches (patches, 3 * copies * side * side) that come token by token.
 
     Args:
@@ -119,13 +122,13 @@ def unpatchify(values, grid: tuple[int, int], merge: int, copies: int, side: int
     return pictures.reshape(copies, 3, h * merge * side, w * merge * side)
 
 
-def join_tiles(values, rows: int, columns: int):
+def join_tiles(values: "Tensor", rows: int, columns: int) -> "Tensor":
     """(1, 3, H, W): one picture from tiles (rows * columns, 3, side, side), row by row."""
     picture = values.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
     return picture.flatten(3).flatten(1, 2)[None]
 
 
-def middle(picture, height: int, width: int):
+def middle(picture: "Tensor", height: int, width: int) -> "Tensor":
     """The middle (..., height, width) of a picture (..., H, W)."""
     top, left = ((side - wanted) // 2 for side, wanted in zip(picture.shape[-2:], (height, width), strict=True))
     return picture[..., top : top + height, left : left + width]

@@ -9,30 +9,37 @@ cells are kept as float16 shares of the largest one: none is off by more than 0.
 
 import base64
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
+from vicrop.layouts import Region
 
-def _scaled(att_map):
+SavedMap = tuple[np.ndarray, Region]
+
+
+def _scaled(att_map: np.ndarray) -> tuple[np.ndarray, np.float32]:
     """(float16 cells, float32 scale): the map is their product."""
     scale = np.abs(att_map).max() or np.float32(1)
     return (att_map / scale).astype("<f2"), np.float32(scale)
 
 
-def packed(att_map, region):
+def packed(att_map: np.ndarray, region: Region) -> dict[str, Any]:
     """A saved map as a dict for JSON."""
     cells, scale = _scaled(np.asarray(att_map, dtype=np.float32))
     text = base64.b64encode(cells.tobytes()).decode("ascii")
     return {"shape": list(cells.shape), "region": list(map(int, region)), "scale": float(scale), "float16": text}
 
 
-def unpacked(pack):
+def unpacked(pack: dict[str, Any]) -> SavedMap:
     """(att_map, region) of a `packed` one."""
     cells = np.frombuffer(base64.b64decode(pack["float16"]), dtype="<f2").astype(np.float32)
     return cells.reshape(pack["shape"]) * np.float32(pack["scale"]), tuple(pack["region"])
 
 
-def write_maps(path, maps):
+def write_maps(path: str | Path, maps: Mapping[int | str, SavedMap]) -> None:
     """Write {record id: (att_map, region)}, at least one, to an `.npz` file."""
     cells, scales = zip(*(_scaled(att_map) for att_map, _ in maps.values()), strict=True)
     np.savez_compressed(
@@ -45,7 +52,7 @@ def write_maps(path, maps):
     )
 
 
-def read_maps(path):
+def read_maps(path: str | Path) -> dict[int | str, SavedMap]:
     """{record id: (att_map, region)} of such a file.
 
     Raises:
@@ -61,6 +68,6 @@ def read_maps(path):
         raise ValueError(f"{path} holds no saved maps: {error}") from error
     flat = np.split(cells.astype(np.float32), np.cumsum(shapes.prod(1))[:-1])
     return {
-        json.loads(str(key)): (part.reshape(shape) * scale, tuple(map(int, region)))
+        json.loads(str(key)): (part.reshape(shape) * scale, cast(Region, tuple(map(int, region))))
         for key, part, shape, region, scale in zip(ids, flat, shapes, regions, scales, strict=True)
     }

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from vicrop.attribution import attention, edge_mask, pixel_gradients, weighted_attention
 from vicrop.boxes import bbox_in_region
-from vicrop.heads import Criteria, greedy, heads_map, parse_heads, valid_heads
-from vicrop.layouts import Region, whole
-from vicrop.session import SESSION_IMAGES, ImageSession, layer_numbers, valid_layer
+from vicrop.heads import Criteria, Head, greedy, heads_map, parse_heads, valid_heads
+from vicrop.images import ImageSource
+from vicrop.layouts import Region, Size, whole
+from vicrop.session import SESSION_IMAGES, ImageSession, Of, Prompts, layer_numbers, valid_layer
 from vicrop.tiles import join_maps
 
 
@@ -33,19 +34,21 @@ def ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where((a == 0) & (b == 0), torch.ones_like(a), quotient)
 
 
-def relative_attention(session: ImageSession, prompts, general_prompt: str, layers, of=None) -> list[Tensor]:
+def relative_attention(session: ImageSession, prompts: Prompts, general_prompt: str, layers: Sequence[int],
+                       of: Of = None) -> list[Tensor]:  # fmt: skip
     """rel_att, A(q) / A(q') with A the head-mean of A_st, per layer and then averaged. [(h, w) float32 tensor]."""
     specific = attention(session, prompts, layers, of)
     general = attention(session, [general_prompt] * len(specific), layers, of)
     return [ratio(a.mean(1), b.mean(1)).mean(0) for a, b in zip(specific, general, strict=True)]
 
 
-def gradient_attention(session: ImageSession, prompts, general_prompt: str, layers, of=None) -> list[Tensor]:
+def gradient_attention(session: ImageSession, prompts: Prompts, general_prompt: str, layers: Sequence[int],
+                       of: Of = None) -> list[Tensor]:  # fmt: skip
     """grad_att, head-mean of A_st * relu(dv/dA_st), averaged over layers. [(h, w)]; needs no general prompt."""
     return [weighted.mean((0, 1)) for weighted in weighted_attention(session, prompts, layers, of)]
 
 
-def pure_gradient(session: ImageSession, prompts, general_prompt: str, of=None) -> list[Tensor]:
+def pure_gradient(session: ImageSession, prompts: Prompts, general_prompt: str, of: Of = None) -> list[Tensor]:
     """pure_grad, G(q) / G(q') per pixel where the image has edges, averaged over each patch. [(h, w)].
 
     One image at a time: unlike the others this method keeps the graph of a whole pass.
@@ -62,7 +65,8 @@ def pure_gradient(session: ImageSession, prompts, general_prompt: str, of=None) 
     return maps
 
 
-def localization_attention(session: ImageSession, prompts, general_prompt: str, heads, of=None) -> list[Tensor]:
+def localization_attention(session: ImageSession, prompts: Prompts, general_prompt: str, heads: Sequence[Head] | None,
+                           of: Of = None) -> list[Tensor]:  # fmt: skip
     """loc_att, the sum of the smoothed maps of the localization heads (arXiv 2503.06287, section 3.4). [(h, w)].
 
     `heads` are the model's, [(layer, head)]; None: of each map the best ones, which are looked for in all layers.
@@ -77,7 +81,7 @@ def localization_attention(session: ImageSession, prompts, general_prompt: str, 
     return maps
 
 
-def layers_of(heads: Sequence[tuple[int, int]] | None, model: PreTrainedModel) -> tuple[int, ...]:
+def layers_of(heads: Sequence[Head] | None, model: PreTrainedModel) -> tuple[int, ...]:
     """The layers that hold these heads, ascending; all of the model's for None."""
     return layer_numbers(model, "mean") if heads is None else tuple(sorted({layer for layer, _ in heads}))
 
@@ -112,6 +116,7 @@ class Method:
         makes_map: does a map choose the box?
     """
 
+    __name__: str
     reads: frozenset[str] = frozenset()
     makes_map = False
 
@@ -147,16 +152,14 @@ class CropBaseline(Method):
         box: `(record, image_size, bbox_size) -> (x1, y1, x2, y2)`; see utils.
     """
 
-    def __init__(self, box: Callable):
+    def __init__(self, box: Callable[[dict, Size, float], Region]):
         self.__name__, self.box = box.__name__, box
 
-    def find(self, questions):
+    def find(self, questions: Questions) -> list[Found]:
         """See Method."""
         session, images = questions.session, [questions.session.images[number] for number in questions.of]
-        return [
-            Found(self.box(record, image.size, session.adapter.bbox_size), None, whole(image.size))
-            for record, image in zip(questions.records, images, strict=True)
-        ]
+        return [Found(self.box(record, image.size, session.adapter.bbox_size), None, whole(image.size))
+                for record, image in zip(questions.records, images, strict=True)]  # fmt: skip
 
 
 class MapMethod(Method):
@@ -178,12 +181,14 @@ class MapMethod(Method):
     layer = heads = None  # what a call reads that says nothing
     of_tiles = False  # is the map made tile by tile?
 
-    def __init__(self, name: str, formula: Callable):
+    def __init__(self, name: str, formula: Callable[..., list[Tensor]]):
         self.__name__, self.__doc__ = name, f"{formula.__doc__}\n\n{type(self).__doc__}"
         self.formula = formula
         self.reads = frozenset({"layers", "heads"} & inspect.signature(formula).parameters.keys())
 
-    def __call__(self, image, prompt, general_prompt, model, processor, *, layer=None, heads=None, **options):
+    def __call__(self, image: ImageSource | list[ImageSource] | tuple[ImageSource, ...], prompt: Prompts,
+                 general_prompt: str, model: PreTrainedModel, processor: Any, *, layer: Any = None, heads: Any = None,
+                 **options: Any) -> np.ndarray | list[np.ndarray]:  # fmt: skip
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         bound, maps = self.bind(model, layer, heads), []
         for start in range(0, len(images), SESSION_IMAGES):
@@ -191,7 +196,7 @@ class MapMethod(Method):
             maps.extend(bound.maps(session, prompt, general_prompt))
         return maps if isinstance(image, (list, tuple)) else maps[0]
 
-    def bind(self, model, layer=None, heads=None):
+    def bind(self, model: PreTrainedModel, layer: Any = None, heads: Any = None) -> "MapMethod":
         """See Method; `layer` and `heads` as in a call."""
         super().bind(model, layer, heads)
         if heads is not None:
@@ -211,17 +216,17 @@ class MapMethod(Method):
         twin.of_tiles = True
         return twin
 
-    def layers(self, model):
+    def layers(self, model: PreTrainedModel) -> tuple[int, ...]:
         """See Method; none for pure_grad."""
         if "heads" in self.reads:
             return layers_of(self.heads, model)
         return layer_numbers(model, self.layer) if self.reads else ()
 
-    def prefill_layers(self, model):
+    def prefill_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
         """See Method."""
         return self.layers(model) if self.formula in PREFILL_METHODS and not self.of_tiles else ()
 
-    def maps(self, session: ImageSession, prompts, general_prompt: str, of=None) -> list[np.ndarray]:
+    def maps(self, session: ImageSession, prompts: Prompts, general_prompt: str, of: Of = None) -> list[np.ndarray]:
         """[float32 ndarray (h, w)] for a session that exists already; `prompts` and `of` as it takes them."""
         read = {"layers": self.layers(session.model), "heads": self.heads}
         found = self.formula(session, prompts, general_prompt, **{name: read[name] for name in self.reads}, of=of)
@@ -233,12 +238,13 @@ class MapMethod(Method):
         maps = [att_map for tiles in sessions for att_map in self.maps(tiles, prompt, general_prompt)]
         return join_maps(maps, rows, columns)
 
-    def high_res(self, image, prompt, general_prompt, model, processor, *, layer=None, heads=None, **options):
+    def high_res(self, image: ImageSource, prompt: str, general_prompt: str, model: PreTrainedModel, processor: Any, *,
+                 layer: Any = None, heads: Any = None, **options: Any) -> np.ndarray:  # fmt: skip
         """`map_of_tiles` for an image, with the arguments of a call; see utils.high_res."""
         session = ImageSession([image], model, processor, **options)
         return self.bind(model, layer, heads).map_of_tiles(session, prompt, general_prompt)
 
-    def find(self, questions):
+    def find(self, questions: Questions) -> list[Found]:
         """See Method."""
         session, prompts, general, of, _ = questions
         if self.of_tiles:
@@ -255,7 +261,7 @@ class MapMethod(Method):
         ]  # fmt: skip
 
 
-def family_methods(family: str) -> tuple[MapMethod, MapMethod, MapMethod, MapMethod]:
+def family_methods(family: str) -> tuple[MapMethod, ...]:
     """A family's rel_att, grad_att, pure_grad and loc_att, under their long names (`rel_attention_llava`, ...)."""
     formulas = relative_attention, gradient_attention, pure_gradient, localization_attention
     names = "rel_attention", "gradient_attention", "pure_gradient", "localization_attention"

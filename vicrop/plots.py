@@ -1,6 +1,9 @@
 """Pictures of what a method found, and plots of what was measured (matplotlib)."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -8,17 +11,22 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vicrop.files import atomic_path
+from vicrop.layouts import Region
 
+if TYPE_CHECKING:
+    from vicrop.crop import CropResult
+
+Estimate = Mapping[str, float]  # "mean", "low", "high"
 HEAT = "inferno"  # matplotlib's colours of importance
 
 
-def from_0_to_1(att_map):
+def from_0_to_1(att_map: np.ndarray) -> np.ndarray:
     """A map (h, w) scaled so that its smallest value is 0 and its largest 1."""
     low, high = float(np.min(att_map)), float(np.max(att_map))
     return (np.asarray(att_map) - low) / (high - low if high > low else 1)
 
 
-def overlay(image, att_map, region, strength=0.55):
+def overlay(image: Image.Image, att_map: np.ndarray, region: Region, strength: float = 0.55) -> Image.Image:
     """The image with an importance map laid exactly over the region that it covers.
 
     Args:
@@ -38,12 +46,12 @@ def overlay(image, att_map, region, strength=0.55):
     return mixed
 
 
-def finding_figure(image, question, title, finding):
+def finding_figure(image: Image.Image, question: str, title: str, finding: "CropResult") -> Figure:
     """A Figure of up to three panels: the picture and the map, both with the box, and the crop.
 
     Args:
         image: PIL image; question: the text above.
-        title: what made the map; finding: a vicrop.Finding.
+        title: what made the map; finding: a crop.CropResult.
     """
     whole = [(image, f"without crop: {finding.original_answer}")]
     if finding.att_map is not None:
@@ -63,7 +71,7 @@ def finding_figure(image, question, title, finding):
     return figure
 
 
-def bars_figure(rows, unit, title):
+def bars_figure(rows: Mapping[str, Mapping[str, Estimate]], unit: str, title: str) -> Figure:
     """A Figure of grouped bars with 95 % intervals.
 
     Args:
@@ -85,7 +93,9 @@ def bars_figure(rows, unit, title):
     return figure
 
 
-def curves_figure(rows, label, unit, title, even=None):
+def curves_figure(
+    rows: Mapping[float | str, Mapping[str, Estimate]], label: str, unit: str, title: str, even: float | None = None
+) -> Figure:
     """A Figure of curves with 95 % bands over rows that are numbers; a row with a name is a level, dashed.
 
     Args:
@@ -110,12 +120,12 @@ def curves_figure(rows, label, unit, title, even=None):
     return figure
 
 
-def intervals(estimates):
+def intervals(estimates: Sequence[Estimate]) -> Iterator[np.ndarray]:
     """(means, lower ends, upper ends) arrays; nan where nothing was measured."""
     return (np.array([found[name] for found in estimates], dtype=float) for name in ("mean", "low", "high"))
 
 
-def save_figure(figure, path):
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a Figure to an image file, whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight")

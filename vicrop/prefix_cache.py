@@ -33,11 +33,9 @@ class PaddedBatch:
         widths = [max(part.tokens for part in column) for column in columns]
         padded = any(part.tokens < width for column, width in zip(columns, widths, strict=True) for part in column)
 
-        def laid_out(values: Callable[[DecoderCall], Tensor], axis: int = 1, batch_axis: int = 0) -> Tensor:
-            blocks = [
-                torch.cat([_padded(values(part), axis, width) for part in column], batch_axis)
-                for column, width in zip(columns, widths, strict=True)
-            ]
+        def laid_out(values: Callable[[Any], Tensor], axis: int = 1, batch_axis: int = 0) -> Tensor:
+            blocks = [torch.cat([_padded(values(part), axis, width) for part in column], batch_axis)
+                      for column, width in zip(columns, widths, strict=True)]  # fmt: skip
             return torch.cat(blocks, axis) if len(blocks) > 1 else blocks[0]
 
         (first, *more), *others = rows
@@ -48,7 +46,8 @@ class PaddedBatch:
         per_token = {name: laid_out(lambda part, name=name: part.per_token[name]) for name in first.per_token}
         deepstack = None
         if first.deepstack is not None:  # features of all rows, one after the other, as their places are
-            features = zip(*(part.deepstack[1] for row in rows for part in row), strict=True)
+            parts: list[Any] = [part for row in rows for part in row]
+            features = zip(*(part.deepstack[1] for part in parts), strict=True)
             deepstack = laid_out(lambda part: part.deepstack[0]), [torch.cat(layer) for layer in features]
         return cls(arguments_of(embeds, positions, None, deepstack, per_token, first.constants), real, padded)
 
@@ -60,7 +59,10 @@ def _padded(values: Tensor, axis: int, width: int) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------------- caches
-class _OutOfPlace:
+_Recurrent: Any = object  # stands for the class of transformers that the next one is mixed into
+
+
+class _OutOfPlace(_Recurrent):
     """For recurrent layers of a cache: a new state takes the old one's place, which others may still hold."""
 
     def update_conv_state(self, conv_states, state_idx=0, **kwargs):
@@ -83,7 +85,7 @@ def new_cache(decoder: PreTrainedModel) -> DynamicCache:
     return cache
 
 
-def _lasting(layer):
+def _lasting(layer: Any) -> Any:
     if type(layer) is DynamicSlidingWindowLayer:
         return DynamicLayer()
     if isinstance(layer, LinearAttentionCacheLayerMixin):
@@ -144,14 +146,14 @@ class PrefixCache:
             return decoder(**batch.arguments | mask, past_key_values=self.cache, use_cache=True)
 
 
-def _forked(layer, slots, rows):
+def _forked(layer: Any, slots: int, rows: list[int] | None) -> Any:
     """A layer of a cache that goes on by itself from some rows (None: all) of the first so many slots."""
     twin = copy.copy(layer)  # keys and values are shared until they grow; recurrent states are changed in place
     for name, value in vars(layer).items():
         if isinstance(value, dict):  # states, and what is known of them, by number
             own = {key: each.clone() if isinstance(each, Tensor) else each for key, each in value.items()}
             setattr(twin, name, own)
-    if isinstance(layer, DynamicLayer) and layer.is_initialized and layer.keys is not None:
+    if isinstance(layer, DynamicLayer) and layer.is_initialized and layer.keys is not None and layer.values is not None:
         keys, values = (each[:, :, :slots] for each in (layer.keys, layer.values))
         twin.keys, twin.values = (keys, values) if rows is None else (keys[rows], values[rows])
     return twin
@@ -225,11 +227,12 @@ class PrefixStore:
         Args:
             depth: how many layers the coming pass will reach.
         """
-        if any(row.prefix is None for row in rows):
+        prefixes = [row.prefix for row in rows if row.prefix is not None]
+        if len(prefixes) < len(rows):
             device, width = rows[0].rest.embeds.device, max(row.rest.length for row in rows)
             real = torch.ones(len(rows), 0, dtype=torch.bool, device=device)
             return PrefixCache(new_cache(self.decoder), real, False), [width - row.rest.length for row in rows]
-        wanted = list(dict.fromkeys(row.prefix for row in rows))
+        wanted = list(dict.fromkeys(prefixes))
         held, cache = next(((held, cache) for held, cache in reversed(self.caches)
                             if set(wanted) <= set(held) and cache.covers_layers(depth)), (wanted, None))  # fmt: skip
         if cache is None:
@@ -240,12 +243,12 @@ class PrefixStore:
             if len(wanted) == len(rows) and cache.can_be_cut() and all(call.batchable for call in calls):
                 # Each row has a prefix of its own: it is read together with what the row reads on.
                 self._keep(wanted, cache)
-                return begun, [cache.slots - row.prefix.stop for row in rows]
+                return begun, [cache.slots - prefix.stop for prefix in prefixes]
             begun.pending = []
             begun.extend(self.decoder, calls)  # only then is it kept: a pass that failed leaves states that look whole
         self._keep(held, cache)
-        forked = cache.fork([held.index(row.prefix) for row in rows])
-        return forked, [cache.slots - row.prefix.stop for row in rows]
+        forked = cache.fork([held.index(prefix) for prefix in prefixes])
+        return forked, [cache.slots - prefix.stop for prefix in prefixes]
 
     def _keep(self, held: list[Prefix], cache: PrefixCache) -> None:
         """As the one that was used last; those that hold nothing else go, and the ones that were not used for long."""

@@ -5,15 +5,16 @@ done, and what does not fit together is refused by a ValueError.
 """
 
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin, Qwen2_5_VLProcessor
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel, ProcessorMixin, Qwen2_5_VLProcessor
 
 QUESTION = "what is it?"
 ROOT_TOKENIZER = "its tokenizer (tokenizer.json, or the vocabulary in place of it)"
 QFORMER_TOKENIZER = "the tokenizer of its Q-Former (folder qformer_tokenizer)"
 
 
-def prepare(model, processor):
+def prepare(model: PreTrainedModel, processor: Any) -> None:
     """The tokenizer fits the model; the image token of both is the same, and has an embedding."""
     refuse_other_tokenizer(processor.tokenizer, ROOT_TOKENIZER, embeddings(model), processor.image_token)
     image, own = processor.image_token, model.config.image_token_id
@@ -23,12 +24,13 @@ def prepare(model, processor):
     refuse_token_without_row(model, image)
 
 
-def embeddings(model):
+def embeddings(model: PreTrainedModel) -> int:
     """How many tokens a model has embeddings of; that may be more than its tokenizer has."""
-    return len(model.get_input_embeddings().weight)
+    rows: Any = model.get_input_embeddings().weight
+    return len(rows)
 
 
-def refuse_other_tokenizer(tokenizer, shown, rows, image="<image>"):
+def refuse_other_tokenizer(tokenizer: Any, shown: str, rows: int, image: str = "<image>") -> None:
     """ValueError unless a tokenizer knows words, and each of its words has one of `rows` embeddings.
 
     Special tokens may have none: fine-tunes add a padding token that nothing ever looks up.
@@ -46,7 +48,7 @@ def refuse_other_tokenizer(tokenizer, shown, rows, image="<image>"):
         raise ValueError(f"{shown} has {token!r} as token {last}, and its model has embeddings of 0 to {rows - 1}")
 
 
-def refuse_token_without_row(model, image):
+def refuse_token_without_row(model: PreTrainedModel, image: str) -> None:
     """ValueError if the token that stands for an image has no embedding."""
     own, rows = model.config.image_token_id, embeddings(model)
     if not 0 <= own < rows:
@@ -54,7 +56,7 @@ def refuse_token_without_row(model, image):
 
 
 # ------------------------------------------------------------------------------------------------------- InstructBLIP
-def prepare_qformer(model, processor):
+def prepare_qformer(model: PreTrainedModel, processor: Any) -> None:
     """Both tokenizers fit the model; a config from before `image_token_index` gets one."""
     rows = embeddings(model)
     refuse_other_tokenizer(processor.tokenizer, ROOT_TOKENIZER, rows)
@@ -64,7 +66,7 @@ def prepare_qformer(model, processor):
     refuse_token_without_row(model, "<image>")
 
 
-def load_qformer_processor(source, **where):
+def load_qformer_processor(source: str | Path, **where: Any) -> ProcessorMixin:
     """The processor of a folder or a hub id.
 
     The Q-Former's tokenizer is read once more: without it transformers would put the language model's in its place.
@@ -76,7 +78,7 @@ def load_qformer_processor(source, **where):
     return processor
 
 
-def place_token(tokenizer, rows):
+def place_token(tokenizer: Any, rows: int) -> int:
     """A token id to stand for the image, for a config that names none (saved before transformers 4.46).
 
     Any id does which no prompt holds and for which there is an embedding, one of `rows`: that is always replaced. It is
@@ -104,7 +106,7 @@ def place_token(tokenizer, rows):
 class ImageTextProcessor(Qwen2_5_VLProcessor):
     """Qwen2.5-VL's processor without its half for videos, which alone needs torchvision."""
 
-    def __init__(self, image_processor, tokenizer, chat_template=None):
+    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None):
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
@@ -113,21 +115,21 @@ class ImageTextProcessor(Qwen2_5_VLProcessor):
 ImageTextProcessor.__name__ = Qwen2_5_VLProcessor.__name__  # it is saved under this name, which AutoProcessor knows
 
 
-def load_qwen_processor(source, **where):
+def load_qwen_processor(source: str | Path, **where: Any) -> ImageTextProcessor:
     """The processor of a folder or a hub id; its chat template may also be where a tokenizer keeps one."""
     processor = ImageTextProcessor.from_pretrained(source, **where)
     processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
     return processor
 
 
-def chat_prompt(processor, text):
+def chat_prompt(processor: Any, text: str) -> str:
     """The chat template of a checkpoint, filled in for a user's text about one image."""
     content = [{"type": "image"}, {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def prepare_qwen(model, processor):
+def prepare_qwen(model: PreTrainedModel, processor: Any) -> None:
     """There is a chat template, and it places an image and a text once."""
     prepare(model, processor)
     if not processor.chat_template:

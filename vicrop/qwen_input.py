@@ -2,32 +2,39 @@
 
 import base64
 import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from vicrop.images import load_image
+from vicrop.layouts import Size
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature
 
 MAX_PIXELS = 256 * 28 * 28  # of an image
 
 
-def multiple_size(size, factor):
+def multiple_size(size: Size, factor: int) -> Size:
     """(width, height) with both sides at the nearest multiple of `factor` pixels, at least one `factor` long."""
-    return tuple(max(factor, round(side / factor) * factor) for side in size)
+    width, height = (max(factor, round(side / factor) * factor) for side in size)
+    return width, height
 
 
-def resize_to_multiple(image, factor):
+def resize_to_multiple(image: Image.Image, factor: int) -> Image.Image:
     """The image in its `multiple_size` (bicubic), as Qwen's own utilities resize it first."""
     return image.resize(multiple_size(image.size, factor), Image.Resampling.BICUBIC)
 
 
-def encode_base64(image):
+def encode_base64(image: Image.Image) -> str:
     """A PIL image as a base64 PNG string, as chat messages carry it."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def pixel_range(processor, min_pixels=None, max_pixels=None):
+def pixel_range(processor: Any, min_pixels: int | None = None, max_pixels: int | None = None) -> dict[str, int]:
     """The `size` to call a Qwen2.5-VL image processor with: its own range, but at most MAX_PIXELS, or what is given."""
     own = processor.image_processor.size
     high = min(own["longest_edge"], MAX_PIXELS) if max_pixels is None else max_pixels
@@ -35,7 +42,9 @@ def pixel_range(processor, min_pixels=None, max_pixels=None):
     return {"shortest_edge": low, "longest_edge": max(low, high)}
 
 
-def prepare_qwen2_5_input(messages, processor, min_pixels=None, max_pixels=None):
+def prepare_qwen2_5_input(
+    messages: Sequence[dict[str, Any]], processor: Any, min_pixels: int | None = None, max_pixels: int | None = None
+) -> "BatchFeature":
     """What a Qwen2.5-VL model is given for chat messages: token ids, mask, pixels and grid, ready for `generate`.
 
     Args:

@@ -7,24 +7,27 @@ with a crop. They share one pass over the image. Nothing here knows a family: se
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vicrop.adapter import EncodedImage, adapter_class
 from vicrop.attention import FrozenModel, capture_attention, device_of, frozen_eval, replaced, with_implementation
 from vicrop.decoder_call import DecoderCall, captured_call
-from vicrop.images import load_image
+from vicrop.images import ImageSource, load_image
 from vicrop.layouts import Layout
 from vicrop.prefix_cache import PrefixCache, PrefixStore, Row
 from vicrop.tiles import high_res_split_threshold, same_size
 
+Prompts = str | Sequence[str]  # see ImageSession
+Of = Sequence[int] | None
 MAX_NEW_TOKENS = 20
 SESSION_IMAGES = 8  # at most so many images (tiles of a large one) go through the model together
 KEPT_BYTES = 64 << 20  # of decoder calls that several methods have in common
@@ -55,8 +58,8 @@ class ImageBatch:
         adapter: what is peculiar to the model's family.
     """
 
-    def __init__(self, images: Sequence[Any], model: PreTrainedModel, processor: Any, **options: Any):
-        self.model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
+    def __init__(self, images: Sequence[ImageSource], model: PreTrainedModel, processor: Any, **options: Any):
+        self.model: Any = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
         self.processor = processor
         self.adapter = adapter_class(self.model)(self.model, processor, **options)
         self.images = [load_image(image) for image in images]
@@ -84,10 +87,8 @@ class ImageBatch:
     def encode(self, inputs: dict[str, Tensor], layouts: list[Layout]) -> list[EncodedImage]:
         """Images, given the vision side's inputs of all of them and the layout of each."""
         features = self.adapter.encode_images(inputs, len(layouts))
-        return [
-            EncodedImage(self.adapter.one_image(inputs, number), layout, each)
-            for number, (layout, each) in enumerate(zip(layouts, features, strict=True))
-        ]
+        return [EncodedImage(self.adapter.one_image(inputs, number), layout, each)
+                for number, (layout, each) in enumerate(zip(layouts, features, strict=True))]  # fmt: skip
 
 
 class ImageSession(ImageBatch):
@@ -111,7 +112,7 @@ class ImageSession(ImageBatch):
         batched: do several questions go through the decoder together? None before there were several.
     """
 
-    def __init__(self, images: Sequence[Any], model: PreTrainedModel, processor: Any, **options: Any):
+    def __init__(self, images: Sequence[ImageSource], model: PreTrainedModel, processor: Any, **options: Any):
         super().__init__(images, model, processor, **options)
         self.decoder, self.device = self.model.get_decoder(), device_of(self.model.get_input_embeddings())
         self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
@@ -144,7 +145,7 @@ class ImageSession(ImageBatch):
         return self._tiles[image]
 
     # -- from questions to what the decoder is handed
-    def queries(self, prompts: str | Sequence[str], of=None, forced=None) -> list[Query]:
+    def queries(self, prompts: Prompts, of: Of = None, forced: Sequence[Sequence[int]] | None = None) -> list[Query]:
         """[Query] for a prompt about every image, or for prompts about the images numbered in `of`."""
         prompts = [prompts] * len(self.images) if isinstance(prompts, str) else prompts
         images = range(len(self.images)) if of is None else of
@@ -170,7 +171,7 @@ class ImageSession(ImageBatch):
             call = captured_call(self.model, self.decoder, inputs, ids, image_at)
         return replace(call, through=captured.probs[self.adapter.connector[0]]) if self.adapter.connector else call
 
-    def _captured_connector(self, graph: bool):
+    def _captured_connector(self, graph: bool) -> AbstractContextManager[Any]:
         if self.adapter.connector is None:
             return nullcontext()
         module, owner = self.adapter.connector
@@ -192,10 +193,8 @@ class ImageSession(ImageBatch):
         prepared = self.adapter.preprocess(crops)
         layouts = self.adapter.layouts(prepared, [crop.size for crop in crops])
         encoded = self.encode(self.adapter.placed(prepared), layouts)
-        return [
-            self.store.row(query.image_index, self.decoder_call(query, [self.encoded[query.image_index], crop]))
-            for query, crop in zip(queries, encoded, strict=True)
-        ]
+        return [self.store.row(query.image_index, self.decoder_call(query, [self.encoded[query.image_index], crop]))
+                for query, crop in zip(queries, encoded, strict=True)]  # fmt: skip
 
     def batches(self, queries: list[Query], rows: list[Row]) -> Iterator[tuple[list[Query], list[Row]]]:
         """As many queries with their Rows as may go through the decoder together."""
@@ -223,7 +222,7 @@ class ImageSession(ImageBatch):
             output = cache.extend(self.decoder, [row.rest for row in rows])
         return Read(output, cache, rows, shifts), captured.probs
 
-    def capture(self, layers: Sequence[int], **how: bool):
+    def capture(self, layers: Sequence[int], **how: bool) -> AbstractContextManager[Any]:
         """`capture_attention` of some of the decoder's layers."""
         return capture_attention([self.decoder], [self.attention_modules[layer] for layer in layers], **how)
 
@@ -238,29 +237,31 @@ class ImageSession(ImageBatch):
     def _speak(self, ids: Tensor, positions: Tensor, **cached: Any) -> Tensor:
         return finite(self.adapter.speaker(input_ids=ids, position_ids=positions, **cached).logits[:, -1]).float()
 
-    def maps(self, found: dict[nn.Module, Tensor], layers: Sequence[int], queries, read: Read, through=None) -> list:
+    def maps(self, found: dict[nn.Module, Tensor], layers: Sequence[int], queries: Sequence[Query], read: Read,
+             through: Sequence[Tensor | None] | None = None) -> list[Tensor]:  # fmt: skip
         """[(layers, heads, h, w)] per query from {module: (batch, heads, rows, keys)}, of each the last row.
 
         Args:
             through: per query what stands for the connector's attention (images, heads, tokens, patches).
         """
-        found = torch.stack([found[self.attention_modules[layer]][:, :, -1].to(self.device) for layer in layers], 1)
+        stacked = torch.stack([found[self.attention_modules[layer]][:, :, -1].to(self.device) for layer in layers], 1)
         through, maps = through or [row.rest.through for row in read.rows], []
-        for values, query, row, shift, connector in zip(found, queries, read.rows, read.shifts, through, strict=True):
+        for values, query, row, shift, connector in zip(stacked, queries, read.rows, read.shifts, through, strict=True):
             values = values[..., (row.rest.image_at + shift).to(values.device)]  # (layers, heads, tokens)
             if connector is not None:
                 values = values @ connector[0].mean(0).to(values.device)
             maps.append(values[..., torch.from_numpy(self.layouts[query.image_index].index).to(values.device)])
         return maps
 
-    def remember(self, found, layers: Sequence[int], queries: list[Query], read: Read) -> None:
+    def remember(self, found: dict[nn.Module, Tensor], layers: Sequence[int], queries: list[Query], read: Read) -> None:
         """Keep the maps of queries, layer by layer."""
         for query, maps in zip(queries, self.maps(found, layers, queries, read), strict=True):
             self.rows.update({(query, layer): att_map for layer, att_map in zip(layers, maps, strict=True)})
 
     # -- answers
     @frozen_eval
-    def answer(self, prompts, crops=None, layers: Sequence[int] = (), of=None) -> list[str]:
+    def answer(self, prompts: Prompts, crops: Sequence[Image.Image] | None = None, layers: Sequence[int] = (),
+               of: Of = None) -> list[str]:  # fmt: skip
         """Greedy answers, at most MAX_NEW_TOKENS tokens, one per prompt.
 
         Args:

@@ -1,5 +1,8 @@
 """The tables: models, tasks, methods, options. Everything else (choices, score table, tests) is derived from them."""
 
+from collections.abc import Collection
+from typing import Any
+
 GENERAL_PROMPT = "Write a general description of the image."
 
 # name -> where the weights are (a hub id, or a folder beside the package), the module that knows the family, and the
@@ -74,7 +77,7 @@ SIZES = {"small": 0.005, "medium": 0.05, "large": float("inf")}
 
 # name -> the function of the model's module that makes the map ("tiles": of each tile of the image), or the function
 # of boxes.py that chooses the box without a map.
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "rel_att": {"map": "rel_att", "tiles": False},
     "grad_att": {"map": "grad_att", "tiles": False},
     "pure_grad": {"map": "pure_grad", "tiles": False},
@@ -94,7 +97,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 PER_SAMPLE = "per_sample"  # in place of localization heads: the best ones of each image
 
 # What can be told to a model's adapter, as arguments of argparse; an adapter that has no such option refuses it.
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "geometry": {
         "choices": ("exact", "upstream"),
         "help": "which pixels the map covers: those that the model saw (exact, the default), or as published",
@@ -113,12 +116,12 @@ OPTIONS = {
 }
 
 
-def checkpoint_of(name):
+def checkpoint_of(name: str) -> str:
     """Hub id or folder of a checkpoint that is named as in MODELS, as in ALIASES, or so already."""
     return MODELS[name]["id"] if name in MODELS else ALIASES.get(name, name)
 
 
-def known(name, table, what):
+def known(name: str, table: Collection[str], what: str) -> str:
     """The name, if the table has it; else a ValueError that lists what it has."""
     if name not in table:
         raise ValueError(f"unknown {what} {name!r}: choose from {', '.join(table)}")

@@ -1,17 +1,19 @@
 """Large images as tiles, and one map made of the maps of the tiles (ViCrop, section 5: high-resolution inputs)."""
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vicrop.images import load_image
+from vicrop.images import ImageSource, load_image
 
 TILE_SIDE = 1024  # pixels, at most
 TILE_ASPECT = 1.5  # longer side over shorter side, at most
 
 
-def high_res_split_threshold(image, res_threshold=TILE_SIDE):
+def high_res_split_threshold(image: Image.Image, res_threshold: int = TILE_SIDE) -> tuple[list[Image.Image], int, int]:
     """Cut an image into a grid of equal tiles (ViCrop, section 5: high-resolution inputs).
 
     No overlap, no padding; tiles are at most `res_threshold` px on a side and at most 1.5 times as long as wide.
@@ -31,7 +33,7 @@ def high_res_split_threshold(image, res_threshold=TILE_SIDE):
     return tiles, rows, columns
 
 
-def same_size(tiles, square=False):
+def same_size(tiles: Sequence[Image.Image], square: bool = False) -> list[Image.Image]:
     """Tiles (PIL) resized to one common size, so that their maps fit together; `square` for centre-cropping models."""
     size = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
     if square:
@@ -39,14 +41,15 @@ def same_size(tiles, square=False):
     return [tile if tile.size == size else tile.resize(size, Image.Resampling.BICUBIC) for tile in tiles]
 
 
-def join_maps(maps, rows, columns):
+def join_maps(maps: Iterable[np.ndarray], rows: int, columns: int) -> np.ndarray:
     """(rows * h, columns * w) float32 from rows * columns maps (h, w), given row by row."""
     maps = np.stack(list(maps)).astype(np.float32)  # (tiles, h, w)
     h, w = maps.shape[1:]
     return maps.reshape(rows, columns, h, w).swapaxes(1, 2).reshape(rows * h, columns * w)
 
 
-def high_res(map_func, image, prompt, general_prompt, model, processor, *, geometry="exact", **options):
+def high_res(map_func: Callable[..., Any], image: ImageSource, prompt: str, general_prompt: str, model: Any,
+             processor: Any, *, geometry: str = "exact", **options: Any) -> np.ndarray:  # fmt: skip
     """An importance map of the whole image made of one map per tile.
 
     Args:
@@ -59,8 +62,9 @@ def high_res(map_func, image, prompt, general_prompt, model, processor, *, geome
         (rows * h, columns * w) float32 array that covers the image.
     """
     rest = (prompt, general_prompt, model, processor)
-    if hasattr(map_func, "high_res"):  # a methods.MapMethod
-        return map_func.high_res(load_image(image), *rest, geometry=geometry, **options)
+    own = getattr(map_func, "high_res", None)  # of a methods.MapMethod
+    if own is not None:
+        return own(load_image(image), *rest, geometry=geometry, **options)
     tiles, rows, columns = high_res_split_threshold(load_image(image))
     cuts = getattr(getattr(processor, "image_processor", None), "do_center_crop", False)
     tiles = same_size(tiles, square=geometry == "exact" and bool(cuts))

@@ -4,14 +4,18 @@ Its language model never sees patches: a Q-Former reads the question, attends to
 on 32 tokens. So a map is the attention of the last token to the queries times that of the queries to the patches.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from transformers import InstructBlipForConditionalGeneration
+from torch import Tensor, nn
+from transformers import InstructBlipForConditionalGeneration, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vicrop import processors
-from vicrop.adapter import Adapter, ImageFeatures
+from vicrop.adapter import Adapter, EncodedImage, ImageFeatures
 from vicrop.attention import brought_in, replaced
-from vicrop.layouts import Layout, raster, whole
+from vicrop.layouts import Layout, Size, raster, whole
 from vicrop.methods import family_methods
 from vicrop.session import valid_layer
 
@@ -22,7 +26,7 @@ MODEL_CLASS, load_processor = InstructBlipForConditionalGeneration, processors.l
 prepare = processors.prepare_qformer
 
 
-def crossing_attention(model, layer=None):
+def crossing_attention(model: Any, layer: int | None = None) -> nn.Module:
     """The Q-Former's attention module to read, at a layer that counts those with cross-attention from 0.
 
     Raises:
@@ -44,13 +48,14 @@ class BlipAdapter(Adapter):
     options = {"geometry": "exact", "qformer_layer": None}
     layer_constant = "LM_LAYER"
 
-    def __init__(self, model, processor, **options):
+    def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         super().__init__(model, processor, **options)
-        self.connector = crossing_attention(model, self.given["qformer_layer"]), model.qformer
-        self.handed_on = {}  # (prompt, image) -> what the Q-Former hands on; an adapter lives as long as its session
+        self.connector = crossing_attention(model, self.given["qformer_layer"]), self.model.qformer
+        # (prompt, image) -> what the Q-Former hands on; an adapter lives as long as its session
+        self.handed_on: dict[tuple[str, int], Tensor] = {}
 
     @classmethod
-    def check(cls, model, **options):
+    def check(cls, model: PreTrainedModel, **options: Any) -> None:
         super().check(model, **options)
         if model.config.image_token_id is None:
             raise ValueError("its config has no image_token_index: vicrop.load_model gives it one")
@@ -61,23 +66,23 @@ class BlipAdapter(Adapter):
         crossing_attention(model, options.get("qformer_layer"))
 
     @property
-    def vision(self):
+    def vision(self) -> PreTrainedModel:
         return self.model.vision_model
 
     @property
-    def speaker(self):
+    def speaker(self) -> PreTrainedModel:
         return self.model.language_model
 
-    def phrase(self, text):
+    def phrase(self, text: str) -> str:
         return text  # the image comes before it by itself
 
-    def layouts(self, inputs, sizes):
+    def layouts(self, inputs: dict[str, Tensor], sizes: Sequence[Size]) -> list[Layout]:
         *_, height, width = inputs["pixel_values"].shape
         patch = self.model.config.vision_config.patch_size
         index = raster(height // patch, width // patch, first=1)  # of the patches; the CLS feature comes first
         return [Layout(self.model.config.num_query_tokens, index, whole(size)) for size in sizes]
 
-    def tokenize(self, prompt, counts):
+    def tokenize(self, prompt: str, counts: Sequence[int]) -> Tensor:
         """The queries' places come before everything, also before the text's first token."""
         if not prompt.strip():
             raise ValueError("the prompt is empty")
@@ -87,11 +92,11 @@ class BlipAdapter(Adapter):
             raise ValueError(f"the image comes before a prompt of InstructBLIP, not into it: {prompt!r}")
         return torch.cat([torch.full((sum(counts),), image), text])
 
-    def encode_images(self, inputs, count):
+    def encode_images(self, inputs: dict[str, Tensor], count: int) -> list[ImageFeatures]:
         """Only as far as the question does not change it: the Q-Former reads that."""
         return [ImageFeatures(each) for each in self.model.vision_model(**inputs).last_hidden_state.chunk(count)]
 
-    def qformer_inputs(self, prompt, device):
+    def qformer_inputs(self, prompt: str, device: torch.device) -> dict[str, Tensor]:
         """What the Q-Former reads of a prompt."""
         read = self.processor.qformer_tokenizer(prompt, return_tensors="pt").to(device)
         longest, places = read.input_ids.shape[1], self.model.config.qformer_config.max_position_embeddings
@@ -99,7 +104,7 @@ class BlipAdapter(Adapter):
             raise ValueError(f"a prompt of {longest} tokens is too long for the Q-Former, which reads up to {places}")
         return {f"qformer_{name}": read[name] for name in ("input_ids", "attention_mask")}
 
-    def forward_inputs(self, prompt, ids, images):
+    def forward_inputs(self, prompt: str, ids: Tensor, images: Sequence[EncodedImage]) -> dict[str, Any]:
         first = prompt, id(images[0].features.pooled)
         known = self.handed_on.get(first) if len(images) > 1 else None  # of an image and a crop only the crop is new
         seen = torch.cat([image.features.pooled for image in images[known is not None :]])
@@ -115,7 +120,7 @@ class BlipAdapter(Adapter):
         mask = torch.ones_like(ids)[None]
         return {"attention_mask": mask, "pixel_values": None, "mm_encoder_outputs": {"image": encoded}, **asked}
 
-    def stock_inputs(self, prompt, ids, inputs):
+    def stock_inputs(self, prompt: str, ids: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return super().stock_inputs(prompt, ids, inputs) | self.qformer_inputs(prompt, ids.device)
 
 

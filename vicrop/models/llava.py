@@ -3,12 +3,17 @@
 To add a family of your own, write a module like this one and name it in adapter.REGISTRY and tables.MODELS.
 """
 
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedModel
 
 from vicrop import processors
 from vicrop.adapter import Adapter
 from vicrop.images import pad_to_square
-from vicrop.layouts import Layout, center_crop_region, raster, square_region, whole
+from vicrop.layouts import Layout, Region, Size, center_crop_region, raster, square_region, whole
 from vicrop.methods import family_methods
 
 ATT_LAYER = 14
@@ -26,7 +31,7 @@ class LlavaAdapter(Adapter):
 
     options = {"geometry": "exact", "image_fit": "processor"}
 
-    def __init__(self, model, processor, **options):
+    def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         super().__init__(model, processor, **options)
         self.pads, settings = self.given["image_fit"] == "pad", processor.image_processor
         self.square_tiles = self.given["geometry"] == "exact" and (settings.do_center_crop or self.pads)
@@ -34,19 +39,19 @@ class LlavaAdapter(Adapter):
         has_class = any(name.endswith("class_embedding") for name, _ in self.vision.named_parameters())
         self.num_leading_tokens = int(has_class and model.config.vision_feature_select_strategy == "full")
 
-    def preprocess(self, images):
+    def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         if self.pads:
             mean = tuple(int(255 * channel) for channel in self.processor.image_processor.image_mean)
             images = [pad_to_square(image, mean) for image in images]
         return super().preprocess(images)
 
-    def layouts(self, inputs, sizes):
+    def layouts(self, inputs: dict[str, Tensor], sizes: Sequence[Size]) -> list[Layout]:
         *_, height, width = inputs["pixel_values"].shape
         patch, first = self.model.config.vision_config.patch_size, self.num_leading_tokens
         index = raster(height // patch, width // patch, first)
         return [Layout(first + index.size, index, self.region(size)) for size in sizes]
 
-    def region(self, size):
+    def region(self, size: Size) -> Region:
         """The rectangle of a (width, height) image that the model's input shows, in xyxy pixels of the image."""
         if self.given["geometry"] == "upstream":
             return whole(size)

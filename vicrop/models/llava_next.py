@@ -4,12 +4,15 @@ The model sees an image twice: squashed to one tile, and cut into several high-r
 row by row without the padding and with a newline token after each row. The map is read from the latter.
 """
 
+from collections.abc import Sequence
+
+from torch import Tensor
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
 from vicrop import processors
 from vicrop.adapter import Adapter
-from vicrop.layouts import Layout, any_resolution, join_tiles, middle, whole
+from vicrop.layouts import Layout, Size, any_resolution, join_tiles, middle, whole
 from vicrop.methods import family_methods
 
 ATT_LAYER = 14
@@ -21,12 +24,12 @@ prepare = processors.prepare
 class LlavaNextAdapter(Adapter):
     """LLaVA-NeXT (see adapter.Adapter). A map covers the whole image."""
 
-    def tile_grid(self, size):
+    def tile_grid(self, size: Tensor) -> tuple[int, int]:
         """(rows, columns) of the high-resolution tiles of an image of that (height, width)."""
         side = self.model.config.vision_config.image_size
         return get_anyres_image_grid_shape(size, self.model.config.image_grid_pinpoints, side)
 
-    def layouts(self, inputs, sizes):
+    def layouts(self, inputs: dict[str, Tensor], sizes: Sequence[Size]) -> list[Layout]:
         vision, found = self.model.config.vision_config, []
         side = vision.image_size // vision.patch_size
         for size, shape in zip(sizes, inputs["image_sizes"], strict=True):
@@ -36,7 +39,7 @@ class LlavaNextAdapter(Adapter):
             found.append(Layout(side**2 + h * (w + 1), index, whole(size)))
         return found
 
-    def canvas(self, values, inputs, layout):
+    def canvas(self, values: Tensor, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
         """The high-resolution tiles (1, 1 + tiles, 3, side, side) as one picture without padding."""
         rows, columns = self.tile_grid(inputs["image_sizes"][0])
         picture = join_tiles(values[0, 1 : 1 + rows * columns], rows, columns)

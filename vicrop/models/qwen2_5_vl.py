@@ -3,12 +3,17 @@
 An image keeps its aspect ratio, so grids vary; 2 x 2 patches become one token; positions have three axes (mrope).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
 from vicrop import processors
-from vicrop.adapter import Adapter
-from vicrop.layouts import Layout, thw, unpatchify, whole
+from vicrop.adapter import Adapter, EncodedImage
+from vicrop.layouts import Layout, Size, thw, unpatchify, whole
 from vicrop.methods import family_methods
 from vicrop.processors import ImageTextProcessor as ImageTextProcessor  # saved and built by this name
 from vicrop.qwen_input import encode_base64 as encode_base64  # notebooks import both from here, too
@@ -33,15 +38,14 @@ class QwenAdapter(Adapter):
     """
 
     options = {"geometry": "exact", "min_pixels": None, "max_pixels": None}
-    image_placeholder = "<|vision_start|><|image_pad|><|vision_end|>"
 
-    def __init__(self, model, processor, **options):
+    def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         super().__init__(model, processor, **options)
         self.size = pixel_range(processor, self.given["min_pixels"], self.given["max_pixels"])
         self.merge, self.bbox_size = model.config.vision_config.spatial_merge_size, BBOX_SIZE
 
     @classmethod
-    def check(cls, model, **options):
+    def check(cls, model: PreTrainedModel, **options: Any) -> None:
         super().check(model, **options)
         low, high = options.get("min_pixels"), options.get("max_pixels")
         low = 1 if low is None else low
@@ -49,50 +53,54 @@ class QwenAdapter(Adapter):
             raise ValueError(f"min_pixels is at least 1, not {low}, and max_pixels at least min_pixels, not {high}")
 
     @property
-    def vision(self):
+    def vision(self) -> PreTrainedModel:
         return self.model.model.visual
 
-    def preprocess(self, images):
+    @property
+    def image_placeholder(self) -> str:
+        return "<|vision_start|><|image_pad|><|vision_end|>"
+
+    def preprocess(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         """As published: both sides to the nearest multiple of a token's side, then to a size within the limits."""
         settings = self.processor.image_processor
         images = [resize_to_multiple(image, settings.patch_size * settings.merge_size) for image in images]
         return dict(settings(images=images, size=self.size, return_tensors="pt"))
 
-    def layouts(self, inputs, sizes):
+    def layouts(self, inputs: dict[str, Tensor], sizes: Sequence[Size]) -> list[Layout]:
         indices = [thw((rows, columns), self.merge) for _, rows, columns in inputs["image_grid_thw"].tolist()]
         return [Layout(index.size, index, whole(size)) for index, size in zip(indices, sizes, strict=True)]
 
-    def one_image(self, inputs, number):
+    def one_image(self, inputs: dict[str, Tensor], number: int) -> dict[str, Tensor]:
         counts = inputs["image_grid_thw"].prod(1)
         first = int(counts[:number].sum())
         patches = inputs["pixel_values"][first : first + int(counts[number])]
         return {"pixel_values": patches, "image_grid_thw": inputs["image_grid_thw"][number : number + 1]}
 
-    def prompt(self, question):
+    def prompt(self, question: str) -> str:
         return processors.chat_prompt(self.processor, super().prompt(question))
 
-    def tokenize(self, prompt, counts):
+    def tokenize(self, prompt: str, counts: Sequence[int]) -> Tensor:
         if self.processor.image_token not in prompt:
             prompt = processors.chat_prompt(self.processor, prompt)
         return super().tokenize(prompt, counts)
 
-    def rope_inputs(self, ids, grids):
+    def rope_inputs(self, ids: Tensor, grids: Tensor) -> dict[str, Tensor]:
         """What positions of three axes are made of; without the types there would be none, silently."""
         return {"image_grid_thw": grids, "mm_token_type_ids": (ids == self.model.config.image_token_id).int()[None]}
 
-    def forward_inputs(self, prompt, ids, images):
+    def forward_inputs(self, prompt: str, ids: Tensor, images: Sequence[EncodedImage]) -> dict[str, Any]:
         grids = torch.cat([image.inputs["image_grid_thw"] for image in images])
         return super().forward_inputs(prompt, ids, images) | self.rope_inputs(ids, grids)
 
-    def stock_inputs(self, prompt, ids, inputs):
+    def stock_inputs(self, prompt: str, ids: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return super().stock_inputs(prompt, ids, inputs) | self.rope_inputs(ids, inputs["image_grid_thw"])
 
-    def canvas(self, values, inputs, layout):
+    def canvas(self, values: Tensor, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
         """A row of `values` is a patch: 3 colours x 2 copies in time; rows come by tokens, of 2 x 2 patches each."""
         vision = self.model.config.vision_config
         return unpatchify(values, layout.grid, self.merge, vision.temporal_patch_size, vision.patch_size)
 
-    def record_fields(self, layout, crop):
+    def record_fields(self, layout: Layout, crop: Image.Image) -> dict[str, Any]:
         """`num_img_tokens`: the image tokens of the prompt with image and crop."""
         settings = self.processor.image_processor
         limits = {"min_pixels": self.size["shortest_edge"], "max_pixels": self.size["longest_edge"]}
