@@ -295,7 +295,7 @@ def test_files_that_no_run_has_written_are_refused_by_name(tmp_path, ending, tex
 def test_a_line_of_a_part_that_is_no_object_does_not_count(tmp_path):
     results = Results(tmp_path / "m-t-x.json", {})
     results.parts.folder.mkdir()
-    (results.parts / "1.jsonl").write_text('7\n[1]\n{"id": "0"}\n')
+    (results.parts.folder / "1.jsonl").write_text('7\n[1]\n{"id": "0"}\n')
     assert list(results.done()) == [line["id"] for line in results.poll()] == ["0"]
 
 
