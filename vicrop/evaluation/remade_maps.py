@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from tqdm import tqdm
 
 from vicrop.checkpoints import local_or_hub, model_module, weights_of
 from vicrop.choices import MethodChoice, ModelChoice
-from vicrop.dataset import check_record
 from vicrop.evaluation.batching import batch_size_of, in_batches, question_batch
 from vicrop.evaluation.result_files import ResultFile
+from vicrop.evaluation.sessions import Sessions
 from vicrop.failures import recoverable_message
 from vicrop.known_heads import heads_of
 from vicrop.loaded import LoadedModel, load_chosen
@@ -36,16 +35,11 @@ def made_again(
     """
     method, loaded = maker_of(result, place)
 
-    @lru_cache(maxsize=1)
-    def session_of(paths):
-        return loaded.session(paths)
+    sessions = Sessions(loaded, result.images)
 
     def found_in(batch):
         try:
-            paths = [check_record(record, result.images) for record in batch]
-            unique = tuple(dict.fromkeys(paths))
-            questions = question_batch(batch, session_of(unique), [unique.index(path) for path in paths])
-            maps = questions.find(method)
+            maps = question_batch(batch, *sessions.of(batch)).find(method)
             return [(record["id"], *found) for record, (_, *found) in zip(batch, maps, strict=True)]
         except Exception as error:
             said = recoverable_message(error)

@@ -5,30 +5,27 @@ import sys
 import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import lru_cache
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from accelerate.utils.memory import clear_device_cache
 
 from vicrop.attention import counted
 from vicrop.checkpoints import default_device
-from vicrop.dataset import check_record, load_task, pick
+from vicrop.dataset import load_task, pick
 from vicrop.evaluation.batching import answer_batch, batch_size_of, in_batches, prefetched
 from vicrop.evaluation.metrics import first_grader
 from vicrop.evaluation.progress import Progress
 from vicrop.evaluation.provenance import common_settings, is_restart, method_settings, run_id, whereabouts
 from vicrop.evaluation.result_files import result_path
 from vicrop.evaluation.results import Results, with_outputs
+from vicrop.evaluation.sessions import Sessions
 from vicrop.evaluation.settings import RunSettings
 from vicrop.files import in_repository
 from vicrop.loaded import LoadedModel, load_chosen
-from vicrop.session import ImageSession
 from vicrop.tables import METHODS
 
 SHOWN_ERRORS = 20  # of those at the end of a run
@@ -131,49 +128,6 @@ def share_and_model(
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
-class Sessions:
-    """The sessions of a run's images, made as batches ask for them; two at most are alive.
-
-    Attributes:
-        read: {"prefix_shared", "batched"} of all of them so far; each is true if it always was.
-    """
-
-    def __init__(self, loaded: LoadedModel, folder):
-        self.loaded, self.folder = loaded, folder
-        self.read, self.alive = {}, deque(maxlen=2)
-        # Records come in image order, and one batch is made ahead.
-        self.of_images = lru_cache(maxsize=2)(self._of_images)
-
-    def _of_images(self, paths: tuple) -> ImageSession:
-        session = self.loaded.session(paths)
-        session.inputs  # noqa: B018 (made here, in the loading thread)
-        self.note_how_read()
-        self.alive.append(session)
-        return session
-
-    def of(self, batch: Sequence[dict]) -> tuple[ImageSession, list[int]]:
-        """(session of the images of a batch, each once; for each record the number of its image)."""
-        paths = [check_record(record, self.folder) for record in batch]
-        unique = tuple(dict.fromkeys(paths))
-        return self.of_images(unique), [unique.index(path) for path in paths]
-
-    def of_one(self, record: dict) -> tuple[ImageSession, list[int]]:
-        """`of` a single record, once all memory is free that a batch has left behind."""
-        self.of_images.cache_clear()
-        self.note_how_read()
-        self.alive.clear()
-        clear_device_cache(garbage_collection=True)
-        return self.of([record])
-
-    def note_how_read(self) -> dict:
-        """`read`, with what the sessions that are alive tell."""
-        for session in list(self.alive):
-            for name, value in (("prefix_shared", session.store.shared), ("batched", session.batched)):
-                if value is not None:
-                    self.read[name] = self.read.get(name, True) and value
-        return self.read
-
-
 def answer_records(
     run: RunSettings, records, loaded: LoadedModel, results: dict[str, Results], done: dict, bar: Progress,
     stopped: Sequence[int],
