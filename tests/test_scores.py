@@ -447,7 +447,7 @@ def test_a_box_that_cannot_be_one_has_no_size_and_is_named(tmp_path, capsys, box
 def test_what_is_only_begun_is_no_failure(tmp_path, capsys):
     (tmp_path / "llava-pope-rel_att.parts").mkdir()
     get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path)])
-    assert capsys.readouterr().out.startswith("llava-pope-rel_att is not finished, and not scored")
+    assert capsys.readouterr().out.startswith("llava-pope-rel_att is not finished, and it is not scored")
     assert not list(tmp_path.glob("evaluation_report.*"))
 
 

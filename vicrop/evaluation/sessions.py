@@ -8,22 +8,23 @@ from pathlib import Path
 from accelerate.utils.memory import clear_device_cache
 
 from vicrop.dataset import check_record
+from vicrop.evaluation.batching import BatchSession
 from vicrop.loaded import LoadedModel
 from vicrop.session import ImageSession
 
 
 class Sessions:
-    """The sessions of the images of records, made as batches ask for them; two at most are alive.
+    """The sessions of the images of records, made when a batch needs them; at most two exist at a time.
 
     Attributes:
-        read: {"prefix_shared", "batched"} of all of them so far; each is true if it always was.
+        read: {"prefix_shared", "batched"}: each is true if it was true of all sessions so far.
     """
 
     def __init__(self, loaded: LoadedModel, folder: Path):
         self.loaded, self.folder = loaded, folder
         self.read: dict[str, bool] = {}
         self.alive: deque[ImageSession] = deque(maxlen=2)
-        # Records come in image order, and one batch is made ahead.
+        # Two are enough: records come in the order of their images, and only the next batch is prepared ahead.
         self.of_images = lru_cache(maxsize=2)(self._of_images)
 
     def _of_images(self, paths: tuple[Path, ...]) -> ImageSession:
@@ -33,14 +34,14 @@ class Sessions:
         self.alive.append(session)
         return session
 
-    def of(self, batch: Sequence[dict]) -> tuple[ImageSession, list[int]]:
-        """(session of the images of a batch, each once; for each record the number of its image)."""
+    def of(self, batch: Sequence[dict]) -> BatchSession:
+        """(session of the different images of a batch, for each record the number of its image)."""
         paths = [check_record(record, self.folder) for record in batch]
         unique = tuple(dict.fromkeys(paths))
         return self.of_images(unique), [unique.index(path) for path in paths]
 
-    def of_one(self, record: dict) -> tuple[ImageSession, list[int]]:
-        """`of` a single record, once all memory is free that a batch has left behind."""
+    def of_one(self, record: dict) -> BatchSession:
+        """`of` a single record, after the memory of earlier batches has been freed."""
         self.of_images.cache_clear()
         self.note_how_read()
         self.alive.clear()
@@ -48,7 +49,7 @@ class Sessions:
         return self.of([record])
 
     def note_how_read(self) -> dict[str, bool]:
-        """`read`, with what the sessions that are alive tell."""
+        """Update `read` from the sessions that exist, and return it."""
         for session in list(self.alive):
             for name, value in (("prefix_shared", session.store.shared), ("batched", session.batched)):
                 if value is not None:

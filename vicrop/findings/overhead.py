@@ -15,7 +15,7 @@ from vicrop.findings.table import Table, estimate
 
 
 def times_of(subject: Subject, record: dict) -> dict[str, Any]:
-    """{"seconds", "forwards"} of a record, each {way: value}; the ways are no crop, and each method."""
+    """{"seconds", "forwards"} of a record, each {way: value}; the ways are "no crop" and each method."""
     seconds, forwards = {}, {}
     for way in (NO_CROP, *subject.methods):
         methods = {name: method for name, method in subject.methods.items() if name == way}
@@ -30,9 +30,9 @@ def times_of(subject: Subject, record: dict) -> dict[str, Any]:
 
 
 def overhead(run: RunSettings, out: Path) -> Table:
-    """Seconds and forward passes of the language model for a question: answered without crop, and by each method.
+    """Seconds and forward passes of the language model for a question, without crop and by each method.
 
-    Each way begins with the image's file and ends with both answers as texts; one question at a time.
+    The time runs from opening the image's file to the text of the last answer; one question at a time.
     """
     device = torch.device(run.model.device or default_device())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
