@@ -89,8 +89,8 @@ def answer_batch(
 
 def question_batch(batch: Sequence[dict], session: ImageSession, of: Sequence[int]) -> QuestionBatch:
     """The QuestionBatch of some records about a session's images; `of` has the number of each record's image."""
-    questions, short = ([record.get(name) for record in batch] for name in ("question", "short_question"))
-    return QuestionBatch(session, questions, of, short, batch)
+    questions = [record["question"] for record in batch]
+    return QuestionBatch(session, questions, of, [record.get("short_question") for record in batch], batch)
 
 
 def outcome_or_error(questions: QuestionBatch, method: Method, originals: Sequence[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vicrop.files import atomic_path
 from vicrop.heads import FIRST_LAYER, chord_elbow, head_name
+from vicrop.layouts import Region
 from vicrop.localization.grounding import Grounding, Head
 from vicrop.plots import overlay
 
@@ -26,9 +27,7 @@ def masked(image: Image.Image, mask: np.ndarray, strength: float = 0.45) -> Imag
     return Image.composite(tinted, image, Image.fromarray(mask.astype(np.uint8) * 255))
 
 
-def grounding_figure(
-    image: Image.Image, query: str, attention: np.ndarray, region: Sequence[int], found: Grounding
-) -> Figure:
+def grounding_figure(image: Image.Image, query: str, attention: np.ndarray, region: Region, found: Grounding) -> Figure:
     """A Figure: the image with its box, the map of each head on it, and the map that they make together.
 
     Args:
