@@ -12,11 +12,11 @@ from vicrop.choices import MethodChoice, ModelChoice
 from vicrop.dataset import Id
 from vicrop.evaluation.batching import batch_size_of, in_batches, question_batch
 from vicrop.evaluation.result_files import ResultFile
-from vicrop.evaluation.results import SavedMap
 from vicrop.evaluation.sessions import Sessions
 from vicrop.failures import recoverable_message
 from vicrop.known_heads import heads_of
 from vicrop.loaded import LoadedModel, load_chosen
+from vicrop.map_files import SavedMap
 from vicrop.methods import Method
 from vicrop.tables import GENERAL_PROMPT, OPTIONS
 

@@ -10,15 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vicrop.dataset import Id, refuse_bad_ids
 from vicrop.evaluation.part_files import PartFiles
 from vicrop.files import atomic_path, file_lock, read_json, read_meta, write_atomically
-from vicrop.layouts import Region
-from vicrop.map_files import packed, read_maps, unpacked, write_maps
+from vicrop.map_files import SavedMap, packed, read_maps, unpacked, write_maps
 
-SavedMap = tuple[np.ndarray, Region]  # (h, w), and the xyxy pixels of the image that it covers
 # Fields of a record that a run fills in.
 OUTPUT_FIELDS = ("original_answer", "crop_answer", "bbox", "num_img_tokens", "error")
 

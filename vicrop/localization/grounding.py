@@ -12,11 +12,10 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
-from vicrop.heads import NEIGHBOURS, Criteria, Measures, heads_map, selected
+from vicrop.heads import NEIGHBOURS, Criteria, Head, Measures, heads_map, selected
 from vicrop.localization.config import Logic
 from vicrop.localization.masks import MASKS
 
-Head = tuple[int, int]  # (layer, head)
 SLIVER = 0.01  # pixels: boxes are rounded to this, so a cell with less of the image shows nothing of it
 
 
