@@ -53,11 +53,9 @@ def refuse_bad_counts(given: argparse.Namespace) -> None:
     """ValueError if a number of records or of a part is out of its range, or --overwrite is given for a part only."""
     for name in ("batch_size", "limit"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, not {getattr(given, name)}")
+            raise ValueError(f"--{name} must be at least 1, got {getattr(given, name)}")
     if not 0 <= given.chunk_id < given.total_chunks:
-        raise ValueError(
-            f"--chunk_id must be from 0 to --total_chunks - 1, {given.total_chunks - 1}, not {given.chunk_id}"
-        )
+        raise ValueError(f"--chunk_id must be 0 to --total_chunks - 1, {given.total_chunks - 1}, got {given.chunk_id}")
     if given.overwrite and (given.total_chunks > 1 or given.limit or given.ids):
         raise ValueError("--overwrite forgets all records, also those that this run does not ask about: use another "
                          "--save_path")  # fmt: skip
