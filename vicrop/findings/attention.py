@@ -10,7 +10,7 @@ from vicrop.attribution import attention as attention_maps
 from vicrop.dataset import box_of
 from vicrop.evaluation.metrics import RIGHT
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import Subject, graded, images_of, measured, with_methods
+from vicrop.findings.measure import TaskModel, graded, images_of, measured, with_methods
 from vicrop.findings.table import Table, estimate, in_words
 
 
@@ -46,14 +46,14 @@ def edge_weights(points: Sequence[float] | np.ndarray, edges: np.ndarray) -> np.
     return np.stack([np.interp(points, edges, one) for one in np.eye(len(edges))], 1)
 
 
-def ratios_of(subject: Subject, record: dict) -> dict[str, Any]:
+def ratios_of(task_model: TaskModel, record: dict) -> dict[str, Any]:
     """{"score", "ratio"} of a record: how right the answer is, and the attention ratio of each layer."""
     if not record.get("gt_bbox"):
         raise ValueError(f"record {record['id']!r} has no gt_bbox, and the attention ratio is about that box")
-    batch = subject.ask(record)
+    batch = task_model.ask(record)
     (image,), (layout,) = batch.session.images, batch.session.layouts
-    box, score_of = box_of(record, image_size=image.size), subject.grade(subject.answer(batch), record)
-    (maps,) = attention_maps(batch.session, batch.map_prompts, subject.layers)
+    box, score_of = box_of(record, image_size=image.size), task_model.grade(task_model.answer(batch), record)
+    (maps,) = attention_maps(batch.session, batch.map_prompts, task_model.layers)
     heads_mean = maps.mean(1).cpu().numpy()  # (layers, h, w)
     ratios = attention_ratio(heads_mean, layout.region, box).tolist()
     return {"score": score_of, "ratio": [None if np.isnan(ratio) else ratio for ratio in ratios]}

@@ -9,23 +9,23 @@ import numpy as np
 from vicrop.checkpoints import model_module
 from vicrop.crop import method_of
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import MEAN, Subject, graded, images_of, measured
+from vicrop.findings.measure import MEAN, TaskModel, graded, images_of, measured
 from vicrop.findings.table import Table, estimate, in_words
 
 
-def scores_by_layer(subject: Subject, record: dict) -> dict[str, Any]:
+def scores_by_layer(task_model: TaskModel, record: dict) -> dict[str, Any]:
     """{"score", "with_crop": {method: {layer or MEAN: score}}} of a record; layers as texts."""
-    batch, answers = subject.ask(record), {}  # {box: answer}: layers with the same box share an answer
-    score_of, scores = subject.grade(subject.answer(batch), record), {name: {} for name in subject.methods}
-    for name, method in subject.methods.items():
+    batch, answers = task_model.ask(record), {}  # {box: answer}: layers with the same box share an answer
+    score_of, scores = task_model.grade(task_model.answer(batch), record), {name: {} for name in task_model.methods}
+    for name, method in task_model.methods.items():
         for choice in (
             MEAN,
-            *subject.layers,
+            *task_model.layers,
         ):  # the mean comes first: it reads all layers at once, and the session keeps them
-            ((box, *_),) = batch.find(method.bind(subject.model, choice))
+            ((box, *_),) = batch.find(method.bind(task_model.model, choice))
             if box not in answers:
                 (answers[box],) = batch.session.answer(batch.prompts, crops=[batch.session.images[0].crop(box)])
-            scores[name][str(choice)] = subject.grade(answers[box], record)
+            scores[name][str(choice)] = task_model.grade(answers[box], record)
     return {"score": score_of, "with_crop": scores}
 
 

@@ -23,7 +23,7 @@ from vicrop.session import layer_numbers
 NO_CROP, MEAN = "no crop", "mean"
 
 
-class Subject:
+class TaskModel:
     """A loaded model that is asked one record at a time, and the grader of its task."""
 
     def __init__(self, run: RunSettings):
@@ -46,7 +46,7 @@ class Subject:
         return answer
 
 
-Measure = Callable[[Subject, dict], dict[str, Any]]  # (subject, record) -> {field: value} for JSON
+Measure = Callable[[TaskModel, dict], dict[str, Any]]  # (task_model, record) -> {field: value} for JSON
 
 
 def measured(
@@ -66,15 +66,15 @@ def measured(
     done = {} if run.overwrite else results.done(run.retry_errors)
     todo = [record for record in records if record["id"] not in done]
     if todo:
-        subject = Subject(run)
+        task_model = TaskModel(run)
         if run.overwrite:  # old results are deleted only now that the model is loaded and can make new ones
             results.clear()
         for record in tqdm(todo, desc=f"{run.model.name} {finding}", unit="question"):
             try:
                 if warm_up:
-                    measure(subject, record)
+                    measure(task_model, record)
                     warm_up = False
-                fields = measure(subject, record)
+                fields = measure(task_model, record)
             except Exception as error:
                 fields = {"error": recoverable_message(error)}
             results.append(with_outputs(record, fields))
