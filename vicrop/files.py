@@ -102,7 +102,7 @@ def read_meta(path: str | Path) -> dict:
     meta = read_json(path) if Path(path).exists() else {}
     wrong = f"{path} is none that run.py has written"
     if not isinstance(meta, dict):
-        raise ValueError(f"{wrong}: it must be an object, not a {type(about).__name__}")
+        raise ValueError(f"{wrong}: it must be an object, not a {type(meta).__name__}")
     for part in ("settings", "counts", "runs"):
         if not isinstance(meta.get(part, {}), dict):
             raise ValueError(f"{wrong}: its {part} must be an object, not a {type(meta[part]).__name__}")
