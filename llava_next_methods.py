@@ -1,50 +1,38 @@
-"""LLaVA-NeXT (LLaVA-1.6): what is peculiar to it, and the ViCrop methods over it.
+"""ViCrop on LLaVA-NeXT, under the names that notebooks import: this is the module vicrop/models/llava_next.py.
 
-The model sees an image twice: squashed to one tile, and cut into several high-resolution tiles, whose tokens come back
-row by row without the padding and with a newline token after each row. The map is read from the latter.
+    from llava_next_methods import rel_attention_llava_next
+    att_map = rel_attention_llava_next(image, prompt, general_prompt, model, processor)        # float32 (h, w)
+
+The layer to read is ATT_LAYER; it is read when a function is called, so changing it here changes the map.
 """
 
-from transformers import AutoProcessor, LlavaNextForConditionalGeneration
-from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+import sys
 
-import processors
-from adapters import Adapter
-from layouts import Layout, any_resolution, join_tiles, middle, whole
-from methods import family_methods
+from vicrop.models import llava_next
+from vicrop.models.llava_next import (
+    ATT_LAYER,
+    PROMPT,
+    grad_att,
+    gradient_attention_llava_next,
+    loc_att,
+    localization_attention_llava_next,
+    pure_grad,
+    pure_gradient_llava_next,
+    rel_att,
+    rel_attention_llava_next,
+)
 
-ATT_LAYER = 14
-PROMPT = "USER: <image>\n{question} Answer the question using a single word or phrase. ASSISTANT:"
-MODEL_CLASS, load_processor = LlavaNextForConditionalGeneration, AutoProcessor.from_pretrained
-prepare = processors.prepare
+__all__ = [
+    "ATT_LAYER",
+    "PROMPT",
+    "grad_att",
+    "gradient_attention_llava_next",
+    "loc_att",
+    "localization_attention_llava_next",
+    "pure_grad",
+    "pure_gradient_llava_next",
+    "rel_att",
+    "rel_attention_llava_next",
+]
 
-
-class LlavaNextAdapter(Adapter):
-    """LLaVA-NeXT (see adapters.Adapter). A map covers the whole image."""
-
-    def tile_grid(self, size):
-        """(rows, columns) of the high-resolution tiles of an image of that (height, width)."""
-        side = self.model.config.vision_config.image_size
-        return get_anyres_image_grid_shape(size, self.model.config.image_grid_pinpoints, side)
-
-    def layouts(self, inputs, sizes):
-        vision, found = self.model.config.vision_config, []
-        side = vision.image_size // vision.patch_size
-        for size, shape in zip(sizes, inputs["image_sizes"], strict=True):
-            height, width = shape.tolist()
-            index = any_resolution(*self.tile_grid(shape), side, (width, height), overview=side**2)
-            h, w = index.shape
-            found.append(Layout(side**2 + h * (w + 1), index, whole(size)))
-        return found
-
-    def canvas(self, values, inputs, layout):
-        """The high-resolution tiles (1, 1 + tiles, 3, side, side) as one picture without padding."""
-        rows, columns = self.tile_grid(inputs["image_sizes"][0])
-        picture = join_tiles(values[0, 1 : 1 + rows * columns], rows, columns)
-        height, width = (cells * self.model.config.vision_config.patch_size for cells in layout.grid)
-        return middle(picture, height, width)
-
-
-ADAPTER = LlavaNextAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("llava_next")
-rel_attention_llava_next, gradient_attention_llava_next = rel_att, grad_att
-pure_gradient_llava_next, localization_attention_llava_next = pure_grad, loc_att
+sys.modules[__name__] = llava_next  # one module under both names: a constant that is set here is set there

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from utils import bbox_from_att_image_adaptive
+from vicrop.boxes import bbox_from_att_image_adaptive
 
 
 def nested_loops(att_map, image_size, bbox_size):

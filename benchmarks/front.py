@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-import session as session_module
-from attention import replaced
 from benchmarks.shapes import build
-from prefix_cache import PrefixStore
-from session import ImageSession
-from vicrop import QuestionBatch, model_module
+from vicrop import session as session_module
+from vicrop.attention import replaced
+from vicrop.crop import QuestionBatch, model_module
+from vicrop.prefix_cache import PrefixStore
+from vicrop.session import ImageSession
 
 TOKEN_SIDE = 28  # pixels
 

@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import get_score
+from vicrop.evaluation import score_table as get_score
 
 WORDS = [
     "red",

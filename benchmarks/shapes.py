@@ -17,13 +17,13 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-import blip_methods
-import llava_methods
-import qwen2_5_methods
-from info import GENERAL_PROMPT
-from processors import ImageTextProcessor
 from tiny.models import Qwen, make_tokenizer
-from vicrop import load_model
+from vicrop.crop import load_model
+from vicrop.models import instructblip as blip_methods
+from vicrop.models import llava as llava_methods
+from vicrop.models import qwen2_5_vl as qwen2_5_methods
+from vicrop.processors import ImageTextProcessor
+from vicrop.tables import GENERAL_PROMPT
 
 TEXT_7B = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,

@@ -25,15 +25,15 @@ import transformers
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-import session as session_module
-from attention import capture_attention, replaced
-from attribution import edge_mask
 from benchmarks.shapes import GROUPS, SHAPES, TINY, build
-from info import GENERAL_PROMPT
-from prefix_cache import PrefixStore, Row
-from session import ImageSession, Read
-from utils import bbox_in_region
-from vicrop import QuestionBatch, model_module
+from vicrop import session as session_module
+from vicrop.attention import capture_attention, replaced
+from vicrop.attribution import edge_mask
+from vicrop.boxes import bbox_in_region
+from vicrop.crop import QuestionBatch, model_module
+from vicrop.prefix_cache import PrefixStore, Row
+from vicrop.session import ImageSession, Read
+from vicrop.tables import GENERAL_PROMPT
 
 QUESTIONS = ("what number is on the red sign?", "which digit is on the blue sign?")
 

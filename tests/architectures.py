@@ -19,12 +19,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-import adapters
-from layouts import Layout, raster, whole
-from processors import ImageTextProcessor
-from qwen2_5_methods import QwenAdapter
 from tiny.models import Qwen as TinyQwen
 from tiny.models import make_tokenizer
+from vicrop import adapter as adapters
+from vicrop.layouts import Layout, raster, whole
+from vicrop.models.qwen2_5_vl import QwenAdapter
+from vicrop.processors import ImageTextProcessor
 
 MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4, "mrope_interleaved": True}
 

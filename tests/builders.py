@@ -23,11 +23,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from info import GENERAL_PROMPT
-from llava_methods import PROMPT
-from processors import ImageTextProcessor
 from tiny.models import Qwen as TinyQwen
 from tiny.models import make_tokenizer
+from vicrop.models.llava import PROMPT
+from vicrop.processors import ImageTextProcessor
+from vicrop.tables import GENERAL_PROMPT
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 

@@ -8,7 +8,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
-from utils import edge_mask, resize_to_multiple
+from vicrop.edges import edge_mask
+from vicrop.qwen_input import resize_to_multiple
 
 
 class Plain:

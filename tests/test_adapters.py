@@ -1,6 +1,7 @@
 """What is peculiar to each family: prompts, layers, sizes, and which pixels a map covers."""
 
 import base64
+import importlib
 
 import numpy as np
 import pytest
@@ -9,16 +10,17 @@ from builders import GENERAL, QUESTION, build_blip, build_llava_next, build_qwen
 from transformers import LlavaProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-import blip_methods
-from adapters import REGISTRY, Adapter, adapter_class
-from blip_methods import BlipAdapter, rel_attention_blip
-from llava_methods import grad_att, pure_grad, rel_att
-from llava_next_methods import rel_att as rel_att_next
-from methods import ratio
-from qwen2_5_methods import QwenAdapter, load_processor, rel_attention_qwen2_5
-from session import ImageSession, end_tokens
 from tiny.models import make_tokenizer
-from utils import encode_base64, high_res, prepare_qwen2_5_input, resize_to_multiple
+from vicrop.adapter import REGISTRY, Adapter, adapter_class
+from vicrop.methods import ratio
+from vicrop.models import instructblip as blip_methods
+from vicrop.models.instructblip import BlipAdapter, rel_attention_blip
+from vicrop.models.llava import grad_att, pure_grad, rel_att
+from vicrop.models.llava_next import rel_att as rel_att_next
+from vicrop.models.qwen2_5_vl import QwenAdapter, load_processor, rel_attention_qwen2_5
+from vicrop.qwen_input import encode_base64, prepare_qwen2_5_input, resize_to_multiple
+from vicrop.session import ImageSession, end_tokens
+from vicrop.tiles import high_res
 
 METHODS = {"rel_att": rel_att, "grad_att": grad_att, "pure_grad": pure_grad}
 
@@ -328,7 +330,7 @@ def test_a_question_that_holds_an_image_token_is_refused(request, kind):
 
 
 def test_a_short_question_is_asked_for_the_map_only(qwen, monkeypatch):
-    from vicrop import QuestionBatch
+    from vicrop.crop import QuestionBatch
 
     session = ImageSession([photo()], *qwen)
     batch = QuestionBatch(session, ["a long one?"], short_questions=["short?"])
@@ -341,9 +343,9 @@ def test_a_short_question_is_asked_for_the_map_only(qwen, monkeypatch):
 
 def test_every_family_of_the_registry_has_its_adapter():
     for kind, module in REGISTRY.items():
-        adapter = __import__(module).ADAPTER
-        assert issubclass(adapter, Adapter)
-        assert __import__(module).MODEL_CLASS.config_class.model_type == kind
+        family = importlib.import_module(module)
+        assert issubclass(family.ADAPTER, Adapter)
+        assert family.MODEL_CLASS.config_class.model_type == kind
 
 
 def test_a_model_that_no_adapter_knows_is_refused_by_its_kind(llava, monkeypatch):

@@ -13,21 +13,21 @@ from builders import KINDS, photo
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-import blip_methods
-import run
-from attribution import weighted_attention
-from checkpoints import load_model, reason, weights_of
-from info import METHODS
-from localization import pipeline
-from localization.collector import stock_generate
-from processors import place_token
-from session import ImageSession
-from tools import findings
-from vicrop import model_module, vicrop_qa
+from vicrop.attribution import weighted_attention
+from vicrop.checkpoints import load_model, reason, weights_of
+from vicrop.crop import model_module, vicrop_qa
+from vicrop.evaluation import command as run
+from vicrop.findings import command as findings
+from vicrop.localization import pipeline
+from vicrop.localization.collector import stock_generate
+from vicrop.models import instructblip as blip_methods
+from vicrop.processors import place_token
+from vicrop.session import ImageSession
+from vicrop.tables import METHODS
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 8315520\n"
 OTHERS = [(kind, other) for kind in KINDS for other in KINDS if other != kind]
-TINY = {"llava": "data/tiny/llava", "blip": "data/tiny/blip", "qwen2_5": "data/tiny/qwen2_5"}
+TINY = {"llava": "vicrop/embedded/llava", "blip": "vicrop/embedded/blip", "qwen2_5": "vicrop/embedded/qwen2_5"}
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_a_path_that_is_no_folder_is_said_without_asking_the_hub(copied, refused
     assert "there is no folder HERE" in refused("llava", tmp_path / "gone")
     assert "there is no folder ./gone" in refused("llava", "./gone").replace("HERE", "./gone")
     assert "HERE is a file" in refused("llava", copied("llava") / "config.json")
-    assert "HERE is no folder here" in refused("llava", "data/tiny/lava")
+    assert "HERE is no folder here" in refused("llava", "vicrop/embedded/lava")
 
 
 def test_an_adapter_on_the_hub_is_no_whole_checkpoint_either(tmp_path):
@@ -487,7 +487,7 @@ def test_whatever_loading_raises_is_one_sentence_but_for_a_full_memory(saved, mo
         def load(*_, **__):
             raise error
 
-        monkeypatch.setattr("llava_methods.load_processor", load)
+        monkeypatch.setattr("vicrop.models.llava.load_processor", load)
 
     for error in (KeyError("image"), RuntimeError("first line\nsecond"), AssertionError(), ZeroDivisionError("x")):
         fails(error)

@@ -11,15 +11,14 @@ from architectures import ADAPTERS, ARCHITECTURES, capped
 from builders import KINDS, photo
 from test_models import relative_error, state_of
 
-import adapters
-import attention
-import prefix_cache
-import session as session_module
-from attribution import attention as attention_maps
-from attribution import weighted_attention
-from localization.bbox import smoothed
-from session import ImageSession, layer_numbers
-from vicrop import model_module
+from vicrop import adapter as adapters
+from vicrop import attention, prefix_cache
+from vicrop import session as session_module
+from vicrop.attribution import attention as attention_maps
+from vicrop.attribution import weighted_attention
+from vicrop.crop import model_module
+from vicrop.heads import smoothed
+from vicrop.session import ImageSession, layer_numbers
 
 QUESTIONS = ["what number is on the red sign?", "why?", "is there a blue sign in the image, or is it a green one?"]
 
@@ -316,7 +315,7 @@ def test_the_model_is_left_as_found_also_after_an_exception(odd, monkeypatch):
     before = state_of(model)
     deltas = [module.rope_deltas for module in model.modules() if hasattr(module, "rope_deltas")]
     weighted_attention(session, [prompt], [1])
-    monkeypatch.setattr("attention.AttentionCapture.read", lambda *_: 1 / 0)
+    monkeypatch.setattr("vicrop.attention.AttentionCapture.read", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         attention_maps(session, [session.adapter.prompt("who?")], [1])
     assert state_of(model) == before

@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 
-import get_score
-from dataset import load_task
-from files import read_json
-from pictures import bars_figure, curves_figure, save_figure
-from tools import findings
+from vicrop.dataset import load_task
+from vicrop.evaluation.result_files import ResultFile
+from vicrop.evaluation.scores import ScoreOptions, rows_of
+from vicrop.files import read_json
+from vicrop.findings import attention, layers
+from vicrop.findings import command as findings
+from vicrop.findings.measure import images_of
+from vicrop.plots import bars_figure, curves_figure, save_figure
 
 COMMON = ["--model", "llava_tiny", "--device", "cpu", "--limit"]
 
@@ -31,16 +34,16 @@ def find(folder, *arguments):
 # ---------------------------------------------------------------------------------------------------- attention ratio
 def test_attention_ratio_of_an_even_map_is_one_and_of_a_planted_spot_is_large():
     region, box = (0, 0, 280, 140), (30, 40, 61, 85)
-    assert findings.attention_ratio(np.ones((14, 14)), region, box) == pytest.approx(1)
+    assert attention.attention_ratio(np.ones((14, 14)), region, box) == pytest.approx(1)
     spot = np.full((14, 14), 1e-3)
     spot[5, 2] = 1  # x 40 to 60, y 50 to 60
-    assert findings.attention_ratio(spot, region, box) > 10
-    assert findings.attention_ratio(spot, region, (200, 40, 231, 85)) < 0.5
-    assert np.isnan(findings.attention_ratio(spot, region, (-30, 0, -10, 9)))
+    assert attention.attention_ratio(spot, region, box) > 10
+    assert attention.attention_ratio(spot, region, (200, 40, 231, 85)) < 0.5
+    assert np.isnan(attention.attention_ratio(spot, region, (-30, 0, -10, 9)))
 
 
 def test_attention_ratio_of_an_even_map_is_one_also_in_a_box_between_pixels():
-    ratios = findings.attention_ratio(np.ones((2, 3, 14, 14)), (0, 0, 100, 90), (3.3, 10.6, 40.9, 77.7))
+    ratios = attention.attention_ratio(np.ones((2, 3, 14, 14)), (0, 0, 100, 90), (3.3, 10.6, 40.9, 77.7))
     assert ratios.shape == (2, 3)
     assert ratios == pytest.approx(1)
 
@@ -53,7 +56,7 @@ def test_attention_ratio_equals_its_definition(box):
     x1, y1, x2, y2 = np.subtract(box, (10, 0, 10, 0))
     wide, high = x2 - x1, y2 - y1
     sums = [fine[y : y + high, x : x + wide].sum() for y in range(20 - high + 1) for x in range(42 - wide + 1)]
-    assert findings.attention_ratio(att_map, region, box) == pytest.approx(fine[y1:y2, x1:x2].sum() / np.mean(sums))
+    assert attention.attention_ratio(att_map, region, box) == pytest.approx(fine[y1:y2, x1:x2].sum() / np.mean(sums))
 
 
 # ------------------------------------------------------------------------------------------------- the paper's findings
@@ -68,8 +71,8 @@ def test_small_objects_are_misread_and_the_true_crop_bounds_the_methods(folder):
         assert rows["small"][method]["low"] > rows["small"]["no crop"]["mean"]
         assert rows["all"]["gt_crop"]["mean"] >= rows["all"][method]["mean"]
         results = folder / "results" / f"llava_tiny-demo-{method}.json"
-        options = get_score.parse(["--by", "size"])
-        scored = get_score.rows_of("llava_tiny", "demo", method, results, get_score.read_results(results), options)
+        options = ScoreOptions(by=("size",))
+        scored = rows_of(ResultFile.read(results), options)
         for row in scored:
             found = rows[row["part"]][method]
             assert (found["n"], found["mean"]) == (row["n"], pytest.approx(row["with_crop"]))
@@ -88,8 +91,8 @@ def test_attention_finds_the_place_also_where_the_answer_is_wrong(folder):
 
 def test_the_layer_is_chosen_and_judged_on_different_images(folder):
     table, records = find(folder, "layers", *COMMON, 30, "--method", "rel_att")
-    choosing, judging = findings.halved(records)
-    assert not set(findings.images_of(choosing)) & set(findings.images_of(judging))
+    choosing, judging = layers.halved(records)
+    assert not set(images_of(choosing)) & set(images_of(judging))
     assert len(choosing) + len(judging) == len(records)
     chosen = [np.mean([record["with_crop"]["rel_att"][str(layer)] for record in choosing]) for layer in range(6)]
     best = int(np.argmax(chosen))
@@ -135,7 +138,7 @@ def test_names_with_dollars_are_drawn_as_they_are(tmp_path, text):
 
 # ------------------------------------------------------------------------------------------------------------ unbroken
 def test_a_finding_that_is_killed_goes_on(tmp_path, monkeypatch):
-    measure, asked = findings.ratios_of, []
+    measure, asked = attention.ratios_of, []
 
     def interrupted(subject, record):
         asked.append(record["id"])
@@ -143,7 +146,7 @@ def test_a_finding_that_is_killed_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return measure(subject, record)
 
-    monkeypatch.setattr(findings, "ratios_of", interrupted)
+    monkeypatch.setattr(attention, "ratios_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         find(tmp_path, "attention", *COMMON, 8)
     _, records = find(tmp_path, "attention", *COMMON, 8)
@@ -200,7 +203,7 @@ def test_a_record_that_cannot_be_scored_or_placed_is_named_and_left_out(tmp_path
         (["layers", "--method", "pure_grad"], "pure_grad reads no layer"),
         (["layers", "--layer", "1"], "this finding is about all layers"),
         (["attention", "--image", "x.png"], "the questions of a task"),
-        (["attention", "--batch_size", "4"], "--batch_size: attention asks one question at a time"),
+        (["attention", "--batch_size", "4"], "--batch_size must be left out: attention asks one question at a time"),
         (["overhead", "--save_maps"], "keeps no maps"),
         (["sizes", "--total_chunks", "2"], "by one process"),
         (["depth"], "invalid choice: 'depth'"),

@@ -9,8 +9,8 @@ import pytest
 from builders import photo
 from PIL import Image, features
 
-import images
-from images import load_image, size_as_seen
+from vicrop import images
+from vicrop.images import load_image, size_as_seen
 
 TURNS = {1: None, **images.UPRIGHT}
 BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}

@@ -7,18 +7,19 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil  # accelerate needs it, too
 import pytest
 
-import get_score
-import run
-from map_files import read_maps
-from records import Results, load_task
+from vicrop.dataset import load_task
+from vicrop.evaluation import command as run
+from vicrop.evaluation import score_table as get_score
+from vicrop.evaluation.results import Results
+from vicrop.evaluation.scores import ScoreOptions
+from vicrop.files import ROOT
+from vicrop.map_files import read_maps
 
-ROOT = Path(run.__file__).parent
 NAME = "llava_tiny-demo-rel_att"
 
 
@@ -46,7 +47,7 @@ def start(processes, folder, *more):
 
 
 def finished(folder):
-    return Results(folder / f"{NAME}.json", {}).news()
+    return Results(folder / f"{NAME}.json", {}).poll()
 
 
 def kill_when(process, folder, count):
@@ -90,7 +91,7 @@ def test_ten_kills_lose_nothing_and_repeat_nothing(undisturbed, tmp_path):
     for key, (att_map, region) in maps[0].items():
         assert maps[1][key][1] == region
         assert np.abs(maps[1][key][0] - att_map).max() <= 1e-3 * att_map.max()
-    scores = [get_score.report(folder, folder, get_score.parse([])) for folder in (undisturbed, tmp_path)]
+    scores = [get_score.report(folder, folder, ScoreOptions()) for folder in (undisturbed, tmp_path)]
     assert scores[0] == scores[1]
     assert not (tmp_path / f"{NAME}.parts").exists()
     runs = json.loads((tmp_path / f"{NAME}.meta.json").read_text())["runs"]

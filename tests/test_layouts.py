@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from layouts import Layout, any_resolution, center_crop_region, raster, square_region, thw, tiles, whole
+from vicrop.layouts import Layout, any_resolution, center_crop_region, raster, square_region, thw, tiles, whole
 
 
 def cells(h, w):

@@ -12,12 +12,14 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from plain import PLAIN_KINDS
 
-import info
-import vicrop
-from localization import analyze, bbox, evaluate_boxes, pipeline, refcoco, storage, viz
-from localization.collector import Collector, stock_generate
-from localization.config import AttentionFormat, AttentionStorage, AttentionType, ConvMode, Logic, Model
-from records import ROOT
+from vicrop import crop as vicrop
+from vicrop import heads as analyze
+from vicrop import tables as info
+from vicrop.files import ROOT
+from vicrop.localization import evaluate_boxes, pipeline, refcoco, storage, viz
+from vicrop.localization import grounding as bbox
+from vicrop.localization.collector import Collector, stock_generate
+from vicrop.localization.config import AttentionFormat, AttentionStorage, AttentionType, ConvMode, Logic, Model
 
 
 def blobs(*cells, shape=(8, 8), value=1.0):
@@ -183,12 +185,12 @@ def test_attention_that_is_not_finite_is_an_error():
 
 # ---------------------------------------------------------------------------------------------------------- the boxes
 def test_smoothing_has_a_kernel_of_seven_and_keeps_the_sum():
-    smooth = bbox.smoothed(blobs((8, 8), shape=(17, 17)))
+    smooth = analyze.smoothed(blobs((8, 8), shape=(17, 17)))
     rows, columns = np.nonzero(smooth)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 11, 5, 11)
     assert smooth.sum() == pytest.approx(1)
     maps = np.random.default_rng(0).random((3, 5, 9))
-    assert np.allclose(bbox.heads_map(maps), bbox.smoothed(maps.sum(0)))  # the sum of the smoothed, any order
+    assert np.allclose(analyze.heads_map(maps), analyze.smoothed(maps.sum(0)))  # the sum of the smoothed, any order
 
 
 def test_the_box_is_that_of_the_largest_component_alone():
@@ -300,7 +302,7 @@ def test_the_first_generated_token_is_read(collected, monkeypatch, mode):
     wanted = plain_heads(kind, *collector.loaded, image, meta["prompt"], tokens[:1])
     assert np.abs(attn - wanted).max() <= 1e-5 * wanted.max()
     # It may end at once: then the query's last token is read.
-    monkeypatch.setattr("localization.collector.stock_generate", lambda *_, **__: [])
+    monkeypatch.setattr("vicrop.localization.collector.stock_generate", lambda *_, **__: [])
     silent, meta = collector.collect(session, "x.png", "the red sign")
     assert np.abs(silent - plain_heads(kind, *collector.loaded, image, meta["prompt"])).max() <= 1e-5 * silent.max()
     assert meta["generated_text"] == ""
@@ -368,7 +370,7 @@ EXAMPLES = ROOT / "localization" / "examples"
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Runs `python -m localization.pipeline model=llava_tiny ...` in this process; results go to out/llava_tiny."""
-    monkeypatch.setattr("localization.sample.viz.PANEL", 1.0)
+    monkeypatch.setattr("vicrop.localization.sample.viz.PANEL", 1.0)
 
     def run(*arguments):
         output = f"data.output_dir={tmp_path / 'out'}"
@@ -385,7 +387,7 @@ QUERIES = ['the "red" sign', '"7" on the sign', "'tis a bird", "it's", "a, b", "
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_a_query_arrives_as_it_was_typed(query):
-    with initialize_config_dir(str(ROOT / "localization" / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "vicrop" / "localization" / "conf"), version_base="1.3"):
         assert compose("config", [pipeline.as_typed(f"data.query={query}")]).data.query == query
 
 
@@ -487,7 +489,7 @@ def test_a_batch_goes_on_and_one_bad_line_does_not_stop_it(command, tmp_path, mo
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     # With other heads, stored attention is only analyzed: no model is loaded.
     some_lines(lines)
-    monkeypatch.setattr("localization.collector.load_model", None)
+    monkeypatch.setattr("vicrop.localization.collector.load_model", None)
     command(*batch, "logic.manual_heads=[{layer:2,head:6}]")
     assert json.loads((folder / f"{ids[0]}_bbox.json").read_text())["heads"] == ["L2H6"]
     assert not list(folder.glob("*_topK.png"))  # they showed others
@@ -497,7 +499,7 @@ def test_a_batch_goes_on_and_one_bad_line_does_not_stop_it(command, tmp_path, mo
 def test_a_file_in_which_an_id_comes_twice_is_refused_at_once(command, tmp_path, monkeypatch, ids):
     rows = [{"id": key, "prompt": "the sign", "image_path": str(EXAMPLES / "square.jpg")} for key in ("x", *ids)]
     (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr("localization.collector.load_model", None)
+    monkeypatch.setattr("vicrop.localization.collector.load_model", None)
     with pytest.raises(SystemExit, match=r"lines.jsonl: ids must differ.* \(lines 2 and 3\)"):
         command("stage=batch", f"data.data_file={tmp_path / 'lines.jsonl'}", "data.process_all=true")
 
@@ -664,8 +666,8 @@ def test_an_unknown_key_or_value_is_an_error(command, argument, capsys):
 
 
 def test_other_names_of_a_checkpoint():
-    assert Collector(Model(family="llava", name="llava_tiny")).model_id == "data/tiny/llava"
-    assert vicrop.heads_of("llava", "data/tiny/llava") is None
+    assert Collector(Model(family="llava", name="llava_tiny")).model_id == "vicrop/embedded/llava"
+    assert vicrop.heads_of("llava", "vicrop/embedded/llava") is None
     with pytest.raises(ValueError, match="blip_tiny is none of model.family llava"):
         Collector(Model(family="llava", name="blip_tiny"))
     assert Collector(Model(family="llava", name="liuhaotian/llava-v1.5-7b")).model_id == "llava-hf/llava-1.5-7b-hf"

@@ -1,5 +1,7 @@
 """What every method owes on every model: the plain computation's map, and a model that is left as it was found."""
 
+import importlib
+
 import accelerate
 import numpy as np
 import pytest
@@ -7,14 +9,13 @@ import torch
 from builders import BUILDERS, KINDS, photo
 from plain import PLAIN, PLAIN_KINDS
 
-import attention
-from attribution import attention as attention_maps
-from attribution import edge_mask, weighted_attention
-from info import GENERAL_PROMPT, METHODS, MODELS
-from localization.analyze import Criteria, greedy
-from localization.bbox import smoothed
-from session import ImageSession, layer_numbers
-from vicrop import model_module
+from vicrop import attention
+from vicrop.attribution import attention as attention_maps
+from vicrop.attribution import edge_mask, weighted_attention
+from vicrop.crop import model_module
+from vicrop.heads import Criteria, greedy, smoothed
+from vicrop.session import ImageSession, layer_numbers
+from vicrop.tables import GENERAL_PROMPT, METHODS, MODELS
 
 TOLERANCE = {"rel_att": 1e-5, "grad_att": 1e-5, "pure_grad": 1e-4, "loc_att": 1e-5}
 SOME_HEADS = [(2, 3), (1, 0), (1, 2)]  # in all of the models here
@@ -56,8 +57,9 @@ def small(request):
 
 
 def test_every_model_has_every_method_under_its_own_name():
-    for row in {row["module"]: row for row in MODELS.values()}.values():
-        module, family = __import__(row["module"]), row["module"].removesuffix("_methods")
+    for family in KINDS:
+        module = importlib.import_module(f"{family}_methods")
+        assert module is model_module(family)  # one module under both names
         for short, long in (
             ("rel_att", "rel_attention"),
             ("grad_att", "gradient_attention"),
@@ -166,7 +168,7 @@ def test_the_model_is_left_as_found_after_an_exception(small, monkeypatch, metho
     ask = (photo(), *prompts(module, model, processor), model, processor)
     getattr(module, method)(*ask, layer=1)
     before = state_of(model)
-    monkeypatch.setattr("attention.AttentionCapture.read", lambda *_: 1 / 0)
+    monkeypatch.setattr("vicrop.attention.AttentionCapture.read", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         getattr(module, method)(*ask, layer=1)
     assert state_of(model) == before
@@ -387,7 +389,7 @@ def test_the_edge_mask_covers_the_models_input(shaped, geometry):
 
 
 def test_builders_cover_every_module():
-    assert {kind_of(name) for name in BUILDERS} == {row["module"].removesuffix("_methods") for row in MODELS.values()}
+    assert {MODELS[kind_of(name)]["module"] for name in BUILDERS} == {row["module"] for row in MODELS.values()}
 
 
 def test_the_heads_of_each_image_are_its_best(small):

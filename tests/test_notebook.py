@@ -3,7 +3,7 @@
 import nbformat
 from nbclient import NotebookClient
 
-from records import ROOT
+from vicrop.files import ROOT
 
 
 def printed(cell):

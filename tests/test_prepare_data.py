@@ -14,12 +14,12 @@ import pytest
 from builders import photo
 from PIL import Image
 
-from graders import GRADERS
-from info import TASKS
-from records import check_record, load_task
-from tools import download as downloads
-from tools import prepare_data
-from tools.download import Unavailable, download
+from vicrop.dataset import check_record, load_task
+from vicrop.evaluation.metrics import GRADERS
+from vicrop.prepare import download as downloads
+from vicrop.prepare import releases as prepare_data
+from vicrop.prepare.download import Unavailable, download
+from vicrop.tables import TASKS
 
 TEN = [f"answer {number}" for number in range(10)]
 
@@ -558,7 +558,7 @@ def test_a_part_that_is_too_long_is_fetched_anew(server, tmp_path):
 def test_what_cannot_be_had_is_said_at_once_and_a_dead_line_after_some_tries(server, tmp_path):
     url, handler = server
     handler.faults = [404]
-    with pytest.raises(Unavailable, match="file.bin cannot be had: 404"):
+    with pytest.raises(Unavailable, match="file.bin cannot be downloaded: 404"):
         download(url, tmp_path / "file.bin")
     assert len(handler.asked) == 1
     handler.faults = [500] * 9

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dataset import box_of, refuse_other_size
-from records import Results, answered, check_record, load_task, pick
+from vicrop.dataset import box_of, check_record, load_task, pick, refuse_other_size
+from vicrop.evaluation.results import Results, with_outputs
 
 RECORDS = [{"id": str(number), "question": "q", "labels": ["a"], "image_path": "a.png"} for number in range(20)]
 
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     for record in RECORDS[:7]:
         first.append(record | {"crop_answer": "1"})
     assert first.merge(RECORDS, RECORDS) == (13, {})
-    part = next(first.parts.glob("*.jsonl"))
+    part = next(first.parts.folder.glob("*.jsonl"))
     part.write_text(part.read_text()[:-10])  # the kill tore the last line
     second = Results(path, {"layer": 1})
     assert list(second.done()) == [record["id"] for record in RECORDS[:6]]
@@ -143,7 +143,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     merged = json.loads(path.read_text())
     assert [record["id"] for record in merged] == [record["id"] for record in RECORDS]
     assert [record["crop_answer"] for record in merged] == ["1"] * 6 + ["2"] * 14
-    assert not second.parts.exists()
+    assert not second.parts.folder.exists()
     assert Results(path, {"layer": 1}).done().keys() == {record["id"] for record in RECORDS}
 
 
@@ -213,7 +213,7 @@ def test_a_run_whose_part_was_merged_under_it_loses_nothing(tmp_path):
     assert slow.merge(RECORDS, RECORDS) == (0, {})
     answers = [record.get("crop_answer") for record in json.loads(path.read_text())]
     assert answers == ["slow", "slow", *[None] * 18]
-    assert not slow.parts.exists()
+    assert not slow.parts.folder.exists()
 
 
 def test_a_run_that_was_overwritten_with_other_settings_stops(tmp_path):
@@ -238,18 +238,18 @@ def test_a_part_of_a_dataset_is_merged_and_its_parts_stay_for_the_rest(tmp_path)
     assert set(Results(path, {}).done()) == {"0", "5", "6"}
 
 
-def test_news_are_whole_lines_once(tmp_path):
+def test_polled_records_are_whole_lines_once(tmp_path):
     writer, reader = Results(tmp_path / "m-t-x.json", {}), Results(tmp_path / "m-t-x.json", {})
-    assert reader.news() == []
+    assert reader.poll() == []
     writer.append(RECORDS[0])
-    assert reader.news() == [RECORDS[0]]
-    (part,) = writer.parts.glob("*.jsonl")
+    assert reader.poll() == [RECORDS[0]]
+    (part,) = writer.parts.folder.glob("*.jsonl")
     line = json.dumps(RECORDS[1])
     for half in (line[:9], line[9:] + "\n"):
-        assert reader.news() == []
+        assert reader.poll() == []
         with part.open("a") as file:
             file.write(half)
-    assert reader.news() == [RECORDS[1]]
+    assert reader.poll() == [RECORDS[1]]
 
 
 def test_runs_that_overlap_do_not_mix_settings(tmp_path):
@@ -294,9 +294,9 @@ def test_files_that_no_run_has_written_are_refused_by_name(tmp_path, ending, tex
 
 def test_a_line_of_a_part_that_is_no_object_does_not_count(tmp_path):
     results = Results(tmp_path / "m-t-x.json", {})
-    results.parts.mkdir()
-    (results.parts / "1.jsonl").write_text('7\n[1]\n{"id": "0"}\n')
-    assert list(results.done()) == [line["id"] for line in results.news()] == ["0"]
+    results.parts.folder.mkdir()
+    (results.parts.folder / "1.jsonl").write_text('7\n[1]\n{"id": "0"}\n')
+    assert list(results.done()) == [line["id"] for line in results.poll()] == ["0"]
 
 
 def test_a_slow_merge_does_not_undo_a_later_one(tmp_path, monkeypatch):
@@ -358,7 +358,7 @@ def test_fields_of_a_dataset_may_have_any_name(tmp_path):
     assert Results(tmp_path / "m-t-x.json", {"layer": 1}).done() == {record["id"]: record}
     assert results.merge([record], [record]) == (0, {})
     assert json.loads((tmp_path / "m-t-x.json").read_text()) == [record]
-    assert answered(record | {"error": "label noise", "bbox": 3}, {"bbox": None}) == record | {"bbox": None}
+    assert with_outputs(record | {"error": "label noise", "bbox": 3}, {"bbox": None}) == record | {"bbox": None}
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])

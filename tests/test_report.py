@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-import get_score
-import run
-from graders import score
-from map_files import read_maps, write_maps
-from records import ROOT
-from tools import report
+from vicrop.evaluation import batching, columns, report
+from vicrop.evaluation import command as run
+from vicrop.evaluation.metrics import score
+from vicrop.evaluation.result_files import ResultFile
+from vicrop.evaluation.scores import ScoreOptions, rows_of
+from vicrop.files import ROOT
+from vicrop.map_files import read_maps, write_maps
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 
@@ -107,10 +108,12 @@ def test_maps_are_read_as_they_were_written(tmp_path):
 
 @pytest.mark.parametrize("method", ["rel_att", "rel_att_high"])
 def test_saved_maps_are_those_that_are_made_again(results, tmp_path, method):
-    saved = report.maps_of(report.Result.read(results / f"llava_tiny-demo-{method}.json"))
+    saved = report.maps_of(ResultFile.read(results / f"llava_tiny-demo-{method}.json"))
     for path in results.glob(f"llava_tiny-demo-{method}.*json"):
         shutil.copy(path, tmp_path)
-    again = report.maps_of(report.Result.read(tmp_path / f"llava_tiny-demo-{method}.json"), {"device": "cpu"})
+    again = report.maps_of(
+        ResultFile.read(tmp_path / f"llava_tiny-demo-{method}.json"), {"device": "cpu", "device_map": None}
+    )
     assert len(saved) == 24
     assert saved.keys() == again.keys()
     for key, (att_map, region) in again.items():
@@ -225,12 +228,11 @@ def test_what_one_does_with_the_mouse_leaves_the_keyboard_alone(opened, page_fil
 def test_the_score_table_is_that_of_get_score(opened, results, page_file):
     shown = [row.split("\t") for row in opened(page_file).locator("#scores tbody tr").all_inner_texts()]
     path = results / "llava_tiny-demo-rel_att.json"
-    options = get_score.parse([])
-    rows = get_score.rows_of("llava_tiny", "demo", "rel_att", path, get_score.read_results(path), options)
+    rows = rows_of(ResultFile.read(path), ScoreOptions())
     assert [row["part"] for row in rows] == ["all", "small", "medium", "large"]
     left_out = {"task", "model", "method", "metric", "errors"}  # alike in all rows
     for row, line in zip(rows, shown, strict=True):
-        cells = zip(get_score.COLUMNS, get_score.cells(row), strict=True)
+        cells = zip(columns.COLUMNS, columns.cells(row), strict=True)
         assert [cell for name, cell in cells if name not in left_out] == line
 
 
@@ -429,7 +431,8 @@ def test_what_cannot_be_shown_is_a_sentence(tmp_path, files, more, says):
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"), [("weights", "data/tiny/llava has other weights"), ("prompt", "was made by other prompts")]
+    ("setting", "says"),
+    [("weights", "vicrop/embedded/llava has other weights"), ("prompt", "was made by other prompts")],
 )
 def test_maps_are_not_made_again_by_something_else(results, tmp_path, setting, says):
     (tmp_path / "llava_tiny-demo-rel_att.json").write_text((results / "llava_tiny-demo-rel_att.json").read_text())
@@ -463,7 +466,7 @@ def test_results_of_other_questions_do_not_stand_side_by_side(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_maps_that_were_made_again_are_kept(results, tmp_path, capsys, monkeypatch, size):
-    monkeypatch.setitem(run.BATCH_SIZES, "cpu", size)
+    monkeypatch.setitem(batching.BATCH_SIZES, "cpu", size)
     for path in results.glob("llava_tiny-demo-rel_att.*json"):
         shutil.copy(path, tmp_path)
     path = tmp_path / "llava_tiny-demo-rel_att.json"
@@ -480,6 +483,6 @@ def test_maps_that_were_made_again_are_kept(results, tmp_path, capsys, monkeypat
 
 
 def test_the_template_is_whole():
-    text = (ROOT / "tools" / "report.html").read_text(encoding="utf-8")
+    text = (ROOT / "vicrop" / "evaluation" / "report.html").read_text(encoding="utf-8")
     assert text.count("<!-- images and data -->") == 1
     assert "http" not in text.replace("http-equiv", "")

@@ -11,15 +11,18 @@ import torch
 from builders import build_llava, photo
 from PIL import Image
 
-import get_score
-import prefix_cache
-import run
-from graders import GRADERS
-from info import GENERAL_PROMPT, METHODS, MODELS, TASKS
-from llava_methods import PROMPT, LlavaAdapter, rel_att
-from map_files import read_maps
-from session import ImageSession
-from utils import bbox_in_region, load_image
+from vicrop import load_model, prefix_cache, vicrop_qa
+from vicrop.boxes import bbox_in_region
+from vicrop.evaluation import columns, runner
+from vicrop.evaluation import command as run
+from vicrop.evaluation import score_table as get_score
+from vicrop.evaluation.metrics import GRADERS
+from vicrop.evaluation.scores import ScoreOptions
+from vicrop.images import load_image
+from vicrop.map_files import read_maps
+from vicrop.models.llava import PROMPT, LlavaAdapter, rel_att
+from vicrop.session import ImageSession
+from vicrop.tables import GENERAL_PROMPT, METHODS, MODELS, TASKS
 
 
 @pytest.fixture(scope="session")
@@ -89,8 +92,8 @@ def test_every_method_writes_its_file_and_the_score_lists_it(checkpoint, dataset
         assert [r["original_answer"] for r in found] == [r["original_answer"] for r in results(dataset, "rel_att")]
     assert len({str(boxes) for boxes in maps.values()}) > 6  # the methods do differ
     capsys.readouterr()
-    rows = get_score.report(dataset / "out", dataset, get_score.parse([]))
-    get_score.show(rows)
+    rows = get_score.report(dataset / "out", dataset, ScoreOptions())
+    columns.show(rows)
     table = capsys.readouterr().out
     assert {row["method"] for row in rows} == set(METHODS)
     assert {row["part"] for row in rows} == {"all", "s", "l", "medium"}  # the third's size is that of its box
@@ -110,17 +113,17 @@ def test_a_list_of_methods_gives_what_each_gives_alone(checkpoint, dataset):
 
 def test_vicrop_qa_is_what_the_command_writes(checkpoint, dataset):
     run.main(options(checkpoint, dataset, "--method", "rel_att_high,grad_att"))
-    model, processor = run.load_model("llava", checkpoint, "cpu")
+    model, processor = load_model("llava", checkpoint, "cpu")
     for method in ("rel_att_high", "grad_att"):
         for result in results(dataset, method):
             picture = dataset / "images" / result["image_path"]
             question = (picture, result["question"], model, processor, result.get("short_question"))
-            original, crop, bbox = run.vicrop_qa("llava", method, *question)
+            original, crop, bbox = vicrop_qa("llava", method, *question)
             assert [original, crop, list(bbox)] == [result["original_answer"], result["crop_answer"], result["bbox"]]
 
 
 def test_an_interrupted_run_goes_on_and_answers_nothing_twice(checkpoint, dataset, monkeypatch):
-    asked, answer = [], run.answer_batch
+    asked, answer = [], runner.answer_batch
 
     def interrupted(batch, *rest):
         if len(asked) == 1:
@@ -129,7 +132,7 @@ def test_an_interrupted_run_goes_on_and_answers_nothing_twice(checkpoint, datase
         asked.extend(record["question"] for record in batch)
         return answer(batch, *rest)
 
-    monkeypatch.setattr(run, "answer_batch", interrupted)
+    monkeypatch.setattr(runner, "answer_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.main(options(checkpoint, dataset))
     assert not (dataset / "out" / "llava-demo-rel_att.json").exists()
@@ -184,7 +187,7 @@ def test_saved_maps_are_those_of_the_method_whatever_the_order_of_work(checkpoin
     assert [path.name for path in sorted((dataset / "out").glob("*.npz"))] == [
         f"llava-demo-{method}.maps.npz" for method in methods[:2]
     ]
-    model, processor = run.load_model("llava", checkpoint, device="cpu")
+    model, processor = load_model("llava", checkpoint, device="cpu")
     for method, wanted in (("rel_att", rel_att), ("rel_att_high", rel_att.high_res)):
         maps = read_maps(dataset / "out" / f"llava-demo-{method}.maps.npz")
         assert list(maps) == ["1", "2", "3"]
@@ -218,7 +221,7 @@ def test_a_bad_record_is_kept_with_its_error_and_stops_nothing(checkpoint, datas
     printed = capsys.readouterr().err
     assert "3 records" in printed
     assert "gone.png" in printed
-    rows = get_score.report(dataset / "out", dataset, get_score.parse([]))
+    rows = get_score.report(dataset / "out", dataset, ScoreOptions())
     assert rows[0]["errors"] == 3
     assert "5: record '5' has no question" in printed
     photo().save(dataset / "images" / "gone.png")
@@ -329,7 +332,7 @@ def test_localization_heads_are_settings_of_loc_att_alone(checkpoint, dataset):
         (["--layer", "1"], "layer was None and is now 1"),
         (["--dtype", "bfloat16"], "dtype was 'float32' and is now 'bfloat16'"),
         (["--geometry", "upstream"], "geometry was 'exact' and is now 'upstream'"),
-        (["--model_id", "data/tiny/llava"], "model_id was"),
+        (["--model_id", "vicrop/embedded/llava"], "model_id was"),
     ],
 )
 def test_a_rerun_with_other_settings_refuses_to_mix_and_names_them(checkpoint, dataset, more, says):
@@ -418,7 +421,7 @@ def test_a_large_picture_is_answered_once_it_is_allowed(checkpoint, dataset, mon
     (error,) = [record["error"] for record in results(dataset, "rel_att") if "error" in record]
     assert all(part in error for part in ("b.png is refused: it has 660000 pixels", "--max_image_pixels"))
     capsys.readouterr()
-    get_score.report(dataset / "out", dataset, get_score.parse([]))
+    get_score.report(dataset / "out", dataset, ScoreOptions())
     assert "pixels" not in capsys.readouterr().err
     run.main(options(checkpoint, dataset, "--retry_errors", "--max_image_pixels", "660000"))
     assert not any("error" in record for record in results(dataset, "rel_att"))
@@ -569,7 +572,7 @@ def test_methods_share_the_tiles(checkpoint, dataset, monkeypatch):
 
 def test_a_map_with_nan_is_an_error_of_its_record(checkpoint, dataset, monkeypatch):
     broken = np.full((1, 4, 4), np.nan, dtype=np.float32)
-    monkeypatch.setattr("methods.MapMethod.maps", lambda *_, **__: broken)
+    monkeypatch.setattr("vicrop.methods.MapMethod.maps", lambda *_, **__: broken)
     with pytest.raises(SystemExit, match="no record could be answered"):
         run.main(options(checkpoint, dataset))
     assert all("16 of the importance map's 16 cells" in record["error"] for record in results(dataset, "rel_att"))
@@ -609,11 +612,11 @@ def test_a_photo_that_a_camera_has_turned_is_seen_upright(checkpoint, tmp_path, 
         (["--layer", "1", "--method", "pure_grad"], "reads pixels"),
         (["--loc_heads", "L9H0", "--method", "loc_att"], "L9H0 does not exist: this model has layers 0 to 3"),
         (["--question_path", "missing.json"], "missing.json"),
-        (["--chunk_id", "2", "--total_chunks", "2"], "--chunk_id 2"),
+        (["--chunk_id", "2", "--total_chunks", "2"], "--chunk_id must be 0 to --total_chunks - 1, 1, got 2"),
         (["--overwrite", "--total_chunks", "2"], "forgets all records"),
         (["--overwrite", "--limit", "2"], "forgets all records"),
         (["--ids", "nowhere.txt"], "nowhere.txt"),
-        (["--limit", "0"], "--limit 0"),
+        (["--limit", "0"], "--limit must be at least 1, got 0"),
         (["--max_image_pixels", "178956971"], "max_image_pixels must be 1 to 178956970, got 178956971"),
         (["--max_image_pixels", "0"], "max_image_pixels must be 1 to 178956970, got 0"),
         (["--layer", "foo"], "neither a layer number"),
@@ -627,7 +630,7 @@ def test_a_photo_that_a_camera_has_turned_is_seen_upright(checkpoint, tmp_path, 
         (["--layer", "1", "--method", "center_crop"], "reads no layer"),
         (["--device", "gpu"], "'gpu' cannot be used here"),
         (["--image_path", "imagez"], "no image folder at imagez"),
-        (["--question", "what?"], "--image names it"),
+        (["--question", "what?"], "--question needs --image"),
         (["--image", "missing.png", "--question", "what?"], "missing.png"),
         (["--image", "missing.png", "--question", " "], "not empty"),
     ],

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-import get_score
-from graders import (
+from vicrop.evaluation import columns
+from vicrop.evaluation import score_table as get_score
+from vicrop.evaluation.metrics import (
     CONTRACTIONS,
     GRADERS,
     chosen_letter,
@@ -21,7 +22,9 @@ from graders import (
     vqa_normal,
     vstar_details,
 )
-from info import TASKS
+from vicrop.evaluation.scores import ScoreOptions
+from vicrop.evaluation.statistics import bootstrap_interval, mcnemar
+from vicrop.tables import TASKS
 
 
 @pytest.mark.parametrize(
@@ -333,7 +336,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
         lucky = rng.random(150)[clusters] < 0.5
         change = rng.choice([100, 0, -100], len(clusters), p=[0.1, 0.8, 0.1])
         difference = np.where(lucky, rng.choice([100, 0], len(clusters), p=[0.2, 0.8]), change)
-        low, high = get_score.bootstrap_interval(difference, clusters, 400, 1)
+        low, high = bootstrap_interval(difference, clusters, 400, 1)
         inside += low <= 10 <= high
     assert 0.93 <= inside / experiments <= 0.97
 
@@ -341,22 +344,20 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 def test_the_interval_equals_drawing_the_images_themselves():
     rng = np.random.default_rng(3)
     difference, images = rng.choice([0.0, 100.0, -100.0, 30.0], 300), rng.integers(0, 80, 300)
-    low, high = get_score.bootstrap_interval(difference, images, 20_000, 0)
+    low, high = bootstrap_interval(difference, images, 20_000, 0)
     means = []
     for _ in range(4000):
         drawn = rng.integers(0, 80, 80)
         rows = np.concatenate([np.flatnonzero(images == image) for image in drawn])
         means.append(difference[rows].mean())
     np.testing.assert_allclose((low, high), np.percentile(means, (2.5, 97.5)), atol=0.8)
-    assert get_score.bootstrap_interval(difference, images, 1000, 5) == get_score.bootstrap_interval(
-        difference, images, 1000, 5
-    )
+    assert bootstrap_interval(difference, images, 1000, 5) == bootstrap_interval(difference, images, 1000, 5)
 
 
 @pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (5, 0), (3, 3), (2, 9), (40, 20)])
 def test_mcnemar(fixed, broken):
     tail = binom.cdf(min(fixed, broken), fixed + broken, 0.5)
-    assert get_score.mcnemar(fixed, broken) == pytest.approx(min(1, 2 * tail))
+    assert mcnemar(fixed, broken) == pytest.approx(min(1, 2 * tail))
 
 
 # ---------------------------------------------------------------------------------------------------------------- table
@@ -365,8 +366,8 @@ def result(number, before, after, **more):
     return record | {"original_answer": before, "crop_answer": after, "bbox": [0.5, 0, 9.25, 9]} | more
 
 
-def report(folder, *more):
-    return get_score.report(folder, folder, get_score.parse(["--bootstrap", "200", *more]))
+def report(folder, samples_path=None, **more):
+    return get_score.report(folder, folder, ScoreOptions(bootstrap=200, **more), samples_path)
 
 
 @pytest.fixture
@@ -383,7 +384,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_table(folder, capsys):
     rows = report(folder)
-    get_score.show(rows)
+    columns.show(rows)
     shown = capsys.readouterr().out
     assert {(row["model"], row["method"]) for row in rows} == {("my-own-model", "rel_att"), ("llava", "grad")}
     assert {row["metric"] for row in rows} == {"paper", "official"}
@@ -394,16 +395,16 @@ def test_the_table(folder, capsys):
     assert row["mcnemar_p"] == pytest.approx(2 / 2**6)
     assert "+60.00" in shown
     assert {row["part"] for row in rows} == {"all", "small", "large"}
-    assert {row["part"] for row in report(folder, "--by", "nothing", "--metric", "paper")} == {"all"}
-    assert {row["metric"] for row in report(folder, "--metric", "official")} == {"official"}
+    assert {row["part"] for row in report(folder, by=(), metric="paper")} == {"all"}
+    assert {row["metric"] for row in report(folder, metric="official")} == {"official"}
     assert json.loads((folder / "evaluation_report.json").read_text())
     with (folder / "evaluation_report.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(report(folder, "--metric", "official"))
+        assert len(list(csv.DictReader(file))) == len(report(folder, metric="official"))
     assert (folder / "evaluation_report.md").read_text().startswith("| task | model |")
 
 
 def test_scores_of_every_record(folder):
-    report(folder, "--per_sample", str(folder / "samples.jsonl"), "--metric", "paper")
+    report(folder, folder / "samples.jsonl", metric="paper")
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert len(lines) == 20
     assert lines[0] == {"id": "0", "model": "llava", "task": "textvqa", "method": "grad", "metric": "paper",
@@ -415,10 +416,10 @@ def test_pope_by_split_has_its_own_figures(tmp_path, capsys):
     records = [result(n, "yes", "yes" if n % 2 else "no", category=("random", "popular")[n // 4]) for n in range(8)]
     records = [record | {"labels": ["no", "yes"][n % 2]} for n, record in enumerate(records)]
     (tmp_path / "llava-pope-rel_att.json").write_text(json.dumps(records))
-    rows = report(tmp_path, "--metric", "official")
+    rows = report(tmp_path, metric="official")
     assert {row["part"] for row in rows} == {"all", "random", "popular"}
     assert all(row["f1, with crop"] == 100 and row["precision, without crop"] == 50 for row in rows)
-    get_score.show(rows)
+    columns.show(rows)
     assert "yes_ratio, without crop 100.00" in capsys.readouterr().out
     assert "yes_ratio, without crop 100.00" in (tmp_path / "evaluation_report.md").read_text()
 
@@ -428,9 +429,9 @@ def test_sizes_come_from_the_boxes(tmp_path):
         result(n, "no", "yes", gt_bbox=[0, 0, side, 10], image_size=[100, 100]) for n, side in enumerate((4, 5, 50))
     ]
     (tmp_path / "llava-vqav2-rel_att.json").write_text(json.dumps(records))
-    assert [row["part"] for row in report(tmp_path, "--metric", "paper")] == ["all", "small", "medium", "large"]
+    assert [row["part"] for row in report(tmp_path, metric="paper")] == ["all", "small", "medium", "large"]
     (tmp_path / "llava-vqav2-rel_att.json").write_text(json.dumps([result(1, "no", "yes", gt_bbox=[1, 2, 3])]))
-    assert [row["part"] for row in report(tmp_path, "--metric", "paper")] == ["all"]
+    assert [row["part"] for row in report(tmp_path, metric="paper")] == ["all"]
 
 
 @pytest.mark.parametrize("box", [[90, 90, 130, 20], [0, 0, 101.5, 9], [0.1, 0.1, 0.3, 0.2], [-9, 0, 9, 9], "left"])
@@ -438,7 +439,7 @@ def test_a_box_that_cannot_be_one_has_no_size_and_is_named(tmp_path, capsys, box
     records = [result(0, "no", "yes", gt_bbox=box, image_size=[100, 100])]
     records += [result(1, "no", "yes", gt_bbox=[0, 0, 100.9, 100], image_size=[100, 100])]
     (tmp_path / "llava-vqav2-rel_att.json").write_text(json.dumps(records))
-    rows = report(tmp_path, "--metric", "paper")
+    rows = report(tmp_path, metric="paper")
     assert [(row["part"], row["n"]) for row in rows] == [("all", 2), ("large", 1)]
     assert "llava-vqav2-rel_att.json: record '0': gt_bbox " in capsys.readouterr().err
 
@@ -446,7 +447,7 @@ def test_a_box_that_cannot_be_one_has_no_size_and_is_named(tmp_path, capsys, box
 def test_what_is_only_begun_is_no_failure(tmp_path, capsys):
     (tmp_path / "llava-pope-rel_att.parts").mkdir()
     get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path)])
-    assert capsys.readouterr().out.startswith("llava-pope-rel_att is not finished, and not scored")
+    assert capsys.readouterr().out.startswith("llava-pope-rel_att is not finished, and it is not scored")
     assert not list(tmp_path.glob("evaluation_report.*"))
 
 
@@ -530,7 +531,7 @@ def test_a_bad_record_costs_only_itself(tmp_path, capsys):
                                  {"gt_bbox": {}, "image_size": "large"}, {"question": 3}])  # fmt: skip
 def test_odd_fields_cost_no_score(tmp_path, odd):
     (tmp_path / GOOD).write_text(json.dumps([result(0, "no", "yes"), result(1, "no", "yes", **odd)]))
-    rows = report(tmp_path, "--metric", "paper")
+    rows = report(tmp_path, metric="paper")
     assert [(row["n"], row["with_crop"]) for row in rows if row["part"] == "all"] == [(2, 100)]
 
 
@@ -540,7 +541,7 @@ def test_an_error_without_usable_labels_is_wrong_and_no_answer_of_pope(tmp_path,
     error = result(3, "", "", labels=labels, error="record '3': labels are a text")
     for records, figures in ((fine, (100, 100)), ([*fine, error], (100, 75)), ([error], (None, 0))):
         (tmp_path / "llava-pope-rel_att.json").write_text(json.dumps(records))
-        (row,) = report(tmp_path, "--metric", "official")
+        (row,) = report(tmp_path, metric="official")
         assert (row.get("recall, with crop"), row["with_crop"]) == figures
         assert row["n"] == len(records)
 

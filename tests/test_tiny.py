@@ -11,10 +11,6 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 import tiny.train
-from graders import exact
-from info import MODELS, SIZES
-from records import ROOT, load_task
-from session import ImageSession
 from tiny.boards import CHARACTERS
 from tiny.inherit import silence_new_layers, take_over
 from tiny.lessons import TARGETS, PairedAnswerBatches, patch_labels, pixels, turns_about, window_anywhere, window_around
@@ -25,7 +21,12 @@ from tiny.scenes import make_scene, write_dataset
 from tiny.street import make_street
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
 from tiny.train import STAGES, Stage
-from vicrop import load_model, model_module, vicrop_qa
+from vicrop.crop import load_model, model_module, vicrop_qa
+from vicrop.dataset import load_task
+from vicrop.evaluation.metrics import exact
+from vicrop.files import ROOT
+from vicrop.session import ImageSession
+from vicrop.tables import MODELS, SIZES
 
 DEMO = ROOT / "data/demo"
 PAIRS = Stage("pairs", 10, 1e-3, 2, PairedAnswerBatches, ())

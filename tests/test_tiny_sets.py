@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from info import SIZES
-from records import load_task
 from tiny.evaluate import printed, table_of
 from tiny.questions import KINDS
 from tiny.sets import ABSENT, write_set
+from vicrop.dataset import load_task
+from vicrop.tables import SIZES
 
 coco = pytest.importorskip("pycocotools.mask")
 

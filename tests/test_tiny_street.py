@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from info import SIZES
 from tiny.boards import CHARACTERS, DIGITS, SHAPES
 from tiny.drawing import BAND, Drawing, Item, apart
 from tiny.lessons import size_of
 from tiny.questions import ASKED_SHAPES, KINDS, describe, names_of, questions_about, things_of
 from tiny.scenes import COLORS, make_scene
 from tiny.street import make_street
+from vicrop.tables import SIZES
 
 STREETS = [make_street(random.Random(seed)) for seed in range(60)]
 

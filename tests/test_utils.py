@@ -7,7 +7,9 @@ from PIL import Image, ImageOps
 
 import utils
 from benchmarks.boxes import nested_loops
-from utils import bbox_from_att_image_adaptive, bbox_in_region, high_res, high_res_split_threshold, load_image
+from vicrop.boxes import bbox_from_att_image_adaptive, bbox_in_region
+from vicrop.images import load_image
+from vicrop.tiles import high_res, high_res_split_threshold
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-import run
-from graders import exact
-from info import SIZES
 from tiny.questions import KINDS
 from tiny.sets import ABSENT, write_set
+from vicrop.evaluation.command import main as run_main
+from vicrop.evaluation.metrics import exact
+from vicrop.tables import SIZES
 
 NO_CROP = "no crop"
 METHODS = "gt_crop,rel_att"
@@ -29,7 +29,7 @@ Table = dict[str, dict[str, tuple[float, int]]]  # method -> "kind size" -> (% r
 def answers_of(model: str, methods: str, questions: Path, out: Path, options: Sequence[str]) -> dict[str, list[dict]]:
     """{method: records with answers} of run.py."""
     task = f"{questions.parent.name}-set"
-    run.main([
+    run_main([
         "--model", model, "--method", methods, "--task", "demo", "--question_path", str(questions),
         "--image_path", str(questions.parent / "images"), "--save_path", str(out), *options,
     ])  # fmt: skip

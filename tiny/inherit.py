@@ -1,6 +1,6 @@
 """What a model takes over from earlier ones before it is trained: training need not begin from nothing.
 
-begin("llava", FAMILIES["llava"](), Path("data/tiny"))
+begin("llava", FAMILIES["llava"](), Path("vicrop/embedded"))
 """
 
 from pathlib import Path

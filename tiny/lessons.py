@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from info import GENERAL_PROMPT, SIZES
 from tiny.boards import CHARACTERS, SHAPES, Thing
 from tiny.drawing import CAP_HEIGHT, Box, text_width
 from tiny.models import IGNORE
 from tiny.questions import ASKED_SHAPES, Question, describe, questions_about, things_of
 from tiny.scenes import ASPECTS, COLORS, SIDES, Scene, make_scene
 from tiny.street import Street, make_street
+from vicrop.tables import GENERAL_PROMPT, SIZES
 
 OLD_SHARE = 0.3  # of the scenes that are of the first edition
 LEGIBLE = (3.4, 5.2)  # one character, several ones: lower than so many pixels they are not asked of the vision tower
@@ -123,9 +123,7 @@ def patch_labels(scene: Street | Scene, shape: tuple[int, int], cell: int, windo
 
 def sevenths(box: Box, window: Box) -> list[int]:
     """[column, row] of the middle of a box, if the window is cut into seven of each."""
-    shares = [
-        ((box[axis] + box[axis + 2]) / 2 - window[axis]) / (window[axis + 2] - window[axis]) for axis in (0, 1)
-    ]
+    shares = [((box[axis] + box[axis + 2]) / 2 - window[axis]) / (window[axis + 2] - window[axis]) for axis in (0, 1)]
     return [min(6, max(0, int(7 * share))) for share in shares]
 
 

@@ -29,15 +29,15 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-import blip_methods
-import llava_methods
-import qwen2_5_methods
-from attention import replaced
-from info import GENERAL_PROMPT
-from processors import ImageTextProcessor, chat_prompt
 from tiny.boards import CHARACTERS
 from tiny.questions import ASKED_SHAPES, vocabulary
 from tiny.scenes import COLORS
+from vicrop.attention import replaced
+from vicrop.models import instructblip as blip_methods
+from vicrop.models import llava as llava_methods
+from vicrop.models import qwen2_5_vl as qwen2_5_methods
+from vicrop.processors import ImageTextProcessor, chat_prompt
+from vicrop.tables import GENERAL_PROMPT
 
 IGNORE = -100  # label of a token that is no part of an answer
 DEPTH = 6  # layers of each vision tower

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import _muon
 
-from attention import replaced
+from vicrop.attention import replaced
 
 OUTER = ("embed", "lm_head", "head.", "query_tokens")  # parts of names of weights that face tokens, pixels or classes
 

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from files import write_atomically
-from info import SIZES
+from vicrop.files import write_atomically
+from vicrop.tables import SIZES
 
 COLORS = {
     "red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 215), "yellow": (236, 206, 40),

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from files import write_atomically
-from info import SIZES
 from tiny.drawing import outline
 from tiny.lessons import size_of
 from tiny.questions import KINDS, Question, names_of, questions_about
 from tiny.street import Street, make_street
+from vicrop.files import write_atomically
+from vicrop.tables import SIZES
 
 MIN_CAP_PX = 12  # characters lower than that are hard to read even for a person who zooms in
 PER_PICTURE = 5  # questions about one picture, at most

@@ -29,6 +29,7 @@ from tiny.lessons import AnswerBatches, MixedBatches, PatchBatches
 from tiny.losses import WIDTHS, answer_loss, mixed_loss, patch_loss
 from tiny.models import FAMILIES
 from tiny.optimizers import optimizers_of
+from vicrop.files import PACKAGE
 
 SAVE_EVERY = 100  # steps between checkpoints
 PROBE_EVERY = 500  # steps between looks at scenes that training never draws
@@ -262,18 +263,20 @@ def finish(family, state, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=FAMILIES)
-    parser.add_argument("--out", type=Path, help="where the finished model goes (default: data/tiny/MODEL)")
+    parser.add_argument("--out", type=Path, help="where the finished model goes (default: vicrop/embedded/MODEL)")
     parser.add_argument("--checkpoint", type=Path, help="default: tiny/checkpoints/MODEL.pt")
     parser.add_argument("--finish", action="store_true", help="write the model as it is in the checkpoint, and end")
-    parser.add_argument("--begin", type=Path, help="folder of earlier checkpoints, as data/tiny, to begin with")
-    parser.add_argument("--tower", type=Path, default=Path("data/tiny/llava"), help="llava whose tower to begin with")
+    parser.add_argument("--begin", type=Path, help="folder of earlier checkpoints, as vicrop/embedded, to begin with")
+    parser.add_argument(
+        "--tower", type=Path, default=PACKAGE / "embedded/llava", help="llava whose tower to begin with"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--workers", type=int, default=min(8, max(1, (os.cpu_count() or 2) - 1)), help="processes that draw scenes"
     )
     args = parser.parse_args()
     transformers_logging.set_verbosity_error()
-    out = args.out or Path("data/tiny") / args.model
+    out = args.out or PACKAGE / "embedded" / args.model
     checkpoint = args.checkpoint or Path("tiny/checkpoints") / f"{args.model}.pt"
     if args.finish:
         learner, state = begun(args.model, torch.device("cpu"), None, None, checkpoint)

@@ -1,0 +1,32 @@
+"""One question about one picture: both answers, and a drawing of what each method looked at."""
+
+from pathlib import Path
+
+from vicrop.choices import MethodChoice, ModelChoice
+from vicrop.crop import QuestionBatch
+from vicrop.images import load_image
+from vicrop.loaded import load_chosen
+from vicrop.plots import finding_figure, save_figure
+
+
+def ask(image_path: str, question: str, choice: ModelChoice, how: MethodChoice, folder: Path) -> None:
+    """Print both answers about one picture, and draw what each method looked at into a folder.
+
+    Raises:
+        ValueError, OSError: an empty question; an image that cannot be read; a model that cannot be loaded.
+    """
+    if not question.strip():
+        raise ValueError("--image needs a --question that is not empty")
+    image = load_image(image_path)
+    loaded = load_chosen(choice, how)
+    if hasattr(loaded.model.config, "reads"):  # an embedded model
+        print(f"{choice.name} {loaded.model.config.reads}")
+    batch = QuestionBatch(loaded.session([image]), [question])
+    original = batch.original_answers(loaded.methods)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, method in loaded.methods.items():
+        (found,) = batch.results(method, original)
+        path = folder / f"{Path(image_path).stem}-{choice.name}-{name}.png"
+        save_figure(finding_figure(image, question, name, found), path)
+        print(f"{name}: box {found.bbox}, drawn in {path}")
+        print(f"  without crop: {found.original_answer}\n  with crop:    {found.crop_answer}")

@@ -1,0 +1,42 @@
+"""Which model looks, and how the crop is chosen: what a command line says, frozen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model, and how it is to be loaded and asked (see loaded.load_chosen).
+
+    Attributes:
+        name: of tables.MODELS; model_id: another checkpoint of the same family, hub id or folder; revision: on the hub.
+        dtype: a name of tables.DTYPES; auto: bfloat16 on CUDA, float32 elsewhere.
+        device: a torch device; None: the GPU of this process, else the CPU. device_map: "auto" spreads the model.
+        options: of the model's adapter, each with its value (geometry, ...).
+    """
+
+    name: str
+    model_id: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """Methods, and what they read.
+
+    Attributes:
+        names: of tables.METHODS.
+        layer: for methods that read layers: a number from 0, "mean", or None for the model's own.
+        heads: for loc_att: the heads (layer, head); None: the best ones of each image.
+        max_image_pixels: open images of up to so many pixels; None: Pillow's own limit.
+    """
+
+    names: tuple[str, ...] = ("rel_att",)
+    layer: int | str | None = None
+    heads: tuple[tuple[int, int], ...] | None = None
+    max_image_pixels: int | None = None

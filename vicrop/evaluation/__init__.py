@@ -1,0 +1,1 @@
+"""ViCrop over whole datasets: runs, results, scores, and the page that shows them."""

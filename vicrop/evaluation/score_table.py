@@ -1,0 +1,102 @@
+"""The score table: every result file of a folder, without and with crop, in the paper's metric and the official one.
+
+    python get_score.py --data_dir ./data/results --save_path ./ [--metric paper] [--by size] [--per_sample FILE]
+
+Writes evaluation_report.json, .csv and .md. Needs no torch.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vicrop.evaluation.columns import COLUMNS, cells, details_of, show
+from vicrop.evaluation.result_files import result_files, say
+from vicrop.evaluation.scores import GROUPS, ScoreOptions, per_sample, rows_of, why_not
+from vicrop.files import in_repository
+
+
+# ------------------------------------------------------------------------------------------------------------ in files
+def write_tables(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write evaluation_report.json, .csv and .md into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation_report.json").write_text(json.dumps(rows, indent=1, default=float) + "\n")
+    with (folder / "evaluation_report.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(field for row in rows for field in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
+    text = [f"| {' | '.join(line)} |\n" for line in lines] + [f"\n{line}\n" for line in details_of(rows)]
+    (folder / "evaluation_report.md").write_text("".join(text))
+
+
+def report(
+    data_dir: str | Path, save_path: str | Path, options: ScoreOptions, samples_path: str | None = None
+) -> list[dict[str, Any]]:
+    """The rows of all results of a folder; `write_tables` also writes them into the folder `save_path`.
+
+    Files and records that cannot be scored are named and left out.
+
+    Args:
+        samples_path: a file to write the scores of each record to, as JSON lines.
+    Raises:
+        ValueError: no record at all can be scored.
+    """
+    files, left_out = result_files(data_dir)
+    if not files and not left_out:  # there are only unfinished runs: an earlier report stays
+        return []
+    for sentence in left_out:
+        say(sentence)
+    rows = [row for file in files for row in rows_of(file, options)]
+    if not any(row["n"] or "unscored" not in row for row in rows):
+        reasons = [f"{file.path}: {why_not(file)}" for file in files]
+        raise ValueError(f"nothing in {data_dir} can be scored: {[*left_out, *reasons][0]}")
+    write_tables(rows, Path(save_path))
+    if samples_path:
+        with Path(samples_path).open("w") as lines:
+            for file in files:
+                lines.writelines(json.dumps(line) + "\n" for line in per_sample(file, options))
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+def parser_of_scores(prog: str) -> argparse.ArgumentParser:
+    """The parser of get_score.py."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data_dir", default="./data/results", help="folder of the result files")
+    add("--save_path", default="./", help="folder for the report")
+    add("--metric", choices=("paper", "official", "both"), default="both")
+    add("--by", choices=(*GROUPS, "nothing"), help="break scores down by this field only; default: by each that exists")
+    add("--bootstrap", type=int, default=10_000, help="rounds of the bootstrap behind the intervals")
+    add("--seed", type=int, default=0, help="seed of the bootstrap")
+    add("--per_sample", help="file for the scores of each record, as JSON lines")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "get_score.py") -> None:
+    """The command; `prog` is what it is called."""
+    parser = parser_of_scores(prog)
+    given = parser.parse_args(argv)
+    if given.bootstrap < 1:
+        parser.error(f"--bootstrap must be at least 1, not {given.bootstrap}")
+    groups = {None: GROUPS, "nothing": ()}.get(given.by, (given.by,))
+    folder, options = in_repository(given.data_dir), ScoreOptions(given.metric, groups, given.bootstrap, given.seed)
+    try:
+        rows = report(folder, given.save_path, options, given.per_sample)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{prog}: {error}")
+    if rows:
+        show(rows)
+    for parts in sorted(folder.glob("*.parts")):
+        scored = "only its merged records are scored" if parts.with_suffix(".json").exists() else "it is not scored"
+        print(f"{parts.stem} is not finished, and {scored}: run the same command again to go on with it")
+
+
+if __name__ == "__main__":
+    main()

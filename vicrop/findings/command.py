@@ -1,0 +1,107 @@
+"""The ViCrop paper's findings, on any model and any dataset with `gt_bbox`: a table, a plot and JSON of each.
+
+    python -m tools.findings sizes --model llava_tiny   # right answers by object size: no crop, true crop, methods
+    python -m tools.findings attention                  # how much more attention the true place gets, by layer
+    python -m tools.findings layers                     # right answers by layer: chosen on one half, judged on another
+    python -m tools.findings overhead                   # seconds and forward passes of a question, by method
+
+All options of run.py may follow (--model, --task, --question_path, --method, --limit, ...). The folder --out then has
+MODEL-TASK-FINDING.json and .png, and the measurements of each question: after a kill, the same command reuses them.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vicrop.evaluation.run_options import parser_of_runs, picture_of, settings_of
+from vicrop.evaluation.settings import RunSettings
+from vicrop.files import patient_threads
+from vicrop.images import allow_pixels
+
+# finding -> its methods without --method; module and function have the name of the finding
+FINDINGS = {
+    "sizes": "rel_att,grad_att,pure_grad,loc_att",
+    "attention": "rel_att",
+    "layers": "rel_att,grad_att",
+    "overhead": "rel_att,grad_att,pure_grad,loc_att,rel_att_high,grad_att_high,pure_grad_high,loc_att_high",
+}
+
+
+def parse(
+    argv: Sequence[str] | None = None, prog: str = "findings", results: Path = Path("data/results")
+) -> tuple[str, RunSettings, Path]:
+    """(finding, its run, the folder --out) of a command line.
+
+    Args:
+        prog: the command's name in messages; results: where results are written without --save_path; findings are
+            written to a folder in it.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("finding", choices=FINDINGS)
+    parser.add_argument("--out", type=Path, default=results / "findings", help="folder of the findings")
+    own, rest = parser.parse_known_args(argv)
+    typed = parser_of_runs(prog, __doc__).parse_args(
+        ["--method", FINDINGS[own.finding], *rest]
+    )  # a later --method counts
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        parser.error(
+            "a finding needs a single process; for `sizes`, run.py can make the results with several ones before"
+        )
+    try:
+        picture_of(typed)
+        refuse_useless(own.finding, typed)
+        return own.finding, settings_of(typed, results), own.out
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def refuse_useless(finding: str, typed: argparse.Namespace) -> None:
+    """ValueError, naming the option, if an option of a run makes no sense for a finding."""
+    by_layer, singly = finding in ("attention", "layers"), finding != "sizes"
+    one_by_one = f"{finding} asks one question at a time and keeps no maps"
+    rules = [
+        ("image", typed.image, "findings are about the questions of a task"),
+        ("total_chunks", typed.total_chunks > 1, "a finding needs all its questions, answered by one process"),
+        ("layer", by_layer and typed.layer is not None, "this finding is about all layers"),
+        ("batch_size", singly and typed.batch_size, one_by_one),
+        ("save_maps", singly and typed.save_maps, one_by_one),
+    ]
+    for option, given, why in rules:
+        if given:
+            raise ValueError(f"--{option} must be left out: {why}")
+
+
+def main(argv: Sequence[str] | None = None, **how: Any) -> None:
+    """The command; `how`: the keyword arguments of `parse`."""
+    patient_threads()
+    finding, run, out = parse(argv, **how)
+    from vicrop.checkpoints import quiet_libraries
+    from vicrop.failures import RECOVERABLE
+    from vicrop.files import write_atomically
+    from vicrop.findings.measure import file_of
+    from vicrop.findings.measure import settings_of as made_with
+    from vicrop.findings.table import figure, show
+    from vicrop.plots import save_figure
+
+    quiet_libraries()
+    allow_pixels(run.how.max_image_pixels)
+    try:
+        table = getattr(import_module(f"vicrop.findings.{finding}"), finding)(run, out)
+    except RECOVERABLE as error:
+        sys.exit(f"findings: {error}")
+    show(table)
+    write_atomically(file_of(run, out, finding, ".json"), asdict(table) | {"settings": made_with(run)})
+    picture = file_of(run, out, finding, ".png")
+    save_figure(figure(table, f"{run.model.name}, {run.task}: {table.title}"), picture)
+    print(f"written: {picture.with_suffix('.json')}, {picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Localization heads from the command line (Hydra; conf/ holds the settings, config.py explains them).
+
+python -m localization.pipeline stage=pipeline data.image_file=IMG data.query="the bird on the branch"
+python -m localization.pipeline stage=batch data.data_file=FILE.jsonl data.process_all=true
+python -m localization.pipeline stage=batch_analyze data.batch_attention_dir=outputs/localization/MODEL
+"""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import hydra
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from vicrop.files import patient_threads
+from vicrop.localization.config import Config  # the import also registers the keys of the files under conf/
+
+TEXTS = ("data.image_file", "data.query", "data.attention_file", "data.data_file", "data.output_dir",
+         "data.batch_attention_dir", "model.name", "model.cache_dir")  # fmt: skip
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+
+
+def as_typed(argument: str) -> str:
+    """The argument, quoted if its value is a text, because a comma, an apostrophe or ${ has a meaning to Hydra.
+
+    Left to Hydra are null, a text that is already quoted as a whole, and ${...} anywhere but in a query.
+    """
+    key, is_, value = argument.partition("=")
+    if key.lstrip("+") not in TEXTS or value == "null" or QUOTED.fullmatch(value):
+        return argument
+    if key == "data.query":
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return key + is_ + QuotedString(value, Quote.double).with_quotes()
+
+
+def run(config: Config) -> None:
+    """Run the stage that the configuration names."""
+    if config.model.cache_dir:  # the hub's library reads HF_HOME only once, when it is imported
+        os.environ["HF_HOME"] = config.model.cache_dir
+    patient_threads()
+    from vicrop.checkpoints import quiet_libraries
+    from vicrop.images import allow_pixels
+    from vicrop.localization import batch, sample
+
+    allow_pixels(config.data.max_image_pixels)
+    quiet_libraries()
+    stages = {
+        "pipeline": sample.pipeline, "collect": sample.collect, "analyze": sample.analyze_file,
+        "visualize": sample.visualize, "batch": batch.batch, "batch_analyze": batch.batch_analyze,
+    }  # fmt: skip
+    stages[config.stage.name](config)
+
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
+def hydra_main(config: DictConfig) -> None:
+    """`run` of what Hydra has read; an error of the user is one sentence."""
+    try:
+        run(cast(Config, OmegaConf.to_object(config)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"localization: {error}")
+
+
+def without_half_an_example(arguments: Sequence[str]) -> list[str]:
+    """The arguments; if only one of image and query is given, the other is null, not that of the example in conf/."""
+    pair = ("data.image_file", "data.query")
+    given = [name for name in pair if any(each.startswith(f"{name}=") for each in arguments)]
+    return [*arguments, *(f"{name}=null" for name in pair if len(given) == 1 and name not in given)]
+
+
+def with_model_files(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the file under conf/model that belongs to the name of tables.MODELS in model=NAME."""
+    files = {"llava": "llava15_7b", "llava_next": "llava_next_7b", "blip": "instructblip", "qwen2_5": "qwen2_5_vl_3b"}
+    return [f"model={files.get(each[6:], each[6:])}" if each.startswith("model=") else each for each in arguments]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command, with the arguments that Hydra takes."""
+    typed = list(sys.argv[1:] if argv is None else argv)
+    sys.argv[1:] = [as_typed(argument) for argument in with_model_files(without_half_an_example(typed))]
+    hydra_main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Options that several commands have: which model looks, and how the crop is chosen.
+
+torch is imported only where a command line has been read: --help does not wait for it.
+"""
+
+import argparse
+
+from vicrop.choices import MethodChoice, ModelChoice
+from vicrop.images import MOST_PIXELS, refuse_bad_limit
+from vicrop.tables import DTYPES, METHODS, MODELS, OPTIONS, PER_SAMPLE, known
+
+
+# ------------------------------------------------------------------------------------------------- values of options
+def method_list(text: str) -> tuple[str, ...]:
+    """The methods of a comma-separated list, each once; a ValueError names one that there is not."""
+    return tuple(dict.fromkeys(known(name.strip(), METHODS, "method") for name in text.split(",")))
+
+
+def layer_option(text: str) -> int | str:
+    """A layer's number from 0, or "mean"."""
+    if text != "mean" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is neither a layer number (from 0) nor "mean"')
+    return text if text == "mean" else int(text)
+
+
+def device_option(text: str) -> str:
+    """The name of a torch device that can be used here."""
+    import torch
+
+    if text == "meta":
+        raise argparse.ArgumentTypeError("'meta' is no device that computes anything")
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return text
+
+
+# -------------------------------------------------------------------------------------------------------- the parser
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model looks, where and how; `model_choice` reads them."""
+    add = parser.add_argument
+    add("--model", choices=MODELS, default="llava_tiny")
+    add("--model_id", help="another checkpoint of the same family: hub id or folder")
+    add("--revision", help="branch, tag or commit of a checkpoint on the hub")
+    add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on CUDA, float32 elsewhere")
+    add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
+    add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
+    for name, argument in OPTIONS.items():
+        add(f"--{name}", **argument)
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how the crop is chosen."""
+    add = parser.add_argument
+    add("--method", default="rel_att", help=f"one or several, comma-separated: {', '.join(METHODS)}")
+    add("--layer", type=layer_option, help='layer to read, zero-based, or "mean"')
+    add("--loc_heads", help='loc_att: heads to read, as in "L14H24,L14H13", a file of localization.pipeline '
+        f"stage=batch_analyze, or {PER_SAMPLE}; default: those known of the model, if any")  # fmt: skip
+    add("--max_image_pixels", type=int, help="open images of up to so many pixels; default: 89478485, at most "
+        f"{MOST_PIXELS}")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- from what was typed to choices
+def model_choice(given: argparse.Namespace) -> ModelChoice:
+    """The ModelChoice of what was typed; options of the adapter that were not are its defaults.
+
+    Raises:
+        ValueError: naming an option that the model's adapter does not have.
+    """
+    from vicrop.crop import adapter_of
+
+    own = adapter_of(given.model).options
+    for name in OPTIONS:
+        if getattr(given, name) is not None and name not in own:
+            named = ", ".join(f"--{option}" for option in OPTIONS if option in own)
+            raise ValueError(f"--{name} has no meaning for {given.model}, which has {named}")
+    typed = {name: getattr(given, name) for name in OPTIONS if name in own}
+    options = {name: own[name] if value is None else value for name, value in typed.items()}
+    return ModelChoice(
+        given.model, given.model_id, given.revision, given.dtype, given.device, given.device_map, options
+    )
+
+
+def method_choice(given: argparse.Namespace) -> MethodChoice:
+    """The MethodChoice of what was typed.
+
+    Raises:
+        ValueError, OSError: an unknown method; heads for methods that read none; no such file of heads, or it has none.
+    """
+    from vicrop.crop import method_of, model_module
+    from vicrop.known_heads import heads_of
+
+    names, module = method_list(given.method), model_module(given.model)
+    refuse_bad_limit(given.max_image_pixels)
+    if given.loc_heads and not any("heads" in method_of(module, name).reads for name in names):
+        raise ValueError(f"--loc_heads {given.loc_heads}: {', '.join(names)} reads no heads, loc_att does")
+    heads = heads_of(given.model, given.model_id, given.loc_heads)
+    return MethodChoice(names, given.layer, None if heads is None else tuple(heads), given.max_image_pixels)

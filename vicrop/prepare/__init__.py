@@ -1,0 +1,1 @@
+"""Benchmarks as they are released, made into data.json."""

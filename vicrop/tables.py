@@ -1,0 +1,128 @@
+"""The tables: models, tasks, methods, options. Everything else (choices, score table, tests) is derived from them."""
+
+from collections.abc import Collection
+from typing import Any
+
+GENERAL_PROMPT = "Write a general description of the image."
+
+# name -> where the weights are (a hub id, or a folder beside the package), the module that knows the family, and the
+# localization heads of that very checkpoint, if they are known (LLaVA-1.5-7B: the paper's).
+MODELS = {
+    "llava": {"id": "llava-hf/llava-1.5-7b-hf", "module": "vicrop.models.llava", "loc_heads": "L14H24,L14H13"},
+    "llava_next": {"id": "llava-hf/llava-v1.6-vicuna-7b-hf", "module": "vicrop.models.llava_next"},
+    "blip": {"id": "Salesforce/instructblip-vicuna-7b", "module": "vicrop.models.instructblip"},
+    "qwen2_5": {"id": "Qwen/Qwen2.5-VL-3B-Instruct", "module": "vicrop.models.qwen2_5_vl"},
+    "llava_tiny": {"id": "vicrop/embedded/llava", "module": "vicrop.models.llava", "loc_heads": "L2H6,L2H1,L2H2"},
+    "blip_tiny": {"id": "vicrop/embedded/blip", "module": "vicrop.models.instructblip", "loc_heads": "L4H4,L2H3,L4H5"},
+    "qwen2_5_tiny": {
+        "id": "vicrop/embedded/qwen2_5",
+        "module": "vicrop.models.qwen2_5_vl",
+        "loc_heads": "L2H4,L2H2,L2H7",
+    },
+}
+
+# What others call a checkpoint that the hub has, converted, under another name.
+ALIASES = {
+    "liuhaotian/llava-v1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "liuhaotian/llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
+}
+
+# name -> the questions (see data/README.md), the folder of their images, and metrics: name -> a grader of
+# evaluation/metrics.py.
+TASKS = {
+    "demo": {
+        "question_path": "data/demo/data.json",
+        "image_path": "data/demo/images",
+        "metrics": {"exact": "exact"},
+    },
+    "textvqa": {
+        "question_path": "data/textvqa/data.json",
+        "image_path": "data/textvqa/images",
+        "metrics": {"paper": "vqa_paper", "official": "textvqa"},
+    },
+    "docvqa": {
+        "question_path": "data/docvqa/data.json",
+        "image_path": "data/docvqa/images",
+        "metrics": {"paper": "docvqa_paper", "official": "anls"},
+    },
+    "gqa": {
+        "question_path": "data/gqa/data.json",
+        "image_path": "data/gqa/images",
+        "metrics": {"paper": "gqa_paper", "official": "gqa"},
+    },
+    "aokvqa": {
+        "question_path": "data/aokvqa/data.json",
+        "image_path": "data/aokvqa/images",
+        "metrics": {"paper": "vqa_paper", "official": "aokvqa_direct", "official choice": "aokvqa_choice"},
+    },
+    "pope": {
+        "question_path": "data/pope/data.json",
+        "image_path": "data/pope/images",
+        "metrics": {"paper": "pope_paper", "official": "pope"},
+    },
+    "vstar": {
+        "question_path": "data/vstar/data.json",
+        "image_path": "data/vstar/images",
+        "metrics": {"paper": "vstar_paper", "official": "vstar"},
+    },
+    "vqav2": {
+        "question_path": "data/vqav2/data.json",
+        "image_path": "data/vqav2/images",
+        "metrics": {"paper": "vqa_paper", "official": "vqav2"},
+    },
+}
+
+# How large an object is: name -> below this part of the image (the ViCrop paper's analysis of TextVQA, section 3).
+SIZES = {"small": 0.005, "medium": 0.05, "large": float("inf")}
+
+# name -> the function of the model's module that makes the map ("tiles": of each tile of the image), or the function
+# of boxes.py that chooses the box without a map.
+METHODS: dict[str, dict[str, Any]] = {
+    "rel_att": {"map": "rel_att", "tiles": False},
+    "grad_att": {"map": "grad_att", "tiles": False},
+    "pure_grad": {"map": "pure_grad", "tiles": False},
+    "rel_att_high": {"map": "rel_att", "tiles": True},
+    "grad_att_high": {"map": "grad_att", "tiles": True},
+    "pure_grad_high": {"map": "pure_grad", "tiles": True},
+    "loc_att": {"map": "loc_att", "tiles": False},
+    "loc_att_high": {"map": "loc_att", "tiles": True},
+    "gt_crop": {"box": "gt_crop"},
+    "center_crop": {"box": "center_crop"},
+    "random_crop": {"box": "random_crop"},
+}
+
+# Of floating numbers; auto: bfloat16 on CUDA, float32 elsewhere.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+PER_SAMPLE = "per_sample"  # in place of localization heads: the best ones of each image
+
+# What can be told to a model's adapter, as arguments of argparse; an adapter that has no such option refuses it.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "geometry": {
+        "choices": ("exact", "upstream"),
+        "help": "which pixels the map covers: those that the model saw (exact, the default), or as published",
+    },
+    "image_fit": {
+        "choices": ("processor", "pad"),
+        "help": "LLaVA-1.5: what it is shown of an image: what its processor cuts out (processor, the default), or "
+        "all of it, padded to a square (pad)",
+    },
+    "min_pixels": {"type": int, "help": "Qwen2.5-VL: images are scaled up to so many pixels"},
+    "max_pixels": {"type": int, "help": "Qwen2.5-VL: images are scaled down to so many pixels (by default 200704)"},
+    "qformer_layer": {
+        "type": int,
+        "help": "InstructBLIP: Q-Former layer to read, counting from 0 those with cross-attention (default 2)",
+    },
+}
+
+
+def checkpoint_of(name: str) -> str:
+    """Hub id or folder of a checkpoint that is named as in MODELS, as in ALIASES, or so already."""
+    return MODELS[name]["id"] if name in MODELS else ALIASES.get(name, name)
+
+
+def known(name: str, table: Collection[str], what: str) -> str:
+    """The name, if the table has it; else a ValueError that lists what it has."""
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
+    return name
