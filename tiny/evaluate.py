@@ -28,13 +28,11 @@ Table = dict[str, dict[str, tuple[float, int]]]  # method -> "kind size" -> (% r
 
 def answers_of(model: str, methods: str, questions: Path, out: Path, options: Sequence[str]) -> dict[str, list[dict]]:
     """{method: records with answers} of run.py."""
-    task = f"{questions.parent.name}-set"
     run_main([
         "--model", model, "--method", methods, "--task", "demo", "--question_path", str(questions),
         "--image_path", str(questions.parent / "images"), "--save_path", str(out), *options,
     ])  # fmt: skip
     paths = {method: out / f"{model}-demo-{method}.json" for method in methods.split(",")}
-    assert all(path.exists() for path in paths.values()), f"{task}: not all is answered"
     return {method: json.loads(path.read_text()) for method, path in paths.items()}
 
 
