@@ -47,7 +47,7 @@ def stock_inputs(session, images, prompt):
     """The stock model's inputs for images and a prompt that names one place for all of them."""
     adapter, inputs = session.adapter, session.adapter.preprocess(images)
     layouts = adapter.layouts(inputs, [image.size for image in images])
-    ids = adapter.tokenize(prompt, [layout.num_tokens for layout in layouts])
+    ids = adapter.tokenize(prompt, layouts)
     return adapter.stock_inputs(prompt, ids, adapter.placed(inputs))
 
 
@@ -82,7 +82,7 @@ def own_logits(session, prompt, **crops):
 def on_map(session, row, prompt):
     """(heads, h, w) of values at all tokens (heads, keys)."""
     (layout,) = session.layouts
-    ids = session.adapter.tokenize(prompt, [layout.num_tokens])
+    ids = session.adapter.tokenize(prompt, [layout])
     at = (ids == session.model.config.image_token_id).nonzero()[:, 0]
     return row[:, at][:, layout.index]
 

@@ -126,7 +126,7 @@ def stock_generate(session, prompt, **options):
     Raises:
         ValueError: logits that are not finite.
     """
-    ids = session.adapter.tokenize(prompt, [session.layouts[0].num_tokens]).to(session.device)
+    ids = session.adapter.tokenize(prompt, session.layouts).to(session.device)
     inputs = session.adapter.stock_inputs(prompt, ids, session.inputs)
     with finite_logits(session.model.get_output_embeddings()):
         written = session.model.generate(**inputs, **options)[0].tolist()

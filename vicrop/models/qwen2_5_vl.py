@@ -79,10 +79,10 @@ class QwenAdapter(Adapter):
     def prompt(self, question: str) -> str:
         return processors.chat_prompt(self.processor, super().prompt(question))
 
-    def tokenize(self, prompt: str, counts: Sequence[int]) -> Tensor:
+    def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         if self.processor.image_token not in prompt:
             prompt = processors.chat_prompt(self.processor, prompt)
-        return super().tokenize(prompt, counts)
+        return super().tokenize(prompt, layouts)
 
     def rope_inputs(self, ids: Tensor, grids: Tensor) -> dict[str, Tensor]:
         """What positions of three axes are made of; without the types there would be none, silently."""
