@@ -9,8 +9,9 @@ import importlib
 import sys
 import types
 
+import torch
 import transformers
-from architectures import made, text_config
+from architectures import text_config
 from builders import GENERAL
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
@@ -74,6 +75,26 @@ def vision(kind="clip_vision_model", side=56, patch=14, **more):
 
 def siglip(side, patch, **more):
     return vision("siglip_vision_model", side, patch, vision_use_head=False, **more)
+
+
+def made(model_class, config):
+    """A model in which everything matters: what passes a matrix keeps its size, and attention is far from uniform."""
+    torch.manual_seed(0)
+    model = model_class._from_config(config, dtype=torch.float32)
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1 and "norm" not in name:
+            inputs = weight[0].numel() if "experts" not in name else weight.shape[-1]
+            place = "position" in name or "pos_embed" in name
+            sharp = 1.6 if any(part in name for part in ("q_proj", "k_proj", "qkv", "in_proj_qk")) else 1.0
+            std = 0.3 if place else 1.0 if "embed_tokens" in name else sharp * inputs**-0.5
+            weight.data.normal_(0, std)
+        elif "bias" in name:
+            weight.data.normal_(0, 0.05)
+        elif "newline" in name:
+            weight.data.normal_(0, 1)
+        elif "lambda" in name:
+            weight.data.fill_(0.5)
+    return model.eval()
 
 
 def model_of(name, **config):
@@ -181,7 +202,7 @@ def aya_vision():
     processor = transformers.AyaVisionProcessor(image_processor, tokenizer, patch_size=7, img_size=28,
                                                 downsample_factor=2, chat_template=template("<image>"))  # fmt: skip
     kinds = ["sliding_attention", "full_attention", "full_attention"]
-    words = text(tokenizer, "cohere2", sliding_window=16, layer_types=kinds)
+    words = text(tokenizer, "cohere2", sliding_window=24, layer_types=kinds)
     return model_of("AyaVision", vision_config=siglip(28, 7), text_config=words, downsample_factor=2,
                     image_token_index=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>")), processor  # fmt: skip
 
@@ -196,8 +217,14 @@ def idefics3(name="Idefics3", image_processor=Idefics3ImageProcessorPil, make=No
     image_processor = image_processor(size={"longest_edge": 3 * 28}, max_image_size={"longest_edge": 28})
     make = make or (lambda *parts, **options: transformers.Idefics3Processor(*parts, **options))
     processor = make(image_processor, tokenizer, image_seq_len=4, chat_template=template("<image>"))
-    return model_of(name, vision_config=untyped(vision(side=28, patch=7)), text_config=text(tokenizer), scale_factor=2,
-                    image_token_id=tokenizer.image_token_id, pad_token_id=tokenizer.pad_token_id), processor  # fmt: skip
+    return model_of(
+        name,
+        vision_config=untyped(vision(side=28, patch=7)),
+        text_config=text(tokenizer),
+        scale_factor=2,
+        image_token_id=tokenizer.image_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ), processor
 
 
 def smolvlm():
@@ -235,7 +262,7 @@ def gemma3():
         chat_template=template("<start_of_image>", "<s>user\n", "", "\n<model>"),
     )  # fmt: skip
     kinds = ["sliding_attention", "sliding_attention", "full_attention"]
-    words = text(tokenizer, "gemma3_text", sliding_window=8, layer_types=kinds, query_pre_attn_scalar=16)
+    words = text(tokenizer, "gemma3_text", sliding_window=24, layer_types=kinds, query_pre_attn_scalar=16)
     return model_of("Gemma3", text_config=words, vision_config=siglip(56, 14), mm_tokens_per_image=4,
                     image_token_index=tokenizer.image_token_id, boi_token_index=tokenizer.boi_token_id,
                     eoi_token_index=tokenizer.eoi_token_id), processor  # fmt: skip
@@ -256,13 +283,19 @@ def paligemma():
     image_processor = SiglipImageProcessorPil(size=square(56))
     image_processor.image_seq_length = 16
     processor = transformers.PaliGemmaProcessor(image_processor, tokenizer)
-    return model_of("PaliGemma", vision_config=siglip(56, 14, projection_dim=64), text_config=text(tokenizer, "gemma"),
-                    image_token_index=tokenizer.image_token_id, projection_dim=64, hidden_size=64), processor  # fmt: skip
+    return model_of(
+        "PaliGemma",
+        vision_config=siglip(56, 14, projection_dim=64),
+        projection_dim=64,
+        hidden_size=64,
+        text_config=text(tokenizer, "gemma"),
+        image_token_index=tokenizer.image_token_id,
+    ), processor
 
 
 # ---------------------------------------------------------------------------------------------------------- any size
 def pixtral_processor():
-    """Its class. The module imports a function from beside its image processor for torchvision, which PIL's has, too."""
+    """Its class, whose module wants a function of the image processor for torchvision. That for PIL has it, too."""
     place = "transformers.models.pixtral.image_processing_pixtral"
     if not transformers.utils.is_torchvision_available():
         sys.modules.setdefault(place, image_processing_pil_pixtral)
@@ -272,10 +305,11 @@ def pixtral_processor():
 def rows(name, merge, **more):
     marks = {"image_mark": "[IMG]", "break_mark": "[IMG_BREAK]", "end_mark": "[IMG_END]"}
     tokenizer = make_tokenizer([GENERAL], **marks)
+    size = {"longest_edge": 28 * (1 + merge)}
+    image_processor = image_processing_pil_pixtral.PixtralImageProcessorPil(size=size, patch_size=square(7))
     processor = pixtral_processor()(
-        image_processing_pil_pixtral.PixtralImageProcessorPil(size={"longest_edge": 28 * (1 + merge)}, patch_size=square(7)), tokenizer,
-        patch_size=7, spatial_merge_size=merge, chat_template=template("[IMG]"),
-    )  # fmt: skip
+        image_processor, tokenizer, patch_size=7, spatial_merge_size=merge, chat_template=template("[IMG]")
+    )
     return model_of(
         name, vision_config=vision("pixtral", 84, 7, head_dim=16), image_token_index=tokenizer.image_mark_id,
         text_config=text(tokenizer, "mistral", sliding_window=None), vision_feature_layer=-1, **more,

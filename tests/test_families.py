@@ -239,19 +239,27 @@ def features(session, image):
         return adapter.encode_images(inputs, 1)[0].pooled
 
 
-def misplaced(session, index, most=16):
-    """Cells of a map whose pixels, turned into their opposite, change another token most than the one of `index`."""
+def misplaced(session, index, most=12):
+    """Cells of a map whose pixels, made darker, change another token most than the one of `index`.
+
+    A token's change is counted in what changing all of the image does to it, and what changing all but the cell does
+    to it is taken off: several cells change an overview's token.
+    """
     (image,), (layout,), wrong = session.images, session.layouts, []
     x1, y1, x2, y2 = layout.region
     (h, w), pixels, plain = layout.grid, np.asarray(image), features(session, image)
+    other = pixels // 2
+    most_change = (features(session, Image.fromarray(other)) - plain).norm(dim=-1)
+    never = most_change < 1e-3 * most_change.max()  # a newline
     cells = [(row, column) for row in range(h) for column in range(w)]
     for row, column in cells[:: max(1, len(cells) // most)]:
         top, bottom = (y1 + (y2 - y1) * edge / h for edge in (row, row + 1))
         left, right = (x1 + (x2 - x1) * edge / w for edge in (column, column + 1))
-        changed = pixels.copy()
+        inside, outside = pixels.copy(), other.copy()
         place = (slice(max(0, round(top)), round(bottom)), slice(max(0, round(left)), round(right)))
-        changed[place] = 255 - changed[place]
-        change = (features(session, Image.fromarray(changed)) - plain).norm(dim=-1)
+        inside[place], outside[place] = other[place], pixels[place]
+        changes = [(features(session, Image.fromarray(each)) - plain).norm(dim=-1) for each in (inside, outside)]
+        change = ((changes[0] - changes[1]) / most_change).masked_fill(never, float("-inf"))
         if int(change.argmax()) != index[row, column]:
             wrong.append((row, column, int(change.argmax()), int(index[row, column])))
     return wrong

@@ -184,7 +184,7 @@ def arguments_of(embeds: Tensor, positions: Tensor, masks: Any, deepstack: tuple
 
 
 class _Unread(BaseModelOutputWithPast):
-    """A decoder's output that has nothing else that a model may look for behind its decoder (what routed to experts)."""
+    """A decoder's output that has nothing else that a model may look for behind it (what went to which experts)."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):

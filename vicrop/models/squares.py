@@ -12,7 +12,7 @@ from vicrop.models.chat import ChatAdapter
 
 
 class SquareAdapter(ChatAdapter):
-    """A map covers what the image processor shows of the image; one that cuts crops itself (pan and scan) is refused."""
+    """A map covers what the image processor shows of the image; one that cuts it as well (pan and scan) is refused."""
 
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         super().__init__(model, processor, **options)
