@@ -61,7 +61,7 @@ def square(side):
 
 
 def text(tokenizer, kind="llama", **more):
-    return text_config(tokenizer, model_type=kind, num_hidden_layers=LAYERS, **more)
+    return text_config(tokenizer, model_type=kind, **{"num_hidden_layers": LAYERS, **more})
 
 
 def untyped(config):
@@ -127,7 +127,7 @@ def qwen2_vl():
 TOWER3 = {"hidden_size": 32, "depth": 3, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": 64,
           "patch_size": 16, "num_position_embeddings": 64}  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-STATES = {"layer_types": ["linear_attention", "full_attention", "linear_attention"][:LAYERS],
+STATES = {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2,
           "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
           "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4}  # fmt: skip
 

@@ -345,7 +345,9 @@ def test_every_family_of_the_registry_has_its_adapter():
     for kind, module in REGISTRY.items():
         family = importlib.import_module(module)
         assert issubclass(family.ADAPTER, Adapter)
-        assert family.MODEL_CLASS.config_class.model_type == kind
+        if hasattr(family, "MODEL_CLASS"):  # a module for a single family
+            assert family.MODEL_CLASS.config_class.model_type == kind
+        assert family.rel_att.__name__.startswith("rel_attention_")
 
 
 def test_a_model_that_no_adapter_knows_is_refused_by_its_kind(llava, monkeypatch):

@@ -26,12 +26,14 @@ QUESTIONS = ["what number is on the red sign?", "why?", "is there a blue sign in
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     """The adapters of these tests, registered as a user's own would be."""
+    before = dict(adapters.REGISTRY)
     for kind, adapter in ADAPTERS.items():
         sys.modules[f"adapter_of_{kind}"] = types.SimpleNamespace(ADAPTER=adapter)
         adapters.REGISTRY[kind] = f"adapter_of_{kind}"
     yield
+    adapters.REGISTRY.update(before)
     for kind in ADAPTERS:
-        del adapters.REGISTRY[kind], sys.modules[f"adapter_of_{kind}"]
+        del sys.modules[f"adapter_of_{kind}"]
 
 
 @pytest.fixture(scope="module", params=[(name, how) for name in ARCHITECTURES for how in ("sdpa", "eager")], ids=str)

@@ -20,6 +20,7 @@ from vicrop.adapter import REGISTRY, adapter_class
 from vicrop.attention import with_implementation
 from vicrop.attribution import attention, edge_mask, pixel_gradients, weighted_attention
 from vicrop.layouts import cell_means
+from vicrop.localization.collector import stock_generate
 from vicrop.methods import family_methods, ratio
 from vicrop.prefix_cache import PrefixStore, Row
 from vicrop.session import ImageSession, layer_numbers
@@ -187,6 +188,9 @@ def test_answers_equal_generate(family, session):
             written = model.generate(**inputs, **greedy)[0, inputs["input_ids"].shape[1] :]
         wanted = processor.tokenizer.decode(written, skip_special_tokens=True).strip()
         assert session.answer(session.adapter.prompt(QUESTIONS[0]), crops=crops) == [wanted]
+        if not crops:  # what localization collects answers by
+            tokens = stock_generate(session, session.adapter.prompt(QUESTIONS[0]), **greedy)
+            assert processor.tokenizer.decode(tokens).strip() == wanted
 
 
 def test_questions_together_equal_each_alone_and_without_a_shared_prefix(family, monkeypatch):
@@ -301,6 +305,32 @@ def test_every_kind_of_the_registry_has_a_small_model_here():
              (FAMILIES[name]() for name in ("pixtral",))}  # fmt: skip
     older = {"llava", "llava_next", "instructblip", "qwen2_5_vl"}
     assert set(REGISTRY) == (set(FAMILIES) - {"pixtral"}) | kinds | older
+
+
+def test_a_layer_without_attention_is_refused_by_its_number():
+    model, processor = FAMILIES["qwen3_5"]()
+    session, rel_att = ImageSession([photo()], model, processor), METHODS["rel_att"]
+    assert layer_numbers(model, "mean") == (1, 3)
+    for layer in (0, [1, 2]):
+        with pytest.raises(ValueError, match="layer [02] has no attention: this model has it in layers 1, 3"):
+            rel_att.bind(model, layer)
+    with pytest.raises(ValueError, match="layer 4 does not exist: this model has layers 1, 3"):
+        rel_att.bind(model, 4)
+    with pytest.raises(ValueError, match="layer 2 has no attention"):
+        METHODS["loc_att"].bind(model, heads="L2H0")
+    prompt = session.adapter.prompt("why?")
+    assert np.isfinite(rel_att.bind(model).maps(session, prompt, session.adapter.prompt(GENERAL_PROMPT))[0]).all()
+
+
+def test_a_prompt_may_be_a_users_own_text_but_names_an_image_once(family):
+    _, model, processor = family
+    session = ImageSession([photo()], model, processor)
+    adapter, layouts = session.adapter, session.layouts
+    filled_in = adapter.chat("what is it?")
+    assert torch.equal(adapter.tokenize("what is it?", layouts), adapter.tokenize(filled_in, layouts))
+    assert len(adapter.tokenize(adapter.phrase("what is it?"), layouts)) > layouts[0].num_tokens
+    with pytest.raises(ValueError, match="exactly once"):
+        adapter.tokenize(adapter.prompt(f"what is {processor.image_token}?"), layouts)
 
 
 def test_without_a_layer_of_its_own_a_family_reads_the_mean_and_says_so_once(family):

@@ -340,6 +340,8 @@ def valid_layer(number: Any, available: Sequence[int], whose: str) -> int:
         first, last = available[0], available[-1]
         whole = len(available) == last - first + 1
         named = f"{first} to {last}" if whole else ", ".join(map(str, available))
+        if integer and 0 <= number <= last:
+            raise ValueError(f"layer {number} has no attention: {whose} has it in layers {named}")
         raise ValueError(f"layer {number!r} does not exist: {whose} has layers {named}")
     return int(number)
 

@@ -53,7 +53,11 @@ class ChatAdapter(Adapter):
 
     # -- text
     def prompt(self, question: str) -> str:
-        return chat_prompt(self.processor, super().prompt(question))
+        return self.chat(super().prompt(question))
+
+    def chat(self, text: str, images: int = 1) -> str:
+        """The whole prompt of a user's text about so many images."""
+        return chat_prompt(self.processor, text, images)
 
     def phrase(self, text: str) -> str:
         block = self.image_placeholder
@@ -62,7 +66,7 @@ class ChatAdapter(Adapter):
     @functools.cached_property
     def image_placeholder(self) -> str:
         """What the template writes for one image more: its marks belong to it, and a line's end behind it."""
-        one, two = (chat_prompt(self.processor, QUESTION, images) for images in (1, 2))
+        one, two = (self.chat(QUESTION, images) for images in (1, 2))
         more, same = len(two) - len(one), next(n for n in range(len(two)) if two[n] != one[n : n + 1])
         block = one[same - more : same]
         whole = more > 0 and two == one[:same] + block + one[same:] and block.count(self.processor.image_token) == 1
@@ -70,7 +74,7 @@ class ChatAdapter(Adapter):
 
     def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         if self.processor.image_token not in prompt:
-            prompt = chat_prompt(self.processor, prompt)
+            prompt = self.chat(prompt)
         return super().tokenize(prompt, layouts)
 
     def token_ids(self, text: str) -> Tensor:

@@ -16,6 +16,7 @@ from vicrop.adapter import EncodedImage
 from vicrop.layouts import Layout, Region, Size, thw, unpatchify, whole
 from vicrop.methods import family_methods
 from vicrop.models.chat import ChatAdapter
+from vicrop.qwen_input import refuse_bad_pixel_range
 
 BBOX_SIZE = 224
 
@@ -32,6 +33,11 @@ class MergedPatchesAdapter(ChatAdapter):
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         super().__init__(model, processor, **options)
         self.merge, self.bbox_size = model.config.vision_config.spatial_merge_size, BBOX_SIZE
+
+    @classmethod
+    def check(cls, model: PreTrainedModel, **options: Any) -> None:
+        super().check(model, **options)
+        refuse_bad_pixel_range(options.get("min_pixels"), options.get("max_pixels"))
 
     def processor_options(self) -> dict[str, Any]:
         own, given = self.processor.image_processor.size, self.given

@@ -9,16 +9,14 @@ from torch import Tensor
 from vicrop.methods import family_methods
 from vicrop.models.squares import SquareAdapter
 
-PROMPT = "<image>answer en {question}"
+PROMPT = "answer en {question}"
 
 
 class PaliGemmaAdapter(SquareAdapter):
     """A map covers the whole image, squashed to a square."""
 
-    image_placeholder = "<image>"
-
-    def prompt(self, question: str) -> str:
-        return PROMPT.format(question=question)
+    def chat(self, text: str, images: int = 1) -> str:
+        return self.processor.image_token * images + text
 
     def token_ids(self, text: str) -> Tensor:
         """As its processor has it: the beginning comes after the last image, and a line's end behind the prompt."""
