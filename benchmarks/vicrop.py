@@ -112,8 +112,8 @@ class Stock:
             prepared = adapter.preprocess(crops)
             self.shown.append(adapter.placed(prepared))
             layouts.append(adapter.layouts(prepared, [crop.size for crop in crops]))
-        counts = [[layout.num_tokens for layout in each] for each in zip(*layouts, strict=True)]
-        rows = [adapter.tokenize(prompt, own) for prompt, own in zip(self.prompts, counts, strict=True)]
+        owned = zip(*layouts, strict=True)
+        rows = [adapter.tokenize(prompt, own) for prompt, own in zip(self.prompts, owned, strict=True)]
         width, pad = max(map(len, rows)), session.processor.tokenizer.pad_token_id
         self.ids = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=pad) for row in rows])
         self.ids = self.ids.to(session.device)

@@ -26,12 +26,14 @@ QUESTIONS = ["what number is on the red sign?", "why?", "is there a blue sign in
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     """The adapters of these tests, registered as a user's own would be."""
+    before = dict(adapters.REGISTRY)
     for kind, adapter in ADAPTERS.items():
         sys.modules[f"adapter_of_{kind}"] = types.SimpleNamespace(ADAPTER=adapter)
         adapters.REGISTRY[kind] = f"adapter_of_{kind}"
     yield
+    adapters.REGISTRY.update(before)
     for kind in ADAPTERS:
-        del adapters.REGISTRY[kind], sys.modules[f"adapter_of_{kind}"]
+        del sys.modules[f"adapter_of_{kind}"]
 
 
 @pytest.fixture(scope="module", params=[(name, how) for name in ARCHITECTURES for how in ("sdpa", "eager")], ids=str)
@@ -47,7 +49,7 @@ def stock_inputs(session, images, prompt):
     """The stock model's inputs for images and a prompt that names one place for all of them."""
     adapter, inputs = session.adapter, session.adapter.preprocess(images)
     layouts = adapter.layouts(inputs, [image.size for image in images])
-    ids = adapter.tokenize(prompt, [layout.num_tokens for layout in layouts])
+    ids = adapter.tokenize(prompt, layouts)
     return adapter.stock_inputs(prompt, ids, adapter.placed(inputs))
 
 
@@ -82,7 +84,7 @@ def own_logits(session, prompt, **crops):
 def on_map(session, row, prompt):
     """(heads, h, w) of values at all tokens (heads, keys)."""
     (layout,) = session.layouts
-    ids = session.adapter.tokenize(prompt, [layout.num_tokens])
+    ids = session.adapter.tokenize(prompt, [layout])
     at = (ids == session.model.config.image_token_id).nonzero()[:, 0]
     return row[:, at][:, layout.index]
 

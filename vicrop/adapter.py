@@ -19,12 +19,30 @@ from vicrop.attention import brought_in, device_of
 from vicrop.layouts import Layout, Size
 from vicrop.tables import OPTIONS
 
-# A config's model_type -> the module whose ADAPTER knows the family; imported when it is needed.
+# A config's model_type -> the module whose ADAPTER knows the family; imported when it is needed. "whole+vision" is for
+# configs of one kind around a vision tower of another, which lays out images differently.
 REGISTRY = {
     "llava": "vicrop.models.llava",
     "llava_next": "vicrop.models.llava_next",
     "instructblip": "vicrop.models.instructblip",
     "qwen2_5_vl": "vicrop.models.qwen2_5_vl",
+    "qwen2_vl": "vicrop.models.merged_patches",
+    "qwen3_vl": "vicrop.models.merged_patches",
+    "qwen3_vl_moe": "vicrop.models.merged_patches",
+    "qwen3_5": "vicrop.models.merged_patches",
+    "qwen3_5_moe": "vicrop.models.merged_patches",
+    "glm4v": "vicrop.models.merged_patches",
+    "glm46v": "vicrop.models.merged_patches",
+    "internvl": "vicrop.models.tiled",
+    "aya_vision": "vicrop.models.tiled",
+    "idefics3": "vicrop.models.idefics3",
+    "smolvlm": "vicrop.models.idefics3",
+    "gemma3": "vicrop.models.squares",
+    "vipllava": "vicrop.models.squares",
+    "paligemma": "vicrop.models.paligemma",
+    "llava_onevision": "vicrop.models.llava_onevision",
+    "mistral3": "vicrop.models.pixtral",
+    "llava+pixtral": "vicrop.models.pixtral",
 }
 
 
@@ -35,9 +53,11 @@ def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
         ValueError: no adapter knows models of this kind; names those that are known.
     """
     kind = model.config.model_type
-    if kind not in REGISTRY:
+    vision = getattr(getattr(model.config, "vision_config", None), "model_type", None)
+    module = REGISTRY.get(f"{kind}+{vision}", REGISTRY.get(kind))
+    if module is None:
         raise ValueError(f"no adapter knows {kind} models: known are {', '.join(REGISTRY)}")
-    return importlib.import_module(REGISTRY[kind]).ADAPTER
+    return importlib.import_module(module).ADAPTER
 
 
 class ImageFeatures(NamedTuple):
@@ -67,6 +87,7 @@ class Adapter:
         bbox_size: base side of the crop window in image pixels.
         layer_constant: what the family's module calls the layer to read.
         square_tiles: would a tile that is not square lose something, or gain padding?
+        whole_cells: is a cell a whole number of pixels of the canvas? If not, a pixel belongs to the cell it lies in.
         connector: the attention module between image and decoder (a Q-Former's), and the model that holds it, if any.
     """
 
@@ -74,6 +95,7 @@ class Adapter:
     options: dict[str, Any] = {"geometry": "exact"}  # option -> what it is where nothing is said
     layer_constant = "ATT_LAYER"
     square_tiles = False
+    whole_cells = True
     connector: tuple[nn.Module, PreTrainedModel] | None = None
 
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
@@ -123,19 +145,20 @@ class Adapter:
         """The text that stands for an image in a prompt; it holds the image token once."""
         return self.processor.image_token
 
-    def tokenize(self, prompt: str, counts: Sequence[int]) -> Tensor:
-        """(T,) token ids of a prompt about images of so many tokens each; it names one image.
+    def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
+        """(T,) token ids of a prompt about images of these layouts; it names one image.
 
         Raises:
             ValueError: the prompt has no place for an image, or several, or nothing after it.
         """
         block, token = self.image_placeholder, self.processor.image_token
-        if prompt.count(block) != 1 or prompt.count(token) != 1:
-            found = f"{prompt.count(block)} times, and {token} {prompt.count(token)} times"
-            raise ValueError(f"a prompt holds {block} exactly once, this one {found}: {prompt!r}")
-        if prompt.endswith(block):
-            raise ValueError(f"a prompt ends with a question, not with the image: {prompt!r}")
-        text = prompt.replace(block, "".join(block.replace(token, token * count) for count in counts))
+        _refuse_other_places(prompt, block, token)
+        texts = [layout.text or token * layout.num_tokens for layout in layouts]
+        text = prompt.replace(block, "".join(block.replace(token, each) for each in texts))
+        return self.token_ids(text)
+
+    def token_ids(self, text: str) -> Tensor:
+        """(T,) token ids of a prompt in which everything stands that the model reads of images."""
         return self.processor.tokenizer(text, return_tensors="pt").input_ids[0]
 
     # -- images
@@ -197,8 +220,11 @@ class Adapter:
 
     # -- layers
     @classmethod
-    def default_layer(cls, model: PreTrainedModel) -> int:
-        """The layer to read where none is given: the checkpoint's `config.att_layer`, else the family's constant."""
+    def default_layer(cls, model: PreTrainedModel) -> int | str:
+        """The layer to read where none is given: the checkpoint's `config.att_layer`, else the family's constant.
+
+        "mean" for all layers that have attention.
+        """
         own = getattr(model.config, "att_layer", None)
         return family_constant(cls, cls.layer_constant) if own is None else own
 
@@ -208,6 +234,15 @@ def family_constant(adapter: type[Adapter], name: str) -> Any:
     modules = [sys.modules[kind.__module__] for kind in adapter.__mro__]
     owner = next((module for module in modules if hasattr(module, name)), modules[0])
     return getattr(owner, name)
+
+
+def _refuse_other_places(prompt: str, block: str, token: str) -> None:
+    """ValueError unless a prompt holds the place of an image once, and ends with something else."""
+    if prompt.count(block) != 1 or prompt.count(token) != 1:
+        found = f"{prompt.count(block)} times, and {token} {prompt.count(token)} times"
+        raise ValueError(f"a prompt holds {block} exactly once, this one {found}: {prompt!r}")
+    if prompt.endswith(block):
+        raise ValueError(f"a prompt ends with a question, not with the image: {prompt!r}")
 
 
 def _by_image(values: Any, count: int) -> list[Tensor]:

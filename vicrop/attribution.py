@@ -56,13 +56,14 @@ def _on_top(session: ImageSession, queries: list[Query], rows: list[Row], layers
     """The part of a pass that needs no graph is done without; the last token is the rest.
 
     A prompt's last token influences no other token, so a single-token step on top of the cached rest gives the exact
-    gradient.
+    gradient. Where others see it after all (PaliGemma's prompts), they are read in that step as well.
     """
-    before = [row.rest.part(row.rest.start, row.rest.length - 1) for row in rows]
+    ends = [row.rest.start if row.rest.sees_past(row.rest.length - 1) else row.rest.length - 1 for row in rows]
+    before = [row.rest.part(row.rest.start, end) for row, end in zip(rows, ends, strict=True)]
     cache, shifts = session.store.begin(rows, len(session.decoder.layers))
     if cache.pending or any(part.tokens for part in before):
         cache.extend(session.decoder, before)
-    last = [row.rest.part(row.rest.length - 1) for row in rows]
+    last = [row.rest.part(end) for row, end in zip(rows, ends, strict=True)]
     with torch.enable_grad(), session.capture(layers, graph=True) as captured:
         read = Read(cache.extend(session.decoder, last), cache, rows, shifts)
         v = confidence(session, read).sum()

@@ -183,6 +183,14 @@ def arguments_of(embeds: Tensor, positions: Tensor, masks: Any, deepstack: tuple
     return found | per_token
 
 
+class _Unread(BaseModelOutputWithPast):
+    """A decoder's output that has nothing else that a model may look for behind it (what went to which experts)."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 def captured_call(model: nn.Module, decoder: PreTrainedModel, inputs: dict[str, Any], ids: Tensor,
                   image_at: Tensor) -> DecoderCall:  # fmt: skip
     """The DecoderCall of a prompt: the model's own forward runs, and its decoder only keeps what it is handed.
@@ -198,7 +206,7 @@ def captured_call(model: nn.Module, decoder: PreTrainedModel, inputs: dict[str, 
 
     def keep(*, inputs_embeds, **others):  # by name, or nothing would say what an argument is
         kept.update(others, inputs_embeds=inputs_embeds)
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds[:, -1:])
+        return _Unread(last_hidden_state=inputs_embeds[:, -1:])
 
     with with_implementation("deferred", [decoder]), replaced(decoder, "forward", keep):
         model(**inputs, use_cache=True)

@@ -17,7 +17,7 @@ from vicrop.attribution import attention, edge_mask, pixel_gradients, weighted_a
 from vicrop.boxes import bbox_in_region
 from vicrop.heads import Criteria, Head, greedy, heads_map, parse_heads, valid_heads
 from vicrop.images import ImageSource
-from vicrop.layouts import Region, Size, whole
+from vicrop.layouts import Region, Size, cell_means, whole
 from vicrop.session import SESSION_IMAGES, ImageSession, Of, Prompts, layer_numbers, valid_layer
 from vicrop.tiles import join_maps
 
@@ -58,10 +58,7 @@ def pure_gradient(session: ImageSession, prompts: Prompts, general_prompt: str, 
         single = session.only(query.image_index)
         specific, general = pixel_gradients(single, [query.prompt, general_prompt])
         masked = ratio(specific, general) * edge_mask(single).to(specific.device)
-        h, w = single.layouts[0].grid
-        height, width = masked.shape[0] // h, masked.shape[1] // w
-        patches = masked[: h * height, : w * width].reshape(h, height, w, width)  # what no patch holds is not seen
-        maps.append(patches.mean((1, 3)))
+        maps.append(cell_means(masked, single.layouts[0].grid, single.adapter.whole_cells))
     return maps
 
 

@@ -122,9 +122,9 @@ def load_qwen_processor(source: str | Path, **where: Any) -> ImageTextProcessor:
     return processor
 
 
-def chat_prompt(processor: Any, text: str) -> str:
-    """The chat template of a checkpoint, filled in for a user's text about one image."""
-    content = [{"type": "image"}, {"type": "text", "text": text}]
+def chat_prompt(processor: Any, text: str, images: int = 1) -> str:
+    """The chat template of a checkpoint, filled in for a user's text about an image, or several."""
+    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 

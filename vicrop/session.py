@@ -162,7 +162,7 @@ class ImageSession(ImageBatch):
         features = [image.features.pooled.shape[-2] for image in images]
         if self.adapter.connector is None and counts != features:
             raise ValueError(f"{sum(counts)} places for image tokens, and {sum(features)} of them to fill in")
-        ids = self.adapter.tokenize(query.prompt, counts)
+        ids = self.adapter.tokenize(query.prompt, [image.layout for image in images])
         ids = torch.cat([ids, ids.new_tensor(query.forced_tokens)])
         image_at = (ids == self.model.config.image_token_id).nonzero()[:, 0][: images[0].layout.num_tokens]
         placed = ids.to(self.device)
@@ -326,9 +326,9 @@ def layer_numbers(model: PreTrainedModel, layer: Any = None) -> tuple[int, ...]:
     """
     kind = adapter_class(model)
     available = sorted(kind.attention_modules(model))
+    layer = kind.default_layer(model) if layer is None else layer
     if layer == "mean":
         return tuple(available)
-    layer = kind.default_layer(model) if layer is None else layer
     numbers = layer if isinstance(layer, (list, tuple)) and layer else [layer]
     return tuple(sorted({valid_layer(number, available, "this model") for number in numbers}))
 
@@ -340,6 +340,8 @@ def valid_layer(number: Any, available: Sequence[int], whose: str) -> int:
         first, last = available[0], available[-1]
         whole = len(available) == last - first + 1
         named = f"{first} to {last}" if whole else ", ".join(map(str, available))
+        if integer and 0 <= number <= last:
+            raise ValueError(f"layer {number} has no attention: {whose} has it in layers {named}")
         raise ValueError(f"layer {number!r} does not exist: {whose} has layers {named}")
     return int(number)
 

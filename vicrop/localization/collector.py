@@ -141,7 +141,7 @@ def stock_generate(session: ImageSession, prompt: str, **options: Any) -> list[i
     Raises:
         ValueError: logits that are not finite.
     """
-    ids = session.adapter.tokenize(prompt, [session.layouts[0].num_tokens]).to(session.device)
+    ids = session.adapter.tokenize(prompt, session.layouts).to(session.device)
     inputs = session.adapter.stock_inputs(prompt, ids, session.inputs)
     model: Any = session.model  # transformers types neither of both methods
     with finite_logits(model.get_output_embeddings()):
