@@ -106,6 +106,7 @@ class Found(NamedTuple):
     bbox: tuple[int, int, int, int]  # xyxy pixels of the image
     att_map: np.ndarray | None  # (h, w) float32
     region: Region
+    views: int | None = None  # of the image that this took, where that is not one for every method of its kind
 
 
 class Method:

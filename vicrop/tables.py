@@ -94,6 +94,8 @@ METHODS: dict[str, dict[str, Any]] = {
 # Of floating numbers; auto: bfloat16 on CUDA, float32 elsewhere.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+VIEWS = 24  # that a `_zoom` method may take of an image, where nothing is said
+
 PER_SAMPLE = "per_sample"  # in place of localization heads: the best ones of each image
 
 # What can be told to a model's adapter, as arguments of argparse; an adapter that has no such option refuses it.

@@ -44,7 +44,7 @@ def take_result(future):
     return lambda: held.pop().result()
 
 
-def answer_batch(batch, session, alone, methods):
+def answer_batch(batch, session, alone, methods, crop_below=None):
     """{method: [what it adds to each record: answers and box, or the error that took their place]}.
 
     Where there is a map, "map" is (map, its region), as results.Results.append takes it.
@@ -53,10 +53,10 @@ def answer_batch(batch, session, alone, methods):
 
     Args:
         session: called for (session, numbers of the records' images) of this batch; `alone(record)` makes it for one.
-        methods: {name: Method}.
+        methods: {name: Method}; crop_below: as crop.QuestionBatch takes it.
     """
     try:
-        questions = question_batch(batch, *session())
+        questions = question_batch(batch, *session(), crop_below)
         originals = questions.original_answers(methods)
         if len(batch) > 1:
             return {name: outcomes(questions, method, originals) for name, method in methods.items()}
@@ -68,14 +68,14 @@ def answer_batch(batch, session, alone, methods):
     if len(batch) == 1:
         return {name: [UNANSWERED | {"error": error}] for name in methods}
     questions = None
-    each = [answer_batch([record], partial(alone, record), alone, methods) for record in batch]
+    each = [answer_batch([record], partial(alone, record), alone, methods, crop_below) for record in batch]
     return {name: [fields for found in each for fields in found[name]] for name in methods}
 
 
-def question_batch(batch, session, of):
+def question_batch(batch, session, of, crop_below=None):
     """The QuestionBatch of some records about a session's images, for each the number of its own."""
     questions, short = ([record.get(name) for record in batch] for name in ("question", "short_question"))
-    return QuestionBatch(session, questions, of, short, batch)
+    return QuestionBatch(session, questions, of, short, batch, crop_below)
 
 
 def outcome_or_error(questions, method, originals):
@@ -83,18 +83,12 @@ def outcome_or_error(questions, method, originals):
     try:
         return outcomes(questions, method, originals)[0]
     except Exception as caught:
-        return UNANSWERED | {"original_answer": originals[0], "error": recoverable_message(caught)}
+        return UNANSWERED | {"original_answer": originals[0].text, "error": recoverable_message(caught)}
 
 
 def outcomes(questions, method, originals):
     """What a method adds to each record of a QuestionBatch."""
     return [
-        {
-            "original_answer": found.original_answer,
-            "crop_answer": found.crop_answer,
-            "bbox": list(found.bbox),
-            **found.fields,
-            "map": None if found.att_map is None else (found.att_map, found.region),
-        }
+        found.outputs | {"map": None if found.att_map is None else (found.att_map, found.region)}
         for found in questions.results(method, originals)
     ]

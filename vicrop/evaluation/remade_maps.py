@@ -18,7 +18,7 @@ from vicrop.failures import recoverable_message
 from vicrop.known_heads import heads_of
 from vicrop.loaded import LoadedModel, load_chosen
 from vicrop.methods import Method
-from vicrop.tables import GENERAL_PROMPT, OPTIONS
+from vicrop.tables import GENERAL_PROMPT, OPTIONS, VIEWS
 
 
 def made_again(
@@ -46,7 +46,7 @@ def made_again(
             unique = tuple(dict.fromkeys(paths))
             questions = question_batch(batch, session_of(unique), [unique.index(path) for path in paths])
             maps = questions.find(method)
-            return [(record["id"], *found) for record, (_, *found) in zip(batch, maps, strict=True)]
+            return [(record["id"], *found) for record, (_, *found, _) in zip(batch, maps, strict=True)]
         except Exception as error:
             said = recoverable_message(error)
         if len(batch) > 1:  # one by one, so that one bad image costs the others nothing
@@ -88,7 +88,8 @@ def maker_of(result: ResultFile, place: Mapping[str, Any]) -> tuple[Method, Load
         raise ValueError(f"{made['model_id']} has other weights than those that made {result.path}: use --maps saved")
     options = {name: made[name] for name in OPTIONS if name in made}
     choice = ModelChoice(*source, revision, made["dtype"], place["device"], place["device_map"], options)
-    how = MethodChoice((result.method,), made.get("layer"), heads_of(*source, made.get("loc_heads")))
+    heads = heads_of(*source, made.get("loc_heads"))
+    how = MethodChoice((result.method,), made.get("layer"), heads, views=made.get("views", VIEWS))
     loaded = load_chosen(choice, how)
     method = loaded.methods[result.method]
     now = [module.PROMPT, GENERAL_PROMPT, list(method.layers(loaded.model))]
