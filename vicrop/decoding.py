@@ -19,7 +19,7 @@ class Answer(NamedTuple):
 
     Attributes:
         text: what was said, stripped.
-        confidence: the product of its tokens' probabilities, the end token's included; five decimals, so that what
+        confidence: the product of its tokens' probabilities, the end token's included; five digits, so that what
             another batch or another order of work would change is not in it.
         tokens: their ids, with the end token if there was one.
     """

@@ -336,7 +336,7 @@ class ImageSession(ImageBatch):
                 positions = positions + 1
         texts = [tokenizer.decode([token for token in tokens if token not in answers.ends], skip_special_tokens=True)
                  for tokens in answers.tokens]  # fmt: skip
-        return [Answer(text.strip(), round(math.exp(sum(logs)), 5), tuple(tokens))
+        return [Answer(text.strip(), float(f"{math.exp(sum(logs)):.5g}"), tuple(tokens))
                 for text, logs, tokens in zip(texts, answers.logs, answers.tokens, strict=True)]  # fmt: skip
 
 
