@@ -25,6 +25,7 @@ from vicrop.layouts import Region, whole
 from vicrop.methods import CropBaseline, Found, Method, Questions
 from vicrop.session import ImageSession
 from vicrop.tables import GENERAL_PROMPT, METHODS, VIEWS, known
+from vicrop.zoom import ZoomMethod
 
 
 @dataclass
@@ -161,6 +162,8 @@ def method_of(module: ModuleType, name: str, views: int = VIEWS) -> Method:
     if "box" in row:
         return CropBaseline(getattr(boxes, row["box"]))
     method = getattr(module, row["map"])
+    if row.get("zoom"):
+        return ZoomMethod(method, views)
     return method.tiled() if row["tiles"] else method
 
 

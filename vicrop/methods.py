@@ -5,6 +5,7 @@ All have one interface, `Method`: bound to a model, one gives the box, the map a
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from vicrop.heads import Criteria, Head, greedy, heads_map, parse_heads, valid_h
 from vicrop.images import ImageSource
 from vicrop.layouts import Region, Size, whole
 from vicrop.session import SESSION_IMAGES, ImageSession, Of, Prompts, layer_numbers, valid_layer
-from vicrop.tiles import join_maps
+from vicrop.tiles import join_maps, tile_grid
 
 
 # ------------------------------------------------------------------------------------------------------------ formulas
@@ -252,13 +253,14 @@ class MapMethod(Method):
             maps = [self.map_of_tiles(session, prompt, general, number)
                     for prompt, number in zip(prompts, of, strict=True)]  # fmt: skip
             regions = [whole(session.images[number].size) for number in of]
+            views = [math.prod(tile_grid(session.images[number].size)) for number in of]
         else:
             maps = self.maps(session, prompts, general, of)
-            regions = [session.layouts[number].region for number in of]
+            regions, views = [session.layouts[number].region for number in of], [None] * len(of)
         return [
             Found(bbox_in_region(att_map, region, session.images[number].size, session.adapter.bbox_size),
-                  att_map, region)
-            for att_map, region, number in zip(maps, regions, of, strict=True)
+                  att_map, region, count)
+            for att_map, region, number, count in zip(maps, regions, of, views, strict=True)
         ]  # fmt: skip
 
 
