@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from vicrop import boxes
 from vicrop.adapter import Adapter
+from vicrop.attribution import answers_with_gradients
 from vicrop.checkpoints import load_model as load_model  # notebooks import it from here
 from vicrop.checkpoints import model_module
 from vicrop.choices import wants_crop
@@ -93,9 +94,13 @@ class QuestionBatch:
 
     def original_answers(self, methods: Mapping[str, Method]) -> list[Answer]:
         """The answers without a crop; rows that maps of the same prompts will need are read off their first pass."""
-        layers = set()
+        model, layers, gradient = self.session.model, set(), []
         if self.map_prompts == self.prompts:
-            layers.update(*(method.prefill_layers(self.session.model) for method in methods.values()))
+            layers.update(*(method.prefill_layers(model) for method in methods.values()))
+            gradient = [each for each in (method.gradient_layers(model) for method in methods.values()) if each]
+        # Not where a gate may let a question go: its gradients would have been for nothing.
+        if gradient and layers <= {*gradient[0]} and wants_crop(1.0, self.crop_below):
+            return answers_with_gradients(self.session, self.prompts, gradient[0], self.of)
         return self.session.answers(self.prompts, layers=sorted(layers), of=self.of)
 
     def find(self, method: Method, numbers: Sequence[int] | None = None) -> list[Found]:

@@ -142,6 +142,10 @@ class Method:
         """Those whose rows an answer's own first pass can hold."""
         return ()
 
+    def gradient_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """Those whose weighted rows an answer's own first pass can hold, if autograd is at work in it."""
+        return ()
+
     def find(self, questions: Questions) -> list[Found]:
         """A Found for each question."""
         raise NotImplementedError
@@ -227,6 +231,10 @@ class MapMethod(Method):
     def prefill_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
         """See Method."""
         return self.layers(model) if self.formula in PREFILL_METHODS and not self.of_tiles else ()
+
+    def gradient_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """See Method."""
+        return self.layers(model) if self.formula is gradient_attention and not self.of_tiles else ()
 
     def maps(self, session: ImageSession, prompts: Prompts, general_prompt: str, of: Of = None) -> list[np.ndarray]:
         """[float32 ndarray (h, w)] for a session that exists already; `prompts` and `of` as it takes them."""

@@ -149,6 +149,11 @@ class PrefixCache:
             behind = torch.arange(self.slots, 0, -1, device=self.real.device)  # 1 is the last slot
             self.real, self.padded = self.real & (behind > left), True
 
+    def detach(self) -> None:
+        """Let go of autograd's graph."""
+        for layer in self._attending():
+            layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+
     def step(self) -> dict[str, Any]:
         """The arguments with which a model reads one more token of each row on top of this."""
         if self.padded:

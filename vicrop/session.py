@@ -120,6 +120,7 @@ class ImageSession(ImageBatch):
         self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
         self.store, self.batched = PrefixStore(self.decoder, len(self.images)), None
         self.rows: dict[tuple[Query, int], Tensor] = {}  # (query, layer) -> its map (heads, h, w), once it was read
+        self.weighted: dict[tuple[Query, tuple[int, ...]], Tensor] = {}  # the same, weighted by gradients
         self._calls: OrderedDict[Query, Row] = OrderedDict()
         self._tiles: dict[int, tuple] = {}
 
