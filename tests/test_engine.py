@@ -75,7 +75,7 @@ def stock(session, images, prompt, graph=False):
 
 def own_logits(session, prompt, **crops):
     found = []
-    decode, session.greedy_decode = session.greedy_decode, lambda read: found.append(session.logits(read)) or [[]]
+    decode, session.greedy_decode = session.greedy_decode, lambda read, _: found.append(session.logits(read)) or []
     session.answer(prompt, **crops)
     session.greedy_decode = decode
     return found[0][0]

@@ -44,6 +44,11 @@ class MaskRule:
         starts = range(0, stop, BLOCK)
         return any(bool(self.make(q_length=min(BLOCK, stop - at), q_offset=at, **later).any()) for at in starts)
 
+    def causal(self, start: int, stop: int) -> bool:
+        """Does none of the tokens from `start` to `stop` see a later one of them?"""
+        rows = self.rows(start, stop) if start < stop else None
+        return rows is None or not bool(rows[..., start:].triu(1).any())
+
 
 def _rule(batch_size: int, device: Any, mask_function: Callable, attention_mask=None, **options: Any) -> MaskRule:
     """The mask function of "deferred": it keeps how a mask is made, and makes none."""
@@ -148,6 +153,11 @@ class DecoderCall:
     def sees_past(self, stop: int) -> bool:
         """Does any of the first `stop` tokens see a later one? Then they cannot be read without it."""
         return any(mask is not None and mask.sees_past(stop, self.length) for mask in self.masks.values())
+
+    def causal_from(self, stop: int) -> bool:
+        """Does no token see a later one from number `stop` on? Then those may be read that turn out to be wrong."""
+        return not self.sees_past(stop) and all(mask is None or mask.causal(stop, self.length)
+                                                for mask in self.masks.values())  # fmt: skip
 
     def begins_like(self, other: "DecoderCall", stop: int) -> bool:
         """Is the decoder handed the very same for the first `stop` tokens, and do they see nothing behind?"""

@@ -5,6 +5,7 @@ All have one interface, `Method`: bound to a model, one gives the box, the map a
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from vicrop.heads import Criteria, Head, greedy, heads_map, parse_heads, valid_h
 from vicrop.images import ImageSource
 from vicrop.layouts import Region, Size, cell_means, whole
 from vicrop.session import SESSION_IMAGES, ImageSession, Of, Prompts, layer_numbers, valid_layer
-from vicrop.tiles import join_maps
+from vicrop.tiles import join_maps, tile_grid
 
 
 # ------------------------------------------------------------------------------------------------------------ formulas
@@ -103,6 +104,7 @@ class Found(NamedTuple):
     bbox: tuple[int, int, int, int]  # xyxy pixels of the image
     att_map: np.ndarray | None  # (h, w) float32
     region: Region
+    views: int | None = None  # of the image that this took, where that is not one for every method of its kind
 
 
 class Method:
@@ -135,6 +137,10 @@ class Method:
 
     def prefill_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
         """Those whose rows an answer's own first pass can hold."""
+        return ()
+
+    def gradient_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """Those whose weighted rows an answer's own first pass can hold, if autograd is at work in it."""
         return ()
 
     def find(self, questions: Questions) -> list[Found]:
@@ -223,6 +229,10 @@ class MapMethod(Method):
         """See Method."""
         return self.layers(model) if self.formula in PREFILL_METHODS and not self.of_tiles else ()
 
+    def gradient_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """See Method."""
+        return self.layers(model) if self.formula is gradient_attention and not self.of_tiles else ()
+
     def maps(self, session: ImageSession, prompts: Prompts, general_prompt: str, of: Of = None) -> list[np.ndarray]:
         """[float32 ndarray (h, w)] for a session that exists already; `prompts` and `of` as it takes them."""
         read = {"layers": self.layers(session.model), "heads": self.heads}
@@ -248,13 +258,14 @@ class MapMethod(Method):
             maps = [self.map_of_tiles(session, prompt, general, number)
                     for prompt, number in zip(prompts, of, strict=True)]  # fmt: skip
             regions = [whole(session.images[number].size) for number in of]
+            views = [math.prod(tile_grid(session.images[number].size)) for number in of]
         else:
             maps = self.maps(session, prompts, general, of)
-            regions = [session.layouts[number].region for number in of]
+            regions, views = [session.layouts[number].region for number in of], [None] * len(of)
         return [
             Found(bbox_in_region(att_map, region, session.images[number].size, session.adapter.bbox_size),
-                  att_map, region)
-            for att_map, region, number in zip(maps, regions, of, strict=True)
+                  att_map, region, count)
+            for att_map, region, number, count in zip(maps, regions, of, views, strict=True)
         ]  # fmt: skip
 
 

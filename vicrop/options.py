@@ -7,7 +7,7 @@ import argparse
 
 from vicrop.choices import MethodChoice, ModelChoice
 from vicrop.images import MOST_PIXELS, refuse_bad_limit
-from vicrop.tables import DTYPES, METHODS, MODELS, OPTIONS, PER_SAMPLE, known
+from vicrop.tables import DTYPES, METHODS, MODELS, OPTIONS, PER_SAMPLE, VIEWS, known
 
 
 # ------------------------------------------------------------------------------------------------- values of options
@@ -21,6 +21,17 @@ def layer_option(text: str) -> int | str:
     if text != "mean" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f'{text!r} is neither a layer number (from 0) nor "mean"')
     return text if text == "mean" else int(text)
+
+
+def bound_option(text: str) -> float:
+    """A probability below which something is done: any number from 0, 1 or more meaning always."""
+    try:
+        bound = float(text)
+    except ValueError:
+        bound = -1.0
+    if not 0 <= bound < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 (never) to 1 (always)")
+    return bound
 
 
 def device_option(text: str) -> str:
@@ -57,6 +68,9 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     add("--layer", type=layer_option, help='layer to read, zero-based, or "mean"')
     add("--loc_heads", help='loc_att: heads to read, as in "L14H24,L14H13", a file of localization.pipeline '
         f"stage=batch_analyze, or {PER_SAMPLE}; default: those known of the model, if any")  # fmt: skip
+    add("--crop_below", type=bound_option, metavar="P", help="crop only where the model gives its first answer a "
+        "probability below P: 0 is never, 1 always; default: always")  # fmt: skip
+    add("--views", type=int, default=VIEWS, help=f"views of an image that a _zoom method may take (default {VIEWS})")
     add("--max_image_pixels", type=int, help="open images of up to so many pixels; default: 89478485, at most "
         f"{MOST_PIXELS}")  # fmt: skip
 
@@ -95,5 +109,8 @@ def method_choice(given: argparse.Namespace) -> MethodChoice:
     refuse_bad_limit(given.max_image_pixels)
     if given.loc_heads and not any("heads" in method_of(module, name).reads for name in names):
         raise ValueError(f"--loc_heads {given.loc_heads}: {', '.join(names)} reads no heads, loc_att does")
+    if given.views < 1:
+        raise ValueError(f"--views {given.views} is not at least 1")
     heads = heads_of(given.model, given.model_id, given.loc_heads)
-    return MethodChoice(names, given.layer, None if heads is None else tuple(heads), given.max_image_pixels)
+    heads = None if heads is None else tuple(heads)
+    return MethodChoice(names, given.layer, heads, given.max_image_pixels, given.crop_below, given.views)

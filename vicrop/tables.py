@@ -75,8 +75,8 @@ TASKS = {
 # How large an object is: name -> below this part of the image (the ViCrop paper's analysis of TextVQA, section 3).
 SIZES = {"small": 0.005, "medium": 0.05, "large": float("inf")}
 
-# name -> the function of the model's module that makes the map ("tiles": of each tile of the image), or the function
-# of boxes.py that chooses the box without a map.
+# name -> the function of the model's module that makes the map ("tiles": of each tile of the image; "zoom": of windows,
+# see zoom.py), or the function of boxes.py that chooses the box without a map.
 METHODS: dict[str, dict[str, Any]] = {
     "rel_att": {"map": "rel_att", "tiles": False},
     "grad_att": {"map": "grad_att", "tiles": False},
@@ -86,6 +86,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "pure_grad_high": {"map": "pure_grad", "tiles": True},
     "loc_att": {"map": "loc_att", "tiles": False},
     "loc_att_high": {"map": "loc_att", "tiles": True},
+    "rel_att_zoom": {"map": "rel_att", "tiles": False, "zoom": True},
+    "grad_att_zoom": {"map": "grad_att", "tiles": False, "zoom": True},
+    "pure_grad_zoom": {"map": "pure_grad", "tiles": False, "zoom": True},
+    "loc_att_zoom": {"map": "loc_att", "tiles": False, "zoom": True},
     "gt_crop": {"box": "gt_crop"},
     "center_crop": {"box": "center_crop"},
     "random_crop": {"box": "random_crop"},
@@ -93,6 +97,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 # Of floating numbers; auto: bfloat16 on CUDA, float32 elsewhere.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+VIEWS = 8  # that a `_zoom` method may take of an image, where nothing is said
 
 PER_SAMPLE = "per_sample"  # in place of localization heads: the best ones of each image
 

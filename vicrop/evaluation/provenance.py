@@ -22,7 +22,7 @@ from vicrop.files import clone_commit, in_repository, place_name
 from vicrop.heads import head_name
 from vicrop.loaded import torch_dtype
 from vicrop.session import MAX_NEW_TOKENS
-from vicrop.tables import GENERAL_PROMPT, PER_SAMPLE
+from vicrop.tables import GENERAL_PROMPT, METHODS, PER_SAMPLE
 from vicrop.version import __version__
 
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "pillow")
@@ -54,11 +54,13 @@ def checkpoint_name(choice: ModelChoice) -> str:
 
 
 def method_settings(run: RunSettings, method: str) -> dict[str, Any]:
-    """The settings of one of a run's methods: its name, and the layer or heads that it reads."""
+    """The settings of one of a run's methods: its layer and heads, if it reads any, and the gate, if there is one."""
     reads = method_of(model_module(run.model.name), method).reads
     heads = run.how.heads and ",".join(map(head_name, run.how.heads))
     chosen = {"layer": run.how.layer} if "layers" in reads else {}
     chosen |= {"loc_heads": heads or PER_SAMPLE} if "heads" in reads else {}
+    chosen |= {} if run.how.crop_below is None else {"crop_below": run.how.crop_below}
+    chosen |= {"views": run.how.views} if METHODS[method].get("zoom") else {}
     return {"method": method} | chosen
 
 

@@ -18,7 +18,7 @@ from vicrop.known_heads import heads_of
 from vicrop.loaded import LoadedModel, load_chosen
 from vicrop.map_files import SavedMap
 from vicrop.methods import Method
-from vicrop.tables import GENERAL_PROMPT, OPTIONS
+from vicrop.tables import GENERAL_PROMPT, OPTIONS, VIEWS
 
 
 def made_again(result: ResultFile, records: Sequence[dict], place: Mapping[str, Any]) -> Iterator[tuple[Id, SavedMap]]:
@@ -82,7 +82,8 @@ def maker_of(result: ResultFile, place: Mapping[str, Any]) -> tuple[Method, Load
     options = {name: made[name] for name in OPTIONS if name in made}
     choice = ModelChoice(*source, revision, made["dtype"], place["device"], place["device_map"], options)
     heads = heads_of(*source, made.get("loc_heads"))
-    how = MethodChoice((result.method,), made.get("layer"), None if heads is None else tuple(heads))
+    fixed = None if heads is None else tuple(heads)
+    how = MethodChoice((result.method,), made.get("layer"), fixed, views=made.get("views", VIEWS))
     loaded = load_chosen(choice, how)
     method = loaded.methods[result.method]
     now = [module.PROMPT, GENERAL_PROMPT, list(method.layers(loaded.model))]

@@ -76,7 +76,7 @@ def maps_of(result: ResultFile, place: Mapping[str, Any] | None = None) -> dict[
     except ValueError as error:
         say(f"{error}: the maps are treated as not saved")
         maps = {}
-    open_ones = [record for record in result.records if record["id"] not in maps and "error" not in record]
+    open_ones = [each for each in result.records if each["id"] not in maps and not {"error", "gated"} & each.keys()]
     if open_ones and place is not None:
         from vicrop.evaluation.remade_maps import made_again  # here, because it imports torch
 

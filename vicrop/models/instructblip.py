@@ -115,8 +115,8 @@ class BlipAdapter(Adapter):
             encoded = self.model.get_image_features(None, **asked, return_dict=True)
         if known is not None:
             encoded.pooler_output = torch.cat([known, encoded.pooler_output])
-        elif len(images) == 1 and not torch.is_grad_enabled():
-            self.handed_on[first] = encoded.pooler_output
+        elif len(images) == 1:
+            self.handed_on.setdefault(first, encoded.pooler_output.detach())
         mask = torch.ones_like(ids)[None]
         return {"attention_mask": mask, "pixel_values": None, "mm_encoder_outputs": {"image": encoded}, **asked}
 
