@@ -326,9 +326,9 @@ def layer_numbers(model: PreTrainedModel, layer: Any = None) -> tuple[int, ...]:
     """
     kind = adapter_class(model)
     available = sorted(kind.attention_modules(model))
+    layer = kind.default_layer(model) if layer is None else layer
     if layer == "mean":
         return tuple(available)
-    layer = kind.default_layer(model) if layer is None else layer
     numbers = layer if isinstance(layer, (list, tuple)) and layer else [layer]
     return tuple(sorted({valid_layer(number, available, "this model") for number in numbers}))
 
