@@ -70,6 +70,7 @@ class Adapter:
         bbox_size: base side of the crop window in image pixels.
         layer_constant: what the family's module calls the layer to read.
         square_tiles: would a tile that is not square lose something, or gain padding?
+        knows_pixels: can `canvas` lay out its pixels? pure_grad needs that.
         connector: the attention module between image and decoder (a Q-Former's), and the model that holds it, if any.
     """
 
@@ -77,6 +78,7 @@ class Adapter:
     options: dict[str, Any] = {"geometry": "exact"}  # option -> what it is where nothing is said
     layer_constant = "ATT_LAYER"
     square_tiles = False
+    knows_pixels = True
     connector: tuple[nn.Module, PreTrainedModel] | None = None
 
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):

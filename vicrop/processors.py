@@ -128,10 +128,8 @@ def load_any(source: str | Path, **where: Any) -> ProcessorMixin:
     def lenient(self: Any, name: str, value: Any) -> Any:
         return None if value is None and name == "video_processor" else proper(self, name, value)
 
-    with (
-        replaced(ProcessorMixin, "check_argument_for_proper_class", lenient),
-        replaced(table, "__getitem__", without_videos),
-    ):
+    check = replaced(ProcessorMixin, "check_argument_for_proper_class", lenient)
+    with check, replaced(table, "__getitem__", without_videos):
         return AutoProcessor.from_pretrained(source, **where)
 
 

@@ -141,9 +141,8 @@ def stock_inputs(session: ImageSession, prompt: str, images: Sequence[Image.Imag
     if not torch.equal(theirs["input_ids"].to(ids.device), own["input_ids"]):
         differs.append("the prompt's tokens are not those that its processor makes")
     for name in own.keys() & theirs.keys() - {"input_ids", "pixel_values"}:
-        if not theirs[name].is_floating_point() and not torch.equal(
-            theirs[name].to(ids.device).long(), own[name].long()
-        ):
+        whole = not theirs[name].is_floating_point()
+        if whole and not torch.equal(theirs[name].to(ids.device).long(), own[name].long()):
             differs.append(f"the model is given another {name} than its processor makes")
     lacking = [name for name in theirs if name in taken and name not in own]
     if lacking:
@@ -188,7 +187,7 @@ def own_logits(session: ImageSession, prompt: str, crop: Image.Image | None = No
 
 
 def on_map(session: ImageSession, stock: dict[nn.Module, Tensor], prompt: str) -> Tensor:
-    """(layers, heads, h, w): the last token's row of attentions, or of anything of their shapes, laid out as the map."""
+    """(layers, heads, h, w): the last token's row of attentions, or of what has their shapes, laid out as the map."""
     (layout,), model = session.layouts, session.model
     ids = session.adapter.tokenize(prompt, [layout.num_tokens])
     at = (ids == model.config.image_token_id).nonzero()[:, 0]
@@ -273,8 +272,10 @@ def stock_maps(session: ImageSession, prompt: str) -> dict[str, Tensor]:
     *slopes, pixels = torch.autograd.grad(v, [*stock.probs.values(), stock.pixels])
     rows = {module: probs.detach() for module, probs in stock.probs.items()}
     weighted = {module: rows[module] * slope.relu() for module, slope in zip(rows, slopes, strict=True)}
-    canvas = session.adapter.canvas(pixels, session.inputs, session.layouts[0]).sum(0).norm(dim=0)
-    return {"rows": on_map(session, rows, prompt), "gradients": on_map(session, weighted, prompt), "pixels": canvas}
+    found = {"rows": on_map(session, rows, prompt), "gradients": on_map(session, weighted, prompt)}
+    if session.adapter.knows_pixels:
+        found["pixels"] = session.adapter.canvas(pixels, session.inputs, session.layouts[0]).sum(0).norm(dim=0)
+    return found
 
 
 class Comparison:
@@ -315,8 +316,8 @@ class Comparison:
         made = {"rows": lambda: attention(session, [self.prompt], layers)[0],
                 "gradients": lambda: weighted_attention(session, [self.prompt], layers)[0],
                 "pixels": lambda: pixel_gradients(session, [self.prompt])[0]}  # fmt: skip
-        for what, make in made.items():
-            self.compare(what, make(), wanted[what], lambda what=what: stock_maps(self.fine, self.prompt)[what])
+        for what in wanted:
+            self.compare(what, made[what](), wanted[what], lambda what=what: stock_maps(self.fine, self.prompt)[what])
 
     def logits(self) -> None:
         """Logits are the stock model's, for two questions and with a crop; and the crop changes them."""

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from vicrop import guard, processors
@@ -60,6 +61,7 @@ class DefaultAdapter(Adapter):
     """A model of no known family (see adapter.Adapter)."""
 
     stacks_features = False  # until features have been seen
+    knows_pixels = False
 
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         super().__init__(model, processor, **options)
@@ -71,8 +73,8 @@ class DefaultAdapter(Adapter):
     def check(cls, model: PreTrainedModel, **options: Any) -> None:
         super().check(model, **options)
         if not getattr(model, guard.ADMITTED, False):
-            raise ValueError(f"no adapter knows {model.config.model_type} models: load it by load_model of this toolkit, "
-                             f"which compares it with the stock model first; known are {', '.join(REGISTRY)}")  # fmt: skip
+            raise ValueError(f"no adapter knows {model.config.model_type} models: load it by load_model of vicrop, "
+                             f"which compares it with the stock model; known are {', '.join(REGISTRY)}")  # fmt: skip
 
     @classmethod
     def default_layer(cls, model: PreTrainedModel) -> Any:
@@ -120,12 +122,8 @@ class DefaultAdapter(Adapter):
         if len(images) > 1:
             each = [self.preprocess([image]) for image in images]
             return {f"{number}/{name}": value for number, one in enumerate(each) for name, value in one.items()}
-        made = self.processor(
-            images=list(images),
-            text=[self.image_placeholder],
-            return_tensors="pt",
-            return_text_replacement_offsets=True,
-        )
+        how = {"return_tensors": "pt", "return_text_replacement_offsets": True}
+        made = self.processor(images=list(images), text=[self.image_placeholder], **how)
         tensors = {name: value for name, value in made.items() if isinstance(value, Tensor)}
         self.makes = set(tensors)
         inputs = {name: value for name, value in tensors.items() if name not in OF_TEXT}
@@ -157,11 +155,12 @@ class DefaultAdapter(Adapter):
 
     def encode_image(self, inputs: dict[str, Tensor]) -> ImageFeatures:
         """The features of one image, as a single row of tokens."""
-        owner = getattr(self.model, "model", self.model)
+        inner = getattr(self.model, "model", self.model)
+        owner = self.model if hasattr(self.model, "get_image_features") else inner
         accepted = signature(owner.get_image_features).parameters
-        with brought_in(owner):
+        with brought_in(inner):
             given = {name: value for name, value in inputs.items() if name in accepted}
-            output = self.model.get_image_features(**given, return_dict=True)
+            output = owner.get_image_features(**given, return_dict=True)
         pooled, self.stacks_features = output.pooler_output, isinstance(output.pooler_output, Tensor)
         parts = [pooled] if self.stacks_features else list(pooled)
         pooled = torch.cat([part.flatten(0, -2) for part in parts])
@@ -185,19 +184,24 @@ class DefaultAdapter(Adapter):
             if name in OF_TEXT:
                 found[name] = (ids == self.model.config.image_token_id).long()[None]
             else:
-                found[name] = torch.cat([image[name] for image in images])
+                found[name] = _stacked([image[name] for image in images])
         return found
-
-    def canvas(self, values: Tensor, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
-        kind = self.model.config.model_type
-        raise ValueError(f"pure_grad needs to know how {kind} models cut an image into pixels, and no adapter says it: "
-                         "use rel_att, grad_att or loc_att")  # fmt: skip
 
 
 def _kind_of(inputs: dict[str, Tensor]) -> tuple:
     """What the layout of an image's tokens depends on: the shapes of its inputs, and the few numbers among them."""
     numbers = {name: tuple(value.flatten().tolist()) for name, value in inputs.items() if value.numel() < FEW}
     return tuple((name, tuple(inputs[name].shape), numbers.get(name)) for name in sorted(inputs))
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """Inputs of several images, one after the other; shorter ones are padded at the end, as processors do."""
+    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    padded = []
+    for value in values:
+        missing = [most - own for most, own in zip(shape, value.shape[1:], strict=True)]
+        padded.append(functional.pad(value, [each for count in reversed(missing) for each in (0, count)]))
+    return torch.cat(padded)
 
 
 ADAPTER = DefaultAdapter
