@@ -134,7 +134,8 @@ def test_a_wrong_layout_and_an_unseen_crop_are_found(registered, adapter, build,
 
 class DroppedDeepstack(ADAPTERS["qwen3_vl"]):
     def encode_images(self, inputs, count):
-        return [each._replace(deepstack=()) for each in super().encode_images(inputs, count)]
+        found = super().encode_images(inputs, count)
+        return [each._replace(deepstack=tuple(map(torch.zeros_like, each.deepstack))) for each in found]
 
 
 class LostMask(ADAPTERS["gemma3"]):

@@ -362,8 +362,10 @@ def verify_picture(session: ImageSession) -> PictureReport:
     for check in (comparison.inputs, comparison.maps, comparison.logits, comparison.answers):
         try:
             check()
-        except (ValueError, RuntimeError) as error:
-            found.differs.append(str(error))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # what does not fit a family may fail in any way
+            found.differs.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
     found.shared = session.store.shared
     return found
 
