@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vicrop.attention import brought_in, device_of
@@ -45,6 +45,9 @@ REGISTRY = {
     "llava+pixtral": "vicrop.models.pixtral",
 }
 
+DEFAULT_MODULE = "vicrop.models.default"  # for all others: it admits what equals the stock model, once it was checked
+INSTRUCTION = "{question} Answer the question using a single word or phrase."
+
 
 def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
     """The Adapter class for a model, by its config's class.
@@ -55,9 +58,9 @@ def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
     kind = model.config.model_type
     vision = getattr(getattr(model.config, "vision_config", None), "model_type", None)
     module = REGISTRY.get(f"{kind}+{vision}", REGISTRY.get(kind))
-    if module is None:
+    if module is None and type(model.config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(f"no adapter knows {kind} models: known are {', '.join(REGISTRY)}")
-    return importlib.import_module(module).ADAPTER
+    return importlib.import_module(module or DEFAULT_MODULE).ADAPTER
 
 
 class ImageFeatures(NamedTuple):
@@ -87,6 +90,7 @@ class Adapter:
         bbox_size: base side of the crop window in image pixels.
         layer_constant: what the family's module calls the layer to read.
         square_tiles: would a tile that is not square lose something, or gain padding?
+        knows_pixels: can `canvas` lay out its pixels? pure_grad needs that.
         whole_cells: is a cell a whole number of pixels of the canvas? If not, a pixel belongs to the cell it lies in.
         connector: the attention module between image and decoder (a Q-Former's), and the model that holds it, if any.
     """
@@ -96,18 +100,22 @@ class Adapter:
     layer_constant = "ATT_LAYER"
     square_tiles = False
     whole_cells = True
+    knows_pixels = True
     connector: tuple[nn.Module, PreTrainedModel] | None = None
 
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         self.check(model, **options)
         self.model, self.processor = model, processor
-        self.given = {**self.options, **options}
+        self.given = {"prompt": None, **self.options, **options}
         self.bbox_size: Any = getattr(getattr(model.config, "vision_config", None), "image_size", None)
 
     @classmethod
     def check(cls, model: PreTrainedModel, **options: Any) -> None:
         """Raises ValueError, before any image is loaded, for a model or an option that this adapter cannot have."""
         for name, value in options.items():
+            if name == "prompt":
+                refuse_bad_prompt(value)
+                continue
             if name not in cls.options:
                 raise ValueError(f"{cls.__name__} has no option {name!r}: it has {', '.join(cls.options)}")
             choices = OPTIONS.get(name, {}).get("choices", (value,))
@@ -133,8 +141,12 @@ class Adapter:
 
     # -- text
     def prompt(self, question: str) -> str:
-        """The whole prompt of a question about one image: the family's template, filled in."""
-        return family_constant(type(self), "PROMPT").format(question=question)
+        """The whole prompt of a question about one image: the family's template, or the option `prompt`, filled in."""
+        template, given = family_constant(type(self), "PROMPT"), self.given["prompt"]
+        if given is not None:  # in place of the instruction, unless it is a whole template
+            whole = INSTRUCTION not in template or self.image_placeholder in given
+            template = given if whole else template.replace(INSTRUCTION, given)
+        return template.replace("{question}", question)
 
     def phrase(self, text: str) -> str:
         """A prompt of an image and a text, without roles or instructions."""
@@ -227,6 +239,12 @@ class Adapter:
         """
         own = getattr(model.config, "att_layer", None)
         return family_constant(cls, cls.layer_constant) if own is None else own
+
+
+def refuse_bad_prompt(template: Any) -> None:
+    """ValueError unless a template has one place for the question; None is the family's own."""
+    if template is not None and (not isinstance(template, str) or template.count("{question}") != 1):
+        raise ValueError(f"prompt must hold {{question}} exactly once, got {template!r}")
 
 
 def family_constant(adapter: type[Adapter], name: str) -> Any:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vicrop.choices import MethodChoice, ModelChoice
 from vicrop.crop import QuestionBatch
+from vicrop.files import safe_name
 from vicrop.images import load_image
 from vicrop.loaded import load_chosen
 from vicrop.plots import finding_figure, save_figure
@@ -24,7 +25,7 @@ def ask(image_path: str, question: str, choice: ModelChoice, how: MethodChoice, 
     folder.mkdir(parents=True, exist_ok=True)
     for name, method in loaded.methods.items():
         (found,) = batch.results(method, original)
-        path = folder / f"{Path(image_path).stem}-{choice.name}-{name}.png"
+        path = folder / f"{Path(image_path).stem}-{safe_name(choice.name)}-{name}.png"
         save_figure(finding_figure(image, question, name, found), path)
         what = "no crop, the first answer is sure enough" if found.gated else f"box {found.bbox}"
         print(f"{name}: {what}, drawn in {path}")

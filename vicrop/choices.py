@@ -12,10 +12,11 @@ class ModelChoice:
     """A model, and how it is to be loaded and asked (see loaded.load_chosen).
 
     Attributes:
-        name: of tables.MODELS; model_id: another checkpoint of the same family, hub id or folder; revision: on the hub.
+        name: of tables.MODELS, or a hub id or folder; revision: on the hub.
+        model_id: another checkpoint of the same family as `name`, hub id or folder.
         dtype: a name of tables.DTYPES; auto: bfloat16 on CUDA, float32 elsewhere.
         device: a torch device; None: the GPU of this process, else the CPU. device_map: "auto" spreads the model.
-        options: of the model's adapter, each with its value (geometry, ...).
+        options: of the model's adapter, each with its value (geometry, ...); `prompt` where one was given.
     """
 
     name: str

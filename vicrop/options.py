@@ -51,8 +51,9 @@ def device_option(text: str) -> str:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which model looks, where and how; `model_choice` reads them."""
     add = parser.add_argument
-    add("--model", choices=MODELS, default="llava_tiny")
+    add("--model", default="llava_tiny", help="a hub id, a folder, or one of " + ", ".join(MODELS))
     add("--model_id", help="another checkpoint of the same family: hub id or folder")
+    add("--prompt", help='the instruction, or the whole template, as in "{question} Answer with one word."')
     add("--revision", help="branch, tag or commit of a checkpoint on the hub")
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on CUDA, float32 elsewhere")
     add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
@@ -82,6 +83,7 @@ def model_choice(given: argparse.Namespace) -> ModelChoice:
     Raises:
         ValueError: naming an option that the model's adapter does not have.
     """
+    from vicrop.adapter import refuse_bad_prompt
     from vicrop.crop import adapter_of
 
     own = adapter_of(given.model).options
@@ -91,6 +93,9 @@ def model_choice(given: argparse.Namespace) -> ModelChoice:
             raise ValueError(f"--{name} has no meaning for {given.model}, which has {named}")
     typed = {name: getattr(given, name) for name in OPTIONS if name in own}
     options = {name: own[name] if value is None else value for name, value in typed.items()}
+    if given.prompt is not None:
+        refuse_bad_prompt(given.prompt)
+        options["prompt"] = given.prompt
     return ModelChoice(
         given.model, given.model_id, given.revision, given.dtype, given.device, given.device_map, options
     )

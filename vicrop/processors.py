@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel, ProcessorMixin, Qwen2_5_VLProcessor
+from transformers.processing_utils import MODALITY_TO_AUTOPROCESSOR_MAPPING
+from transformers.utils import is_torchvision_available
+
+from vicrop.attention import replaced
 
 QUESTION = "what is it?"
 ROOT_TOKENIZER = "its tokenizer (tokenizer.json, or the vocabulary in place of it)"
@@ -100,6 +104,33 @@ def place_token(tokenizer: Any, rows: int) -> int:
     if not usable:
         raise ValueError("its config.json has no image_token_index, and no token is free to stand for the image")
     return usable[0]
+
+
+# ------------------------------------------------------------------------------------------------- without torchvision
+class _NoVideos:
+    """Stands for the half of a processor that is for videos, which cannot be loaded without torchvision."""
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+
+def load_any(source: str | Path, **where: Any) -> ProcessorMixin:
+    """The processor of a folder or a hub id; without torchvision it has no half for videos."""
+    if is_torchvision_available():
+        return AutoProcessor.from_pretrained(source, **where)
+    table, proper = type(MODALITY_TO_AUTOPROCESSOR_MAPPING), ProcessorMixin.check_argument_for_proper_class
+    look_up = table.__getitem__
+
+    def without_videos(self: Any, key: str) -> Any:
+        return _NoVideos if key == "video_processor" else look_up(self, key)
+
+    def lenient(self: Any, name: str, value: Any) -> Any:
+        return None if value is None and name == "video_processor" else proper(self, name, value)
+
+    check = replaced(ProcessorMixin, "check_argument_for_proper_class", lenient)
+    with check, replaced(table, "__getitem__", without_videos):
+        return AutoProcessor.from_pretrained(source, **where)
 
 
 # ---------------------------------------------------------------------------------------------------------- Qwen-VL

@@ -121,7 +121,9 @@ class BlipAdapter(Adapter):
         return {"attention_mask": mask, "pixel_values": None, "mm_encoder_outputs": {"image": encoded}, **asked}
 
     def stock_inputs(self, prompt: str, ids: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return super().stock_inputs(prompt, ids, inputs) | self.qformer_inputs(prompt, ids.device)
+        read = self.qformer_inputs(prompt, ids.device)  # once for each image
+        asked = {name: value.expand(len(inputs["pixel_values"]), -1) for name, value in read.items()}
+        return super().stock_inputs(prompt, ids, inputs) | asked
 
 
 ADAPTER = BlipAdapter
