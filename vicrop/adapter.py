@@ -49,6 +49,11 @@ DEFAULT_MODULE = "vicrop.models.default"  # for all others: it admits what equal
 INSTRUCTION = "{question} Answer the question using a single word or phrase."
 
 
+def module_for(kind: str, vision: str | None = None) -> str | None:
+    """The module that knows models of a config's model_type and that of its vision_config; None where none does."""
+    return REGISTRY.get(f"{kind}+{vision}", REGISTRY.get(kind))
+
+
 def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
     """The Adapter class for a model, by its config's class.
 
@@ -56,8 +61,7 @@ def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
         ValueError: no adapter knows models of this kind; names those that are known.
     """
     kind = model.config.model_type
-    vision = getattr(getattr(model.config, "vision_config", None), "model_type", None)
-    module = REGISTRY.get(f"{kind}+{vision}", REGISTRY.get(kind))
+    module = module_for(kind, getattr(getattr(model.config, "vision_config", None), "model_type", None))
     if module is None and type(model.config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(f"no adapter knows {kind} models: known are {', '.join(REGISTRY)}")
     return importlib.import_module(module or DEFAULT_MODULE).ADAPTER

@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from vicrop.adapter import DEFAULT_MODULE, REGISTRY
+from vicrop.adapter import DEFAULT_MODULE, REGISTRY, module_for
 from vicrop.files import PACKAGE, ROOT
 from vicrop.tables import MODELS, checkpoint_of
 
@@ -85,7 +85,7 @@ def model_module(name: str) -> ModuleType:
     if not Path(source).exists() and not re.search(r"[/\\]", name):
         raise ValueError(f"unknown model {name!r}: choose from {', '.join(MODELS)}, or give a hub id or a folder")
     config_file = config_file_of(source, name, None, None)
-    return importlib.import_module(module_of(kind_of(read_object(config_file, f"{name}/config.json"), name), name))
+    return importlib.import_module(module_of(read_object(config_file, f"{name}/config.json"), name))
 
 
 def kind_of(config: dict[str, Any], shown: str) -> str:
@@ -96,15 +96,19 @@ def kind_of(config: dict[str, Any], shown: str) -> str:
     return kind
 
 
-def module_of(kind: str, shown: str) -> str:
-    """The name of the module that knows models of a model_type; the default one where no test covers them."""
-    if kind in REGISTRY:
-        return REGISTRY[kind]
-    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return DEFAULT_MODULE
-    known_ones = ", ".join(REGISTRY)
+def known_module(config: dict[str, Any], shown: str) -> str | None:
+    """The module that knows models of a config (an object); None where none does."""
+    vision = config.get("vision_config")
+    return module_for(kind_of(config, shown), vision.get("model_type") if isinstance(vision, dict) else None)
+
+
+def module_of(config: dict[str, Any], shown: str) -> str:
+    """The name of the module for models of a config; the default one where no test covers them."""
+    module, kind = known_module(config, shown), kind_of(config, shown)
+    if module or kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return module or DEFAULT_MODULE
     raise ValueError(f"{shown} is a {kind} checkpoint, and that is no image-text model of transformers; known are "
-                     f"{known_ones}, and others of AutoModelForImageTextToText")  # fmt: skip
+                     f"{', '.join(REGISTRY)}, and others of AutoModelForImageTextToText")  # fmt: skip
 
 
 def weights_of(
@@ -263,7 +267,7 @@ def hub_config_file(hub_id: str, **where: Any) -> Path:
 def refuse_another_family(config: dict[str, Any], shown: str, module: ModuleType) -> None:
     """ValueError if a config (an object) is not one of the module's family."""
     kind = kind_of(config, shown)
-    if module.__name__ in (DEFAULT_MODULE, REGISTRY.get(kind)):
+    if module.__name__ in (DEFAULT_MODULE, known_module(config, shown)):
         return
     named = {row["module"]: name for name, row in reversed(MODELS.items())}  # the first name of each family
     families = {own: named[place] for own, place in REGISTRY.items() if place in named}  # model_type -> name

@@ -106,6 +106,22 @@ def place_token(tokenizer: Any, rows: int) -> int:
     return usable[0]
 
 
+# --------------------------------------------------------------------------------------------------------- chat models
+def prepare_tokens(model: PreTrainedModel, processor: Any) -> None:
+    """The tokenizer fits the model, which has an embedding for the token of an image."""
+    image = processor.tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+    refuse_other_tokenizer(processor.tokenizer, ROOT_TOKENIZER, embeddings(model), image)
+    refuse_token_without_row(model, image)
+
+
+def prepare_chat(model: PreTrainedModel, processor: Any) -> None:
+    """As `prepare_tokens`, and there is a chat template."""
+    prepare_tokens(model, processor)
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    if not processor.chat_template:
+        raise ValueError("it has no chat template, neither chat_template.jinja nor one in tokenizer_config.json")
+
+
 # ------------------------------------------------------------------------------------------------- without torchvision
 class _NoVideos:
     """Stands for the half of a processor that is for videos, which cannot be loaded without torchvision."""

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from vicrop.adapter import Adapter, EncodedImage, ImageFeatures
+from vicrop.adapter import INSTRUCTION, Adapter, EncodedImage, ImageFeatures
 from vicrop.attention import brought_in
 from vicrop.layouts import Layout, Region, Size
-from vicrop.processors import QUESTION, chat_prompt
+from vicrop.processors import QUESTION, chat_prompt, load_any, prepare_chat
 
 ATT_LAYER = "mean"  # of all layers that have attention, as the paper does it without data to choose one by
-PROMPT = "{question} Answer the question using a single word or phrase."
+PROMPT = INSTRUCTION
+MODEL_CLASS, load_processor, prepare = AutoModelForImageTextToText, load_any, prepare_chat
 LARGEST_CROP = 448  # pixels of the crop window's base side, however large the images of the vision tower are
 VISION = ("vision_tower", "visual", "vision_model")  # what the module that encodes images may be called
 

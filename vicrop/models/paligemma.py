@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from vicrop.methods import family_methods
+from vicrop.models.chat import MODEL_CLASS as MODEL_CLASS
+from vicrop.models.chat import load_processor as load_processor
 from vicrop.models.squares import SquareAdapter
+from vicrop.processors import prepare_tokens
 
+prepare = prepare_tokens
 PROMPT = "answer en {question}"
 
 
