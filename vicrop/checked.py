@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from vicrop.adapter import DEFAULT_MODULE
 from vicrop.checkpoints import checked_source, default_device, in_a_sentence, load_model, model_module, shown_name
 from vicrop.choices import ModelChoice
-from vicrop.guard import as_json, verify_twin
+from vicrop.guard import Unprepared, as_json, verify_twin
 from vicrop.loaded import torch_dtype
 from vicrop.processors import load_any
 from vicrop.verify import verify_loaded
@@ -28,8 +28,9 @@ def check_model(choice: ModelChoice, twin_only: bool = False) -> dict[str, Any]:
     module, where = model_module(choice.name), {"revision": choice.revision, "trust_remote_code": False}
     with in_a_sentence(shown, source):
         config = AutoConfig.from_pretrained(source, **where)
-        load = load_any if module.__name__ == DEFAULT_MODULE else module.load_processor
-        twin = as_json(verify_twin(config, load(source, **where), module.MODEL_CLASS))
+        unknown = module.__name__ == DEFAULT_MODULE  # its own functions would already be the guard
+        load, known = (load_any, Unprepared) if unknown else (module.load_processor, module)
+        twin = as_json(verify_twin(config, load(source, **where), known))
     found = {"model": choice.name, "twin": twin, "loaded": None, "differs": list(twin["differs"])}
     if not twin_only and not twin["differs"]:
         device = choice.device or default_device()

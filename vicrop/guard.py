@@ -15,6 +15,7 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+from vicrop import processors
 from vicrop.files import read_json, write_atomically
 from vicrop.session import ImageSession
 from vicrop.twin import small_twin
@@ -64,28 +65,36 @@ def refuse(shown: str, differs: list[str]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- exact twin
-def verify_twin(config: Any, processor: Any, model_class: Any = AutoModelForImageTextToText, **options: Any) -> Report:
-    """The exact Report of a checkpoint's small twin; a wider one is made where the narrow one cannot be built.
+def verify_twin(config: Any, processor: Any, module: Any, **options: Any) -> Report:
+    """The exact Report of a checkpoint's small twin; a wider one is made where the narrow one does not run.
 
     Args:
-        config: the checkpoint's, left as it is; model_class: of transformers.
+        config: the checkpoint's, left as it is.
+        module: that knows the family, of which MODEL_CLASS and `prepare` are taken.
         options: those of the adapter.
     """
     try:
-        twin = running_twin(config, processor, model_class, narrow=True, **options)
+        twin = running_twin(config, processor, module, narrow=True, **options)
     except Exception:  # widths that must fit each other may be anywhere in a config
-        twin = running_twin(config, processor, model_class, narrow=False, **options)
+        twin = running_twin(config, processor, module, narrow=False, **options)
     return verify(twin, processor, **options)
 
 
-def running_twin(config: Any, processor: Any, model_class: Any, narrow: bool, **options: Any) -> PreTrainedModel:
+def running_twin(config: Any, processor: Any, module: Any, narrow: bool, **options: Any) -> PreTrainedModel:
     """A twin whose own forward has run once, on a picture and a question."""
-    twin = small_twin(config, model_class, narrow=narrow)
+    twin = small_twin(config, module.MODEL_CLASS, narrow=narrow)
     setattr(twin, ADMITTED, True)
+    module.prepare(twin, processor)
     session = ImageSession([picture(CROP)], twin, processor, **options)
     prompt = session.adapter.prompt(QUESTION)
     stock_pass(session, stock_inputs(session, prompt, session.images)[0], graph=False)
     return twin
+
+
+class Unprepared:
+    """What `verify_twin` takes of a module, for a family that has none."""
+
+    MODEL_CLASS, prepare = AutoModelForImageTextToText, staticmethod(processors.prepare)
 
 
 def admit_source(source: str | Path, processor: Any, weights: str | None, **where: Any) -> None:
@@ -99,7 +108,7 @@ def admit_source(source: str | Path, processor: Any, weights: str | None, **wher
 
     def check() -> list[str]:
         try:
-            return verify_twin(config, processor).differs
+            return verify_twin(config, processor, Unprepared).differs
         except Exception as error:  # a model that no one has tried may fail in any way
             return [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"]
 

@@ -94,7 +94,8 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
     """max |found - wanted| / max |wanted|; infinite where shapes or numbers are none."""
     if found.shape != wanted.shape or not found.isfinite().all():
         return float("inf")
-    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+    found, wanted = found.detach().cpu().double(), wanted.detach().cpu().double()
+    return float((found - wanted).abs().max() / wanted.abs().max())
 
 
 # --------------------------------------------------------------------------------------------------------- stock model
@@ -191,9 +192,9 @@ def on_map(session: ImageSession, stock: dict[nn.Module, Tensor], prompt: str) -
     (layout,), model = session.layouts, session.model
     ids = session.adapter.tokenize(prompt, [layout.num_tokens])
     at = (ids == model.config.image_token_id).nonzero()[:, 0]
-    rows = torch.stack([stock[module][0, :, -1] for module in session.attention_modules.values()])[..., at]
+    rows = torch.stack([stock[module][0, :, -1].cpu() for module in session.attention_modules.values()])[..., at]
     if session.adapter.connector:
-        rows = rows @ stock[session.adapter.connector[0]][0].mean(0)
+        rows = rows @ stock[session.adapter.connector[0]][0].mean(0).cpu()
     return rows[..., torch.from_numpy(layout.index)]
 
 
