@@ -74,6 +74,13 @@ def results(dataset, method):
     return json.loads((dataset / "out" / f"llava-demo-{method}.json").read_text())
 
 
+def alike(found, wanted):
+    """Records are equal but for the last digits of probabilities, which depend on what was read together."""
+    assert [{**each, "confidence": None} for each in found] == [{**each, "confidence": None} for each in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert one["confidence"] == pytest.approx(other["confidence"], rel=1e-3)
+
+
 def test_every_method_writes_its_file_and_the_score_lists_it(checkpoint, dataset, capsys):
     run.main(options(checkpoint, dataset, "--method", ",".join(METHODS)))
     records = json.loads((dataset / "data.json").read_text())
@@ -156,7 +163,8 @@ def test_batches_make_the_same_file(checkpoint, dataset, size):
     run.main(options(checkpoint, dataset, "--method", ",".join(methods)))
     one_by_one = {method: results(dataset, method) for method in methods}
     run.main(options(checkpoint, dataset, "--method", ",".join(methods), "--batch_size", str(size), "--overwrite"))
-    assert {method: results(dataset, method) for method in methods} == one_by_one
+    for method in methods:
+        alike(results(dataset, method), one_by_one[method])
 
 
 def test_one_bad_image_in_a_batch_is_its_own_error(checkpoint, dataset):

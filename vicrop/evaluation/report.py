@@ -141,7 +141,7 @@ def shown_map(att_map, region):
 
 def shown_answer(record, grader, saved_map, image, images):
     """What a result says about a question."""
-    fields = {name: record.get(name) for name in ("original_answer", "crop_answer", "error")}
+    fields = {name: record.get(name) for name in ("original_answer", "crop_answer", "confidence", "gated", "error")}
     fields |= judged(record, grader) | {"bbox": shown_box(record, "bbox")}
     if saved_map:
         fields["map"] = shown_map(*saved_map)
