@@ -74,6 +74,13 @@ def results(dataset, method):
     return json.loads((dataset / "out" / f"llava-demo-{method}.json").read_text())
 
 
+def alike(found, wanted):
+    """Records are equal but for the last digits of probabilities, which depend on what was read together."""
+    assert [{**each, "confidence": None} for each in found] == [{**each, "confidence": None} for each in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.get("confidence") == pytest.approx(other.get("confidence"), rel=1e-3)
+
+
 def test_every_method_writes_its_file_and_the_score_lists_it(checkpoint, dataset, capsys):
     run.main(options(checkpoint, dataset, "--method", ",".join(METHODS)))
     records = json.loads((dataset / "data.json").read_text())
@@ -109,7 +116,7 @@ def test_a_list_of_methods_gives_what_each_gives_alone(checkpoint, dataset):
     together = {method: results(dataset, method) for method in ("rel_att", "grad_att", "pure_grad")}
     for method, found in together.items():
         run.main(options(checkpoint, dataset, "--method", method, "--overwrite"))
-        assert results(dataset, method) == found
+        alike(results(dataset, method), found)
 
 
 def test_vicrop_qa_is_what_the_command_writes(checkpoint, dataset):
@@ -147,7 +154,7 @@ def test_a_device_map_gives_the_same_file(checkpoint, dataset):
     run.main(options(checkpoint, dataset))
     found = results(dataset, "rel_att")
     run.main(options(checkpoint, dataset, "--device_map", "auto", "--overwrite"))
-    assert results(dataset, "rel_att") == found
+    alike(results(dataset, "rel_att"), found)
 
 
 @pytest.mark.parametrize("size", [2, 3, 16])
@@ -156,7 +163,8 @@ def test_batches_make_the_same_file(checkpoint, dataset, size):
     run.main(options(checkpoint, dataset, "--method", ",".join(methods)))
     one_by_one = {method: results(dataset, method) for method in methods}
     run.main(options(checkpoint, dataset, "--method", ",".join(methods), "--batch_size", str(size), "--overwrite"))
-    assert {method: results(dataset, method) for method in methods} == one_by_one
+    for method in methods:
+        alike(results(dataset, method), one_by_one[method])
 
 
 def test_one_bad_image_in_a_batch_is_its_own_error(checkpoint, dataset):
@@ -176,7 +184,7 @@ def test_chunks_make_the_same_file(checkpoint, dataset):
     (dataset / "out" / "llava-demo-rel_att.json").unlink()
     for chunk in ("1", "0"):
         run.main(options(checkpoint, dataset, "--total_chunks", "2", "--chunk_id", chunk))
-    assert results(dataset, "rel_att") == whole
+    alike(results(dataset, "rel_att"), whole)
 
 
 @pytest.mark.parametrize("parts", [["--total_chunks", "2", "--chunk_id"], ["--limit"]], ids=["chunks", "limits"])
@@ -266,7 +274,7 @@ def test_out_of_memory_costs_a_batch_nothing_and_a_single_record_itself(checkpoi
     monkeypatch.setattr(ImageSession, "answer", crowded)
     run.main(options(checkpoint, dataset, "--batch_size", "3", "--overwrite"))
     found = results(dataset, "rel_att")
-    assert found[0::2] == fine[0::2]
+    alike(found[0::2], fine[0::2])
     assert "memory" in found[1]["error"]
     assert (found[1]["original_answer"], found[1]["crop_answer"], found[1]["bbox"]) == ("", "", None)
 

@@ -144,6 +144,7 @@ def shown_map(att_map: np.ndarray, region: Sequence[int]) -> dict[str, Any]:
     return {"h": h, "w": w, "region": list(region), "cells": base64.b64encode(cells.tobytes()).decode("ascii")}
 
 
+<<<<<<< HEAD
 def shown_answer(
     record: dict, grader: str, saved_map: SavedMap | None, image: Image.Image | None, images: Images
 ) -> dict[str, Any]:
@@ -154,6 +155,12 @@ def shown_answer(
     sure = record.get("confidence")
     if isinstance(sure, int | float) and 0 <= sure <= 1:
         fields["confidence"] = sure
+=======
+def shown_answer(record, grader, saved_map, image, images):
+    """What a result says about a question."""
+    fields = {name: record.get(name) for name in ("original_answer", "crop_answer", "confidence", "gated", "error")}
+    fields |= judged(record, grader) | {"bbox": shown_box(record, "bbox")}
+>>>>>>> k
     if saved_map:
         fields["map"] = shown_map(*saved_map)
     for x1, y1, x2, y2 in fields["boxes"] if image else ():
