@@ -661,7 +661,7 @@ def test_the_page_says_how_its_results_were_made(opened, results, page_of_two):
 
 
 def test_gated_records_confidence_and_several_boxes_are_shown(opened, tmp_path):
-    records = [{"bbox": None, "gated": True, "confidence": 0.973},
+    records = [{"bbox": None, "gated": True, "confidence": {"original": 0.973, "crop": 0.973}},
                {"bboxes": [[9, 9, 99, 99], [200, 100, 300, 200]], "gt_bbox": [240, 140, 260, 160],
                 "confidence": "high"},
                {"bboxes": "none"}]  # fmt: skip

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from vicrop.dataset import Id, box_of, image_of
 from vicrop.evaluation.columns import COLUMNS, cells
+from vicrop.evaluation.confidence import sureness
 from vicrop.evaluation.metrics import RIGHT, outcome, score
 from vicrop.evaluation.result_files import ResultFile, place_in_table, place_of_size, say, size_of
 from vicrop.evaluation.results import SavedMap
@@ -144,7 +145,6 @@ def shown_map(att_map: np.ndarray, region: Sequence[int]) -> dict[str, Any]:
     return {"h": h, "w": w, "region": list(region), "cells": base64.b64encode(cells.tobytes()).decode("ascii")}
 
 
-<<<<<<< HEAD
 def shown_answer(
     record: dict, grader: str, saved_map: SavedMap | None, image: Image.Image | None, images: Images
 ) -> dict[str, Any]:
@@ -152,15 +152,8 @@ def shown_answer(
     fields: dict[str, Any] = {name: record.get(name) for name in ("original_answer", "crop_answer", "error")}
     fields |= judged(record, grader) | {"boxes": shown_boxes(record), "crops": []}
     fields |= {"gated": True} if record.get("gated") is True else {}
-    sure = record.get("confidence")
-    if isinstance(sure, int | float) and 0 <= sure <= 1:
-        fields["confidence"] = sure
-=======
-def shown_answer(record, grader, saved_map, image, images):
-    """What a result says about a question."""
-    fields = {name: record.get(name) for name in ("original_answer", "crop_answer", "confidence", "gated", "error")}
-    fields |= judged(record, grader) | {"bbox": shown_box(record, "bbox")}
->>>>>>> k
+    sure = sureness(record)
+    fields |= {"confidence": sure} if sure and "error" not in record else {}
     if saved_map:
         fields["map"] = shown_map(*saved_map)
     for x1, y1, x2, y2 in fields["boxes"] if image else ():
