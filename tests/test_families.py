@@ -100,9 +100,7 @@ def near(found, wanted, bound, exact):
 
 def in_float64(model):
     model = copy.deepcopy(model).double()
-    model.set_experts_implementation(
-        "eager"
-    )  # the other ones know no float64; for a model without experts it is nothing
+    model.set_experts_implementation("eager")  # the others know no float64; without experts it changes nothing
     return model
 
 
