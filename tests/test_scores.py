@@ -515,7 +515,8 @@ def test_a_bad_file_costs_only_itself(tmp_path, capsys, monkeypatch, name, text,
 
 def test_a_bad_record_costs_only_itself(tmp_path, capsys):
     (tmp_path / GOOD).write_text(json.dumps([result(0, "no", "yes"), *BAD]))
-    get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path), str(tmp_path / "all")])
+    told = ["--data_dir", str(tmp_path), "--save_path", str(tmp_path), "--per_sample", str(tmp_path / "all")]
+    get_score.main(told)
     printed = capsys.readouterr()
     for says in ("record '2': labels are", "record '3': crop_answer is a text, not 7", "record 3 has no 'id' among",
                  "record 4 is no object"):  # fmt: skip
