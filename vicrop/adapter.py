@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from vicrop.attention import brought_in, device_of
 from vicrop.layouts import Layout, Size
@@ -38,7 +39,7 @@ def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
         ValueError: no adapter knows models of this kind; names those that are known.
     """
     kind = model.config.model_type
-    if kind not in REGISTRY and type(model.config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    if kind not in REGISTRY and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ValueError(f"no adapter knows {kind} models: known are {', '.join(REGISTRY)}")
     return importlib.import_module(REGISTRY.get(kind, DEFAULT_MODULE)).ADAPTER
 
