@@ -14,6 +14,7 @@ demo: .venv/ready
 test: .venv/ready-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest
 
 .venv/ready: requirements.txt constraints.txt
@@ -23,7 +24,7 @@ test: .venv/ready-tests
 	touch $@
 
 .venv/ready-tests: .venv/ready
-	$(BIN)/pip install -q pytest ruff nbclient ipykernel playwright -c constraints.txt
+	$(BIN)/pip install -q pytest ruff 'pyright[nodejs]' nbclient ipykernel playwright -c constraints.txt
 	touch $@
 
 clean:

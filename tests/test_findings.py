@@ -203,7 +203,7 @@ def test_a_record_that_cannot_be_scored_or_placed_is_named_and_left_out(tmp_path
         (["layers", "--method", "pure_grad"], "pure_grad reads no layer"),
         (["layers", "--layer", "1"], "this finding is about all layers"),
         (["attention", "--image", "x.png"], "the questions of a task"),
-        (["attention", "--batch_size", "4"], "--batch_size: attention asks one question at a time"),
+        (["attention", "--batch_size", "4"], "--batch_size must be left out: attention asks one question at a time"),
         (["overhead", "--save_maps"], "keeps no maps"),
         (["sizes", "--total_chunks", "2"], "by one process"),
         (["depth"], "invalid choice: 'depth'"),

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil  # accelerate needs it, too
@@ -18,9 +17,9 @@ from vicrop.evaluation import command as run
 from vicrop.evaluation import score_table as get_score
 from vicrop.evaluation.results import Results
 from vicrop.evaluation.scores import ScoreOptions
+from vicrop.files import ROOT
 from vicrop.map_files import read_maps
 
-ROOT = Path(run.__file__).parent
 NAME = "llava_tiny-demo-rel_att"
 
 

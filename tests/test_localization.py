@@ -185,12 +185,12 @@ def test_attention_that_is_not_finite_is_an_error():
 
 # ---------------------------------------------------------------------------------------------------------- the boxes
 def test_smoothing_has_a_kernel_of_seven_and_keeps_the_sum():
-    smooth = bbox.smoothed(blobs((8, 8), shape=(17, 17)))
+    smooth = analyze.smoothed(blobs((8, 8), shape=(17, 17)))
     rows, columns = np.nonzero(smooth)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 11, 5, 11)
     assert smooth.sum() == pytest.approx(1)
     maps = np.random.default_rng(0).random((3, 5, 9))
-    assert np.allclose(bbox.heads_map(maps), bbox.smoothed(maps.sum(0)))  # the sum of the smoothed, any order
+    assert np.allclose(analyze.heads_map(maps), analyze.smoothed(maps.sum(0)))  # the sum of the smoothed, any order
 
 
 def test_the_box_is_that_of_the_largest_component_alone():
@@ -387,7 +387,7 @@ QUERIES = ['the "red" sign', '"7" on the sign', "'tis a bird", "it's", "a, b", "
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_a_query_arrives_as_it_was_typed(query):
-    with initialize_config_dir(str(ROOT / "localization" / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "vicrop" / "localization" / "conf"), version_base="1.3"):
         assert compose("config", [pipeline.as_typed(f"data.query={query}")]).data.query == query
 
 
@@ -666,8 +666,8 @@ def test_an_unknown_key_or_value_is_an_error(command, argument, capsys):
 
 
 def test_other_names_of_a_checkpoint():
-    assert Collector(Model(family="llava", name="llava_tiny")).model_id == "data/tiny/llava"
-    assert vicrop.heads_of("llava", "data/tiny/llava") is None
+    assert Collector(Model(family="llava", name="llava_tiny")).model_id == "vicrop/embedded/llava"
+    assert vicrop.heads_of("llava", "vicrop/embedded/llava") is None
     with pytest.raises(ValueError, match="blip_tiny is none of model.family llava"):
         Collector(Model(family="llava", name="blip_tiny"))
     assert Collector(Model(family="llava", name="liuhaotian/llava-v1.5-7b")).model_id == "llava-hf/llava-1.5-7b-hf"

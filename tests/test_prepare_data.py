@@ -558,7 +558,7 @@ def test_a_part_that_is_too_long_is_fetched_anew(server, tmp_path):
 def test_what_cannot_be_had_is_said_at_once_and_a_dead_line_after_some_tries(server, tmp_path):
     url, handler = server
     handler.faults = [404]
-    with pytest.raises(Unavailable, match="file.bin cannot be had: 404"):
+    with pytest.raises(Unavailable, match="file.bin cannot be downloaded: 404"):
         download(url, tmp_path / "file.bin")
     assert len(handler.asked) == 1
     handler.faults = [500] * 9

@@ -447,7 +447,7 @@ def test_a_box_that_cannot_be_one_has_no_size_and_is_named(tmp_path, capsys, box
 def test_what_is_only_begun_is_no_failure(tmp_path, capsys):
     (tmp_path / "llava-pope-rel_att.parts").mkdir()
     get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path)])
-    assert capsys.readouterr().out.startswith("llava-pope-rel_att is not finished, and not scored")
+    assert capsys.readouterr().out.startswith("llava-pope-rel_att is not finished, and it is not scored")
     assert not list(tmp_path.glob("evaluation_report.*"))
 
 
@@ -515,7 +515,7 @@ def test_a_bad_file_costs_only_itself(tmp_path, capsys, monkeypatch, name, text,
 
 def test_a_bad_record_costs_only_itself(tmp_path, capsys):
     (tmp_path / GOOD).write_text(json.dumps([result(0, "no", "yes"), *BAD]))
-    get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path), str(tmp_path / "all")])
+    get_score.main(["--data_dir", str(tmp_path), "--save_path", str(tmp_path), "--per_sample", str(tmp_path / "all")])
     printed = capsys.readouterr()
     for says in ("record '2': labels are", "record '3': crop_answer is a text, not 7", "record 3 has no 'id' among",
                  "record 4 is no object"):  # fmt: skip

@@ -236,7 +236,8 @@ def box_of(
     if box is None or not (box[0] < box[2] and box[1] < box[3]):
         raise ValueError(f"{name} is [x1, y1, x2, y2] in pixels, not {shown(record[field])}")
     refuse_misplaced(box, size, f"{name} {shown(record[field])} (x1, y1, x2, y2)")
-    return box
+    x1, y1, x2, y2 = box
+    return x1, y1, x2, y2
 
 
 def box_of_truth(record: dict, name: str) -> tuple[tuple[float, ...], tuple[float, float] | None]:
@@ -262,7 +263,7 @@ def numbers_of(values: Any, count: int) -> tuple[float, ...] | None:
     return found if found and max(map(abs, found)) < LARGEST else None
 
 
-def box_xywh_to_xyxy(box: Sequence[float], what: str = "a box") -> list[float]:
+def box_xywh_to_xyxy(box: Any, what: str = "a box") -> list[float]:
     """[x, y, width, height] -> [x1, y1, x2, y2], pixels; a ValueError, beginning with `what`, shows what is no box."""
     if numbers_of(box, 4) is None:
         raise ValueError(f"{what} is [x, y, width, height] in pixels, not {shown(box)}")

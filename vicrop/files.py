@@ -99,20 +99,20 @@ def read_meta(path: str | Path) -> dict:
     Raises:
         ValueError: naming the file: it is broken, or none that run.py has written.
     """
-    about = read_json(path) if Path(path).exists() else {}
+    meta = read_json(path) if Path(path).exists() else {}
     wrong = f"{path} is none that run.py has written"
-    if not isinstance(about, dict):
-        raise ValueError(f"{wrong}: it must be an object, not a {type(about).__name__}")
+    if not isinstance(meta, dict):
+        raise ValueError(f"{wrong}: it must be an object, not a {type(meta).__name__}")
     for part in ("settings", "counts", "runs"):
-        if not isinstance(about.get(part, {}), dict):
-            raise ValueError(f"{wrong}: its {part} must be an object, not a {type(about[part]).__name__}")
-    if not all(isinstance(run, dict) for run in about.get("runs", {}).values()):
+        if not isinstance(meta.get(part, {}), dict):
+            raise ValueError(f"{wrong}: its {part} must be an object, not a {type(meta[part]).__name__}")
+    if not all(isinstance(run, dict) for run in meta.get("runs", {}).values()):
         raise ValueError(f"{wrong}: each of its runs must be an object")
-    if not isinstance(about.get("settings", {}).get("image_path", ""), str):
+    if not isinstance(meta.get("settings", {}).get("image_path", ""), str):
         raise ValueError(f"{wrong}: its image_path must be a text")
-    if not isinstance(about.get("counts", {}).get("dataset", 0), int):
+    if not isinstance(meta.get("counts", {}).get("dataset", 0), int):
         raise ValueError(f"{wrong}: its count of the dataset must be a whole number")
-    return about
+    return meta
 
 
 def is_json(value: Any) -> bool:

@@ -1,33 +1,45 @@
 """Batches of records through a model: made ready ahead of time, and asked one by one where something fails."""
 
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
 from vicrop.crop import QuestionBatch
 from vicrop.failures import recoverable_message
+from vicrop.methods import Method
+from vicrop.session import ImageSession
 
-BATCH_SIZES = {"cuda": 8}  # elsewhere one
+BATCH_SIZES = {"cuda": 8}  # 1 on any other device
 UNANSWERED = {"original_answer": "", "crop_answer": "", "bbox": None}
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+# The session of a batch's images, and for each record the number of its image.
+BatchSession = tuple[ImageSession, list[int]]
 
 
 def batch_size_of(model: PreTrainedModel) -> int:
-    """How many questions go through a model together where nothing is said."""
+    """How many questions go through a model together if the user sets no number."""
     return BATCH_SIZES.get(model.device.type, 1)
 
 
-def in_batches(records, kind, size):
-    """Lists of at most `size` neighbours of one kind."""
+def in_batches(records: Iterable[dict], kind: Callable[[dict], Any], size: int) -> Iterator[list[dict]]:
+    """Yield lists of at most `size` neighbouring records for which `kind` returns the same value."""
     for _, group in groupby(records, kind):
         alike = list(group)
         yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
-def prefetched(function, items):
-    """Yields (item, what to call for function(item), once) while the next item's is under way in a thread."""
+def prefetched(function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], Made]]]:
+    """Yield (item, a function to call once, which returns function(item)).
+
+    A thread already computes function(next item) meanwhile.
+    """
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = deque()
         for item in items:
@@ -38,21 +50,24 @@ def prefetched(function, items):
             yield waiting.popleft()
 
 
-def take_result(future):
-    """What gives the future's result and then holds it no longer: a failed batch must leave its memory."""
+def take_result(future: Future[Made]) -> Callable[[], Made]:
+    """A function to call once: it returns the future's result and keeps no reference, so that memory becomes free."""
     held = [future]
     return lambda: held.pop().result()
 
 
-def answer_batch(batch, session, alone, methods):
-    """{method: [what it adds to each record: answers and box, or the error that took their place]}.
+def answer_batch(
+    batch: Sequence[dict], session: Callable[[], BatchSession], alone: Callable[[dict], BatchSession],
+    methods: dict[str, Method],
+) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
+    """{method: [the fields that it adds to each record: answers and box, or an error instead of them]}.
 
-    Where there is a map, "map" is (map, its region), as results.Results.append takes it.
+    If the method made a map, the field "map" is (map, its region), as results.Results.append takes it.
 
-    A batch that fails (one image cannot be read, the memory is not enough) is asked record by record.
+    If a batch fails (an image cannot be read, or memory is short), its records are asked one by one.
 
     Args:
-        session: called for (session, numbers of the records' images) of this batch; `alone(record)` makes it for one.
+        session: returns the BatchSession of this batch; alone: returns the BatchSession of a single record.
         methods: {name: Method}.
     """
     try:
@@ -64,7 +79,7 @@ def answer_batch(batch, session, alone, methods):
         error = recoverable_message(caught)
     else:
         return {name: [outcome_or_error(questions, method, originals)] for name, method in methods.items()}
-    # Not in the except clause, in which the traceback would hold the memory of what has failed.
+    # Not in the except clause: there the traceback would keep the memory of the failed batch in use.
     if len(batch) == 1:
         return {name: [UNANSWERED | {"error": error}] for name in methods}
     questions = None
@@ -72,22 +87,22 @@ def answer_batch(batch, session, alone, methods):
     return {name: [fields for found in each for fields in found[name]] for name in methods}
 
 
-def question_batch(batch, session, of):
-    """The QuestionBatch of some records about a session's images, for each the number of its own."""
-    questions, short = ([record.get(name) for record in batch] for name in ("question", "short_question"))
-    return QuestionBatch(session, questions, of, short, batch)
+def question_batch(batch: Sequence[dict], session: ImageSession, of: Sequence[int]) -> QuestionBatch:
+    """The QuestionBatch of some records about a session's images; `of` has the number of each record's image."""
+    questions = [record["question"] for record in batch]
+    return QuestionBatch(session, questions, of, [record.get("short_question") for record in batch], batch)
 
 
-def outcome_or_error(questions, method, originals):
-    """`outcomes` of a single record: one method may fail and another not."""
+def outcome_or_error(questions: QuestionBatch, method: Method, originals: Sequence[str]) -> dict[str, Any]:
+    """`outcomes` of a single record, or its error: one method may fail where another one does not."""
     try:
         return outcomes(questions, method, originals)[0]
     except Exception as caught:
         return UNANSWERED | {"original_answer": originals[0], "error": recoverable_message(caught)}
 
 
-def outcomes(questions, method, originals):
-    """What a method adds to each record of a QuestionBatch."""
+def outcomes(questions: QuestionBatch, method: Method, originals: Sequence[str]) -> list[dict[str, Any]]:
+    """The fields that a method adds to each record of a QuestionBatch."""
     return [
         {
             "original_answer": found.original_answer,

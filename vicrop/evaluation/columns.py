@@ -1,4 +1,4 @@
-"""The score table in columns, as it is printed and shown."""
+"""The score table in columns, for the terminal, the report files and the page."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ def print_aligned(lines: Sequence[Sequence[str]], left: int) -> None:
 
 
 def details_of(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A line of each row that has more figures than the table's, or records that are not in its n."""
+    """Yield a line for each row that has figures beyond the table's columns, or records that are not in its n."""
     for row in rows:
         about = f"{row['task']} {row['model']} {row['method']} {row['metric']} {row['part']}"
         if "unscored" in row:

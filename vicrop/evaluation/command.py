@@ -19,10 +19,10 @@ from vicrop.images import allow_pixels
 def parse(
     argv: Sequence[str] | None = None, prog: str = "run.py", results: Path = Path("data/results")
 ) -> tuple[RunSettings, Picture | None]:
-    """(settings, the one picture to ask about, if any) of a command line.
+    """(settings, the picture to ask about or None) of a command line.
 
     Args:
-        prog: what the command is called; results: where results go if nothing is said.
+        prog: the command's name in messages; results: where results are written without --save_path.
     """
     parser = parser_of_runs(prog, __doc__)
     given = parser.parse_args(argv)
@@ -34,7 +34,7 @@ def parse(
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "run.py", results: Path = Path("data/results")) -> None:
-    """The command; arguments as those of `parse`."""
+    """The command; it takes the arguments of `parse`."""
     patient_threads()
     settings, picture = parse(argv, prog, results)
     from vicrop.checkpoints import quiet_libraries

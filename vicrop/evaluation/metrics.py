@@ -1,17 +1,22 @@
 """How right an answer is: the paper's scores and the benchmarks' official ones, side by side. Needs no torch.
 
-A grader is `(answer, record) -> 0..100`, or None where the benchmark does not count the record. They are named in
-`info.TASKS`.
+A grader is a function (answer, record) that returns 0 to 100, or None if the benchmark does not count the record.
+`tables.TASKS` names the graders of each task.
 """
 
 import difflib
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
 from vicrop.dataset import Result, field_of, name_of
 from vicrop.tables import TASKS
+
+Grader = Callable[[str, dict], float | None]
+Scores = tuple[float, float]  # without crop, with crop
 
 # -------------------------------------------------------------------------------------------------- normalised answers
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -28,7 +33,7 @@ weren't what'll what're what's what've when's where'd where's where've who'd who
 why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
 you've
 """
-# A word of which one apostrophe is missing gets it back. The official list takes "somebody'd" the other way.
+# A word that lacks one apostrophe -> the word with it. The official list has "somebody'd" the other way round.
 CONTRACTIONS = {
     word[:place] + word[place + 1 :]: word
     for word in APOSTROPHES.split()
@@ -37,27 +42,27 @@ CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
 PERIOD = re.compile(r"\.(?!\d)")
-PERIODS = 32  # so many at most: the official code passes a flag where the number of replacements belongs
+PERIODS = 32  # replaced at most: the official code passes a flag (of value 32) where the number of them belongs
 
 
 @lru_cache(maxsize=1 << 18)
-def vqa_normal(text):
-    """A text without punctuation, articles and capitals, number words as digits (VQA, vqaEval.py)."""
+def vqa_normal(text: str) -> str:
+    """A text in lower case, without punctuation and articles, with digits for number words (VQA, vqaEval.py)."""
     return _words(_unpunctuated(_one_line(text)))
 
 
 @lru_cache(maxsize=1 << 18)
-def evalai_normal(text):
-    """The same as TextVQA's evaluation does it (EvalAI, mmf's EvalAIAnswerProcessor): commas and 's first."""
+def evalai_normal(text: str) -> str:
+    """`vqa_normal` as TextVQA's evaluation does it (mmf, EvalAIAnswerProcessor): commas and 's are treated first."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return _words(_unpunctuated(_one_line(text)))
 
 
-def _one_line(text):
+def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _unpunctuated(text):
+def _unpunctuated(text: str) -> str:
     number, found = COMMA_IN_NUMBER.search(text) is not None, text
     for mark in PUNCTUATION:
         glued = not (number or f"{mark} " in found or f" {mark}" in found)
@@ -65,13 +70,13 @@ def _unpunctuated(text):
     return PERIOD.sub("", text, PERIODS)
 
 
-def _words(text):
+def _words(text: str) -> str:
     words = [NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
-def labels_of(record):
+def labels_of(record: dict) -> list[str]:
     """The labels of a record as a list of texts; raises ValueError, naming the record, if it has none."""
     labels = field_of(record, "labels")
     if not labels:
@@ -79,87 +84,87 @@ def labels_of(record):
     return [labels] if isinstance(labels, str) else labels
 
 
-def leave_one_out(answer, labels):
-    """Mean over the labels of min(1, matches among the others / 3), times 100."""
+def leave_one_out(answer: str, labels: Sequence[str]) -> float:
+    """100 times the mean over the labels of min(1, matches among the other labels / 3)."""
     matches = labels.count(answer)
     scores = [min(1, (matches - (label == answer)) / 3) for label in labels]
     return 100 * sum(scores) / len(scores)
 
 
 # ------------------------------------------------------------------------------------------------------------- graders
-def exact(answer, record):
+def exact(answer: str, record: dict) -> float:
     """100 if the answer equals a label once both are lower-cased and stripped of outer spaces and a final period."""
     answer = _plain(answer)
     return 100.0 * (bool(answer) and answer in map(_plain, labels_of(record)))
 
 
-def _plain(text):
+def _plain(text: str) -> str:
     return text.strip().lower().removesuffix(".").strip()
 
 
-def vqa_paper(answer, record):
+def vqa_paper(answer: str, record: dict) -> float:
     """min(1, 0.3 x matches) after VQA normalisation: TextVQA, VQAv2 and A-OKVQA in the ViCrop paper."""
     return 100 * min(1, 0.3 * [vqa_normal(label) for label in labels_of(record)].count(vqa_normal(answer)))
 
 
-def textvqa(answer, record):
+def textvqa(answer: str, record: dict) -> float:
     """TextVQA's own: EvalAI normalisation, leave-one-out soft accuracy (mmf, TextVQAAccuracyEvaluator)."""
     return leave_one_out(evalai_normal(answer), [evalai_normal(label) for label in labels_of(record)])
 
 
-def vqav2(answer, record):
-    """VQAv2's own (vqaEval.py): leave-one-out soft accuracy; normalised only where the labels differ."""
+def vqav2(answer: str, record: dict) -> float:
+    """VQAv2's own (vqaEval.py): leave-one-out soft accuracy; texts are normalised only if the labels differ."""
     answer, labels = _one_line(answer), [_one_line(label) for label in labels_of(record)]
     if len(set(labels)) > 1:
         answer, labels = vqa_normal(answer), [vqa_normal(label) for label in labels]
     return leave_one_out(answer, labels)
 
 
-def aokvqa_direct(answer, record):
+def aokvqa_direct(answer: str, record: dict) -> float | None:
     """A-OKVQA's direct answers (eval_predictions.py): min(1, matches / 3), exact; difficult ones are not counted."""
     return None if is_difficult(record) else 100 * min(1, labels_of(record).count(answer) / 3)
 
 
-def is_difficult(record):
+def is_difficult(record: dict) -> bool:
     return bool(record.get("difficult_direct_answer"))
 
 
-def aokvqa_choice(answer, record):
+def aokvqa_choice(answer: str, record: dict) -> float | None:
     """A-OKVQA's multiple choice (eval_predictions.py): exact; only records that have choices are counted."""
     if has_no_choices(record):
         return None
     choices, right = record["choices"], record.get("correct_choice_idx")
     if not isinstance(choices, list) or not isinstance(right, int) or not 0 <= right < len(choices):
-        raise ValueError(f"{name_of(record)}: correct_choice_idx {right!r} is the number of no choice")
+        raise ValueError(f"{name_of(record)}: correct_choice_idx must be the number of a choice, not {right!r}")
     return 100.0 * (answer == choices[right])
 
 
-def has_no_choices(record):
+def has_no_choices(record: dict) -> bool:
     return not record.get("choices")
 
 
-def gqa_paper(answer, record):
-    """Is the label part of the answer, both normalised? GQA in the ViCrop paper, with one label."""
+def gqa_paper(answer: str, record: dict) -> float:
+    """100 if the answer contains the first label, both normalised: GQA, with one label, in the ViCrop paper."""
     label = vqa_normal(labels_of(record)[0])
     return 100.0 * (bool(label) and label in vqa_normal(answer))
 
 
-def gqa(answer, record):
-    """GQA's: the answer is the label, once lower-cased and without a final period."""
+def gqa(answer: str, record: dict) -> float:
+    """GQA's own: 100 if answer and label are equal in lower case and without a final period."""
     return 100.0 * (_plain(answer) == _plain(labels_of(record)[0]))
 
 
-def pope_paper(answer, record):
-    """The nearer of "yes" and "no" (difflib's ratio; yes if equal): POPE in the ViCrop paper."""
+def pope_paper(answer: str, record: dict) -> float:
+    """Counts the answer as the nearer of "yes" and "no" (difflib's ratio; a tie is yes): POPE in the ViCrop paper."""
     return 100.0 * (nearest(answer, ("yes", "no")) == yes_or_no(record))
 
 
-def pope(answer, record):
+def pope(answer: str, record: dict) -> float:
     """POPE's own reading (evaluate.py): see `says_yes`."""
     return 100.0 * (says_yes(answer) == (yes_or_no(record) == "yes"))
 
 
-def yes_or_no(record):
+def yes_or_no(record: dict) -> str:
     """The label of a record, "yes" or "no"; raises ValueError, naming the record, if it is neither."""
     label = labels_of(record)[0].strip().lower()
     if label not in ("yes", "no"):
@@ -167,7 +172,7 @@ def yes_or_no(record):
     return label
 
 
-def is_yes_or_no(record):
+def is_yes_or_no(record: dict) -> bool:
     """Is the label of a record "yes" or "no"?"""
     try:
         return bool(yes_or_no(record))
@@ -175,18 +180,18 @@ def is_yes_or_no(record):
         return False
 
 
-def says_yes(answer):
-    """Does an answer mean yes? No if its first sentence, without commas, has the word No, no or not."""
+def says_yes(answer: str) -> bool:
+    """Does an answer mean yes? It does unless its first sentence, without commas, has the word No, no or not."""
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"} & set(words)
 
 
-def docvqa_paper(answer, record):
-    """Is a label part of the answer, or the answer part of a label? DocVQA in the ViCrop paper; nothing is wrong."""
+def docvqa_paper(answer: str, record: dict) -> float:
+    """100 if the answer contains a label or a label contains it; an empty answer is wrong: DocVQA in ViCrop's paper."""
     return 100.0 * (bool(answer) and any(label and (answer in label or label in answer) for label in labels_of(record)))
 
 
-def anls(answer, record):
+def anls(answer: str, record: dict) -> float:
     """Average normalised Levenshtein similarity, 0 below 0.5: DocVQA's own (evaluation script of the RRC, task 1)."""
     plain = lambda text: " ".join(text.strip().lower().split())  # noqa: E731
     distances = []
@@ -197,21 +202,21 @@ def anls(answer, record):
     return 100 * similarity if similarity >= 0.5 else 0.0
 
 
-def vstar_paper(answer, record):
-    """The letter of the nearest option line (difflib's ratio): V* in the ViCrop paper."""
+def vstar_paper(answer: str, record: dict) -> float:
+    """Counts the answer as the letter of the nearest option line (difflib's ratio): V* in the ViCrop paper."""
     options = options_of(record)
     line = nearest(answer, [line for _, line, _ in options])
     return 100.0 * (next(letter for letter, own, _ in options if own == line) == labels_of(record)[0])
 
 
-def nearest(answer, candidates):
+def nearest(answer: str, candidates: Sequence[str]) -> str:
     """The first of the candidates that are most similar to the answer by difflib's ratio."""
     return max(candidates, key=lambda candidate: difflib.SequenceMatcher(None, answer, candidate).ratio())
 
 
-def vstar(answer, record):
-    """V* as a multiple choice: the letter that the answer says (see `chosen_letter`); unparsed answers are wrong."""
-    options_of(record)  # refuses what one of both metrics could not score
+def vstar(answer: str, record: dict) -> float:
+    """V* as a multiple choice: 100 for the right letter (see `chosen_letter`); an answer without any is wrong."""
+    options_of(record)  # refuses the records that `vstar_paper` refuses, so that both count the same ones
     return 100.0 * (chosen_letter(answer, record["question"]) == labels_of(record)[0])
 
 
@@ -219,7 +224,7 @@ def options_of(record: dict) -> list[tuple[str, str, str]]:
     """The options of a record as `option_lines`, its label among them.
 
     Raises:
-        ValueError: naming the record: its question has no options that can be told apart, or its label is none of them.
+        ValueError: naming the record: its question has no proper options, or its label is none of them.
     """
     question, label = field_of(record, "question"), labels_of(record)[0]
     try:
@@ -229,13 +234,13 @@ def options_of(record: dict) -> list[tuple[str, str, str]]:
 
 
 def choices(question: str, label: str) -> list[tuple[str, str, str]]:
-    """The options of a question as `option_lines`; a ValueError if they are none, or the label is none of them."""
+    """The options of a question as `option_lines`; a ValueError if it has none, or the label is none of them."""
     options = option_lines(question)
     letters = [letter for letter, *_ in options]
     if not letters:
         raise ValueError("its question has no lines like '(A) red'")
     following = [f"({letter})" for letter in LETTERS[len(letters) :][:1]]
-    joined = any(mark in text for mark in following for *_, text in options)  # several stand on one line
+    joined = any(mark in text for mark in following for *_, text in options)  # several options on one line
     if joined or len(letters) < 2 or sorted(letters) != LETTERS[: len(letters)]:
         raise ValueError("its question must have two options or more, each on a line of its own, with letters from A "
                          f"on, and has lines of {', '.join(letters)}")  # fmt: skip
@@ -251,7 +256,7 @@ OPTION = re.compile(r"(?:\s*(?i:options?|choices?):)?(\s*\(?([A-Z])[).:]\s*(.*?)
 def option_lines(question: str) -> list[tuple[str, str, str]]:
     """[(letter, its line, the text behind the letter)] of the options of a question, "(A) red" or "A. red".
 
-    What stands before them, between ("Options:") and behind (an instruction) does not matter.
+    Other text before, between ("Options:") and after them (an instruction) does not matter.
     """
     found = map(OPTION.fullmatch, question.split("\n")[1:])
     return [(each[2], each[1], each[3]) for each in found if each]
@@ -261,11 +266,11 @@ SAID_BEFORE = r"(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?:? ?){0,2}"  #
 LETTER = re.compile(rf"^{SAID_BEFORE}\(?([A-Z])(?:[).:,\n]|$)", re.IGNORECASE)
 
 
-def chosen_letter(answer, question):
+def chosen_letter(answer: str, question: str) -> str | None:
     """The letter of the option that an answer to a question with lines "(A) text" chooses, or None.
 
-    A letter at its beginning counts if nothing or a mark follows ("A", "(A) red", "A: red", not "A red one"); else the
-    only option whose text is in the answer ("dark red" does not name an option "red").
+    A letter at its beginning counts if nothing or a mark follows it ("A", "(A) red", "A: red", not "A red one"). Else
+    the only option counts whose text is in the answer (where "dark red" is an option, it does not also name "red").
     """
     options = {letter: text for letter, _, text in option_lines(question)}
     found = LETTER.match(answer.strip())
@@ -278,8 +283,8 @@ def chosen_letter(answer, question):
     return named[0] if len(named) == 1 else None
 
 
-def without_longer(said, text, texts):
-    """What is said without those of the texts that have this one in them."""
+def without_longer(said: str, text: str, texts: Iterable[str]) -> str:
+    """`said`, without those of `texts` that are longer than `text` and contain it."""
     for longer in texts:
         if text in longer and text != longer:
             said = said.replace(longer, " | ")
@@ -288,46 +293,46 @@ def without_longer(said, text, texts):
 
 _ALL = (exact, vqa_paper, textvqa, vqav2, aokvqa_direct, aokvqa_choice, gqa_paper, gqa, pope_paper, pope)
 _ALL += (docvqa_paper, anls, vstar_paper, vstar)
-GRADERS = {grader.__name__: grader for grader in _ALL}
-RIGHT = 50  # where one has to say whether an answer is right: a score from here on
+GRADERS: Mapping[str, Grader] = {grader.__name__: grader for grader in _ALL}
+RIGHT = 50  # an answer with at least this score counts as right where only right or wrong is asked
 NOT_COUNTED = {"aokvqa_direct": is_difficult, "aokvqa_choice": has_no_choices}  # when these graders return None
 
 
-def first_grader(task):
-    """The grader of a task's first metric, for those who want only one."""
+def first_grader(task: str) -> str:
+    """The name of the grader of a task's first metric, for those who want only one."""
     return next(iter(TASKS[task]["metrics"].values()))
 
 
-def score(record, grader):
-    """(without crop, with crop), or None where the grader does not count the record.
+def score(record: dict, grader: str) -> Scores | None:
+    """(without crop, with crop) by the grader of that name; None if it does not count the record.
 
-    An error is wrong, and is not graded: what the record lacks may be the reason for it.
+    A record with an error is wrong and is not graded: it may lack what the grader reads.
 
     Raises:
-        ValueError: naming the record: an answer that is no text, no labels, or whatever else cannot be graded.
+        ValueError: naming the record: an answer is no text, there are no labels, or something else cannot be graded.
     """
     if "error" in record:
         return None if grader in NOT_COUNTED and NOT_COUNTED[grader](record) else (0.0, 0.0)
     answers = [field_of(record, field, Result) for field in ("original_answer", "crop_answer")]
-    scores = [GRADERS[grader](answer, record) for answer in answers]
-    return None if None in scores else tuple(scores)
+    before, after = (GRADERS[grader](answer, record) for answer in answers)
+    return None if before is None or after is None else (before, after)
 
 
-def outcome(pair):
-    """What the crop did to an answer, given both scores: it fixed or broke it, or both are right, or both wrong."""
+def outcome(pair: Scores) -> str:
+    """What the crop did to an answer, given both scores: fixed, broken, right (both are) or wrong (both are)."""
     before, after = (value >= RIGHT for value in pair)
     return ("right" if after else "broken") if before else ("fixed" if after else "wrong")
 
 
 # ---------------------------------------------------------------------------------------------- more than a mean score
-def pope_details(answers, records):
-    """Precision, recall and F1 of "yes", and how often it is said, in %; errors that lack labels are not among it."""
+def pope_details(answers: Sequence[str], records: Sequence[dict]) -> dict[str, float]:
+    """Precision, recall and F1 of "yes", and how often it is said, in %; other labels than yes and no are left out."""
     labelled = [(answer, record) for answer, record in zip(answers, records, strict=True) if is_yes_or_no(record)]
     if not labelled:
         return {}
     answers, records = zip(*labelled, strict=True)
     true = [yes_or_no(record) == "yes" for record in records]
-    said = [not so if "error" in record else says_yes(answer)  # an error is wrong, whichever it had to be
+    said = [not so if "error" in record else says_yes(answer)  # a record with an error counts as the wrong answer
             for answer, record, so in zip(answers, records, true, strict=True)]  # fmt: skip
     hits, says, is_so = sum(map(min, said, true)), sum(said), sum(true)
     precision, recall = hits / says if says else 0.0, hits / is_so if is_so else 0.0
@@ -335,11 +340,14 @@ def pope_details(answers, records):
     return {"precision": 100 * precision, "recall": 100 * recall, "f1": 100 * f1, "yes_ratio": 100 * says / len(said)}
 
 
-def vstar_details(answers, records):
-    """How many answers choose no option that can be told."""
+def vstar_details(answers: Sequence[str], records: Sequence[dict]) -> dict[str, int]:
+    """{"unparsed": the number of answers from which no option can be read}."""
     letters = [None if "error" in record else chosen_letter(answer, record["question"])
                for answer, record in zip(answers, records, strict=True)]  # fmt: skip
     return {"unparsed": letters.count(None)}
 
 
-DETAILS = {"pope": pope_details, "vstar": vstar_details}  # grader -> further figures of its answers
+# grader -> the function that gives further figures of its answers
+DETAILS: Mapping[str, Callable[[Sequence[str], Sequence[dict]], Mapping[str, Any]]] = {
+    "pope": pope_details, "vstar": vstar_details,
+}  # fmt: skip

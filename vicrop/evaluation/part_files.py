@@ -1,7 +1,7 @@
-"""What processes write while a run is on: each appends to a part file of its own, one JSON object a line.
+"""Part files: while a run is on, each process appends to a file of its own, one JSON object a line.
 
-A part begins with the settings of its process. A record is what has an id; its other fields are the dataset's, whatever
-they are called. Maps and notes on the run have none.
+A part begins with the settings of its process. A line with an id is a record, whatever the dataset calls its other
+fields. Maps and notes on the run have no id.
 """
 
 import json
@@ -18,25 +18,25 @@ from vicrop.files import whole_lines
 
 
 class PartFiles:
-    """The part files of one result, in a folder; `append` writes to that of this process."""
+    """The part files of one result, in a folder; `append` writes to this process's own."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._file: TextIO | None = None
-        self._polled: dict[Path, int] = {}  # part file -> bytes that `poll` has seen of it
+        self._polled: dict[Path, int] = {}  # part file -> how many of its bytes `poll` has read
 
     def lines(self) -> dict[Path, list[dict]]:
         """{part file: its whole lines, parsed}, the oldest part first.
 
         Raises:
-            ValueError: naming the part, a line that no run has written.
+            ValueError: naming the part: it has a line that no run writes.
         """
         found = {}
-        for part in sorted(self.folder.glob("*.jsonl")):  # names begin with the time: later ones count
+        for part in sorted(self.folder.glob("*.jsonl")):  # names begin with the time
             try:
                 text = part.read_bytes()
             except FileNotFoundError:
-                continue  # another process has just merged it: its records are in the result file, which is read later
+                continue  # another process has just merged it into the result file, which is read later
             found[part] = list(whole_lines(text))
             refuse_bad_lines(found[part], part)
         return found
@@ -51,7 +51,7 @@ class PartFiles:
                     text = file.read()
             except FileNotFoundError:
                 continue
-            whole = text.rfind(b"\n") + 1  # the rest is being written
+            whole = text.rfind(b"\n") + 1  # the last line may not be complete yet
             self._polled[part] = self._polled.get(part, 0) + whole
             lines = list(whole_lines(text[:whole]))
             refuse_bad_lines(lines, part)
@@ -60,7 +60,7 @@ class PartFiles:
 
     @property
     def begun(self) -> bool:
-        """Has this process a part file, and is it still there? Who finds that all is done takes all parts away."""
+        """Has this process a part file that still exists? The process that finds all done deletes all parts."""
         return self._file is not None and bool(os.fstat(self._file.fileno()).st_nlink)
 
     @property
@@ -74,17 +74,18 @@ class PartFiles:
         self._file = (self.folder / f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl").open("x")
 
     def append(self, lines: Sequence[dict]) -> None:
-        """Write lines to this process's part file, handed to the system before this returns."""
+        """Write lines to this process's part file (after `begin`); they survive a kill once this returns."""
+        assert self._file is not None, "begin() opens the part file"
         self._file.write("".join(json.dumps(each) + "\n" for each in lines))
         self._file.flush()
 
     def sync(self) -> None:
-        """Make what this process has written visible to other machines."""
+        """Write this process's part file to the disk, so that other machines see all of it."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def remove(self) -> None:
-        """Take all parts away: what was in them is in the result file."""
+        """Close and delete all parts: their records are in the result file."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -96,7 +97,7 @@ class PartFiles:
 
 
 def refuse_bad_lines(lines: Sequence[dict], part: Path) -> None:
-    """ValueError, naming the part file, if a line has an id that is none, or its settings or run are no objects."""
+    """ValueError, naming the part file, if a line has an invalid id, or if its settings or run are no objects."""
     for line in lines:
         if "id" in line:
             field_of(line, "id", Record, f"{part}: record {line['id']!r}")

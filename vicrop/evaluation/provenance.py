@@ -1,4 +1,4 @@
-"""How results are made: what must be equal for records to stand in one file, and what is only noted."""
+"""How results were made: settings that must be equal for all records of a file, and facts that are only noted."""
 
 import hashlib
 import os
@@ -29,10 +29,10 @@ LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "pillow")
 
 
 def common_settings(run: RunSettings, device: torch.device | None = None) -> dict[str, Any]:
-    """What must be equal, besides the method, for records to stand in one file; batch size and versions need not be.
+    """The settings, without the method's, that all records of a file must share; batch size and versions may differ.
 
     Args:
-        device: of this process, where the run names none.
+        device: of this process; used if the run names none.
     """
     choice, data = run.model, in_repository(run.question_path)
     dtype = torch_dtype(choice.dtype) or default_dtype(choice.device or device or default_device())
@@ -59,13 +59,13 @@ def model_name(name: str) -> str:
 
 
 def checkpoint_name(choice: ModelChoice) -> str:
-    """A hub id, or a folder by its `place_name`, however it was typed."""
+    """The hub id of a checkpoint, or the `place_name` of its folder, which does not depend on how it was typed."""
     source = local_or_hub(choice.name, choice.model_id)
     return place_name(source) if Path(source).is_dir() else str(source)
 
 
 def method_settings(run: RunSettings, method: str) -> dict[str, Any]:
-    """The settings of one of a run's methods: its layer, its heads, if it reads any."""
+    """The settings of one of a run's methods: its name, and the layer or heads that it reads."""
     reads = method_of(model_module(run.model.name), method).reads
     heads = run.how.heads and ",".join(map(head_name, run.how.heads))
     chosen = {"layer": run.how.layer} if "layers" in reads else {}
@@ -74,21 +74,21 @@ def method_settings(run: RunSettings, method: str) -> dict[str, Any]:
 
 
 def run_id(run: RunSettings) -> str:
-    """What a command is called, also after its restarts: the job that it is a part of, a hash of what it is to do."""
+    """A name of this command that stays the same when it is restarted: its job, and a hash of its settings."""
     if "SLURM_JOB_ID" in os.environ:
         of = f"slurm {os.environ['SLURM_JOB_ID']}"
-    else:  # a launcher stays while it starts its processes again
+    else:  # the launcher is the parent, and keeps its number while it restarts its processes
         of = f"{socket.gethostname()} {os.getppid()}"
     return f"{of} {hashlib.sha256(repr(run).encode()).hexdigest()[:12]}"
 
 
 def is_restart() -> bool:
-    """Was this process started again by a launcher or a scheduler, by itself?"""
+    """Has a launcher or a scheduler restarted this process?"""
     return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def whereabouts(model: PreTrainedModel, batch_size: int, methods: Sequence[str]) -> dict[str, Any]:
-    """How a process runs, for NAME.meta.json."""
+    """Where and how this process runs, for NAME.meta.json."""
     return {
         "began": time.strftime("%Y-%m-%d %H:%M:%S%z"), "device": str(model.device), "batch_size": batch_size,
         "processes": PartialState().num_processes, "commit": getattr(model.config, "_commit_hash", None),

@@ -1,55 +1,48 @@
-"""Importance maps that a run has not kept, made again by the model that made the result, in the way it was made."""
+"""Importance maps that a run has not kept: the model that made the result makes them again, with its settings."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from vicrop.checkpoints import local_or_hub, model_module, weights_of
 from vicrop.choices import MethodChoice, ModelChoice
-from vicrop.dataset import check_record
+from vicrop.dataset import Id
 from vicrop.evaluation.batching import batch_size_of, in_batches, question_batch
 from vicrop.evaluation.result_files import ResultFile
+from vicrop.evaluation.sessions import Sessions
 from vicrop.failures import recoverable_message
 from vicrop.known_heads import heads_of
 from vicrop.loaded import LoadedModel, load_chosen
+from vicrop.map_files import SavedMap
 from vicrop.methods import Method
 from vicrop.tables import GENERAL_PROMPT, OPTIONS
 
 
-def made_again(
-    result: ResultFile, records: Sequence[dict], place: Mapping[str, Any]
-) -> Iterator[tuple[Any, np.ndarray, tuple]]:
-    """Yields (record id, map, region) of some records of a result, by the model that made it, in the way it was made.
+def made_again(result: ResultFile, records: Sequence[dict], place: Mapping[str, Any]) -> Iterator[tuple[Id, SavedMap]]:
+    """Yield (record id, (map, region)) of some records of a result, with the model and the settings that made it.
+
+    A record whose map cannot be made (because its image is gone, say) is named and left out.
 
     Args:
-        place: {"device", "device_map"}: where the model is to run.
-
-    A record of which that cannot be done (its image is gone, say) is named and left out.
-
+        place: {"device", "device_map"}: where the model runs.
     Raises:
-        ValueError: nothing tells how the result was made, or that is no longer what this model does.
+        ValueError: nothing tells how the result was made, or this model now works in another way.
     """
     method, loaded = maker_of(result, place)
 
-    @lru_cache(maxsize=1)
-    def session_of(paths):
-        return loaded.session(paths)
+    sessions = Sessions(loaded, result.images)
 
-    def found_in(batch):
+    def found_in(batch: Sequence[dict]) -> list[tuple[Id, SavedMap]]:
         try:
-            paths = [check_record(record, result.images) for record in batch]
-            unique = tuple(dict.fromkeys(paths))
-            questions = question_batch(batch, session_of(unique), [unique.index(path) for path in paths])
-            maps = questions.find(method)
-            return [(record["id"], *found) for record, (_, *found) in zip(batch, maps, strict=True)]
+            maps = question_batch(batch, *sessions.of(batch)).find(method)
+            found = zip(batch, maps, strict=True)
+            return [(record["id"], (one.att_map, one.region)) for record, one in found if one.att_map is not None]
         except Exception as error:
             said = recoverable_message(error)
-        if len(batch) > 1:  # one by one, so that one bad image costs the others nothing
+        if len(batch) > 1:  # one by one, so that one bad image does not cost the others their maps
             return [found for record in batch for found in found_in([record])]
         print(f"no map of {batch[0]['id']}: {said}", file=sys.stderr)
         return []
@@ -62,7 +55,7 @@ def made_again(
 
 
 def refuse_unknown_maker(result: ResultFile) -> None:
-    """ValueError, naming the file, unless a .meta.json has all that it takes to make maps again."""
+    """ValueError, naming the file, unless a .meta.json has all that is needed to make maps again."""
     made, runs = result.meta["settings"], result.meta.get("runs", {})
     needed = ("model", "model_id", "weights", "dtype", "prompt", "general_prompt")
     missing = [name for name in needed if name not in made]
@@ -76,7 +69,7 @@ def maker_of(result: ResultFile, place: Mapping[str, Any]) -> tuple[Method, Load
     """(method, model) that a result was made with.
 
     Raises:
-        ValueError: naming the file: nothing tells it, or the same would come out no more.
+        ValueError: naming the file: nothing tells how it was made, or its maps would no longer be the same.
     """
     made = result.meta.get("settings")
     if not made:
@@ -90,7 +83,8 @@ def maker_of(result: ResultFile, place: Mapping[str, Any]) -> tuple[Method, Load
     if made.get("prompt_is_given"):
         options["prompt"] = made["prompt"]
     choice = ModelChoice(*source, revision, made["dtype"], place["device"], place["device_map"], options)
-    how = MethodChoice((result.method,), made.get("layer"), heads_of(*source, made.get("loc_heads")))
+    heads = heads_of(*source, made.get("loc_heads"))
+    how = MethodChoice((result.method,), made.get("layer"), None if heads is None else tuple(heads))
     loaded = load_chosen(choice, how)
     method = loaded.methods[result.method]
     now = [options.get("prompt") or module.PROMPT, GENERAL_PROMPT, list(method.layers(loaded.model))]

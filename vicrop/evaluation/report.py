@@ -3,8 +3,8 @@
     python -m tools.report data/results/llava_tiny-demo-rel_att.json                 # the page is beside it, as .html
     python -m tools.report data/results/llava_tiny-demo-*.json --out methods.html    # methods side by side
 
-The page needs nothing else, neither a network nor a server: open it from the disk, or send it to somebody. Importance
-maps are those that the run has kept (`run.py --save_maps`); those that it has not are made again.
+The page needs nothing else, neither a network nor a server: open it from the disk, or send it to somebody. It shows the
+importance maps that the run has kept (`run.py --save_maps`); the model makes the others again.
 """
 
 import argparse
@@ -13,17 +13,20 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 import matplotlib
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from vicrop.dataset import box_of, image_of
+from vicrop.dataset import Id, box_of, image_of
 from vicrop.evaluation.columns import COLUMNS, cells
 from vicrop.evaluation.metrics import RIGHT, outcome, score
 from vicrop.evaluation.result_files import ResultFile, place_in_table, say, size_of
+from vicrop.evaluation.results import SavedMap
 from vicrop.evaluation.scores import ScoreOptions, rows_of, why_not
 from vicrop.files import atomic_path, patient_threads
 from vicrop.images import MOST_PIXELS, allow_pixels, load_image
@@ -33,15 +36,15 @@ from vicrop.tables import METHODS, TASKS, known
 
 TEMPLATE = Path(__file__).with_name("report.html")
 IMAGE_SIDE, CROP_SIDE = 800, 224  # an image's longer side at most, and a crop's
-IMAGE_PIXELS, CROP_PIXELS = 400e6, 200e6  # of all of them on a page; with more of them each is smaller
+IMAGE_PIXELS, CROP_PIXELS = 400e6, 200e6  # of all images, and of all crops, of a page: many of them are made smaller
 QUALITY = 80  # of WebP
 
 
 def readable(paths: list[Path]) -> list[ResultFile]:
-    """The [ResultFile] of some files; those that are none are named and left out.
+    """The ResultFile of each path; paths that are no result file are named and left out.
 
     Raises:
-        ValueError, FileNotFoundError: the first one's, if none of them is one.
+        ValueError, FileNotFoundError: that of the first path, if none is a result file.
     """
     found, errors = [], []
     for path in paths:
@@ -57,10 +60,10 @@ def readable(paths: list[Path]) -> list[ResultFile]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- maps
-def maps_of(result, place=None):
-    """{record id: (map, region)} of a result: the saved ones and, if there is a `place` for the model, all others.
+def maps_of(result: ResultFile, place: Mapping[str, Any] | None = None) -> dict[Id, SavedMap]:
+    """{record id: (map, region)} of a result: the saved maps and, if there is a `place` for the model, all others.
 
-    Those that are made again are saved, too, also if this is interrupted.
+    Maps that are made again are saved, too, even if this is interrupted.
 
     Args:
         place: keywords of vicrop.load_model that say where the model is to run; None: only what is saved.
@@ -69,18 +72,18 @@ def maps_of(result, place=None):
         return {}
     saved = result.path.with_suffix(".maps.npz")
     try:
-        maps = read_maps(saved) if saved.exists() else {}
+        maps: dict[Id, SavedMap] = read_maps(saved) if saved.exists() else {}
     except ValueError as error:
-        say(f"{error}: they are taken as not saved")
+        say(f"{error}: the maps are treated as not saved")
         maps = {}
     open_ones = [record for record in result.records if record["id"] not in maps and "error" not in record]
     if open_ones and place is not None:
-        from vicrop.evaluation.remade_maps import made_again  # torch and the models: only if it must be
+        from vicrop.evaluation.remade_maps import made_again  # here, because it imports torch
 
         before = len(maps)
         try:
-            for key, att_map, region in made_again(result, open_ones, place):
-                maps[key] = att_map, region
+            for key, saved_map in made_again(result, open_ones, place):
+                maps[key] = saved_map
         finally:
             if len(maps) > before:
                 with atomic_path(saved) as temporary:
@@ -90,18 +93,19 @@ def maps_of(result, place=None):
 
 # ------------------------------------------------------------------------------------------------------------ contents
 class Images:
-    """Images on their way into the page, each once: `add` gives its number, and writes it.
+    """The images of a page: `add` writes an image into the page, if it is new, and returns its number.
 
     Args:
-        file: the page; sides: (of an image, of a crop) in pixels, at most.
+        file: the page; sides: the longer side, in pixels at most, (of an image, of a crop).
     """
 
-    def __init__(self, file, sides):
-        self.file, self.numbers = file, {}
+    def __init__(self, file: TextIO, sides: tuple[int, int]):
+        self.file = file
+        self.numbers: dict[Hashable, int] = {}
         self.side, self.crop_side = sides
 
-    def add(self, key, image, side):
-        """The number of an image (called for only if `key` is new), at most `side` pixels long."""
+    def add(self, key: Hashable, image: Callable[[], Image.Image], side: int) -> int:
+        """The number of the image `key`. If it is new, `image()` is written, its longer side `side` pixels at most."""
         if key not in self.numbers:
             small, buffer = image(), io.BytesIO()
             small.thumbnail((side, side))
@@ -112,18 +116,18 @@ class Images:
         return self.numbers[key]
 
 
-def sides_of(results, side=None):
-    """(longer side of an image, of a crop): the largest with which a page of so many stays small enough."""
+def sides_of(results: Sequence[ResultFile], side: int | None = None) -> tuple[int, int]:
+    """The longer side (of an image, of a crop) in pixels: the largest with which the page stays small enough."""
     images = len({str(record.get("image_path")) for result in results for record in result.records})
     crops = sum(len(result.records) for result in results)
     side = side or int(min(IMAGE_SIDE, (IMAGE_PIXELS / max(1, images)) ** 0.5))
     return side, int(min(CROP_SIDE, (CROP_PIXELS / max(1, crops)) ** 0.5))
 
 
-def judged(record, grader):
+def judged(record: dict, grader: str) -> dict[str, Any]:
     """{"outcome", "scores"}: what the crop did to an answer, and the scores (0 to 100) without and with it.
 
-    Ungraded where the benchmark does not count a record, or it has no labels.
+    The outcome is "ungraded", without scores, if the benchmark does not count the record or it has no labels.
     """
     try:
         pair = score(record, grader)
@@ -132,15 +136,17 @@ def judged(record, grader):
     return {"outcome": "ungraded"} if pair is None else {"outcome": outcome(pair), "scores": pair}
 
 
-def shown_map(att_map, region):
+def shown_map(att_map: np.ndarray, region: Sequence[int]) -> dict[str, Any]:
     """A map for the page: a byte per cell, from its smallest value to its largest."""
     cells = (255 * from_0_to_1(att_map)).round().astype(np.uint8)
     h, w = cells.shape
     return {"h": h, "w": w, "region": list(region), "cells": base64.b64encode(cells.tobytes()).decode("ascii")}
 
 
-def shown_answer(record, grader, saved_map, image, images):
-    """What a result says about a question."""
+def shown_answer(
+    record: dict, grader: str, saved_map: SavedMap | None, image: Image.Image | None, images: Images
+) -> dict[str, Any]:
+    """What the page shows of a record of a result: answers, scores, box, map and crop."""
     fields = {name: record.get(name) for name in ("original_answer", "crop_answer", "error")}
     fields |= judged(record, grader) | {"bbox": shown_box(record, "bbox")}
     if saved_map:
@@ -153,16 +159,16 @@ def shown_answer(record, grader, saved_map, image, images):
     return fields
 
 
-def shown_box(record, field):
-    """A record's field, if it has it and it is a box."""
+def shown_box(record: dict, field: str) -> tuple[float, float, float, float] | None:
+    """The box in a field of a record; None if there is none, or something else."""
     try:
         return box_of(record, field) if record.get(field) else None
-    except ValueError:  # who has needed it has said so
+    except ValueError:  # the run, or the score table, has said so
         return None
 
 
-def shown_question(record, result):
-    """A question, without what results say about it."""
+def shown_question(record: dict, result: ResultFile) -> dict[str, Any]:
+    """What the page shows of a question itself, whatever the answers are."""
     labels, category = record.get("labels"), record.get("category")
     labels = labels if isinstance(labels, list) else [] if labels is None else [labels]
     size = size_of(record, result.images)
@@ -173,8 +179,10 @@ def shown_question(record, result):
     }  # fmt: skip
 
 
-def questions(results, grader, maps, images):
-    """Yields the page's questions, in the order of the first result that has them; writes images on the way."""
+def questions(
+    results: Sequence[ResultFile], grader: str, maps: Sequence[Mapping[Id, SavedMap]], images: Images
+) -> Iterator[dict[str, Any]]:
+    """Yield the page's questions, in the order of the first result that has them, and write their images on the way."""
     found = [{record["id"]: record for record in result.records} for result in results]
     for key in tqdm(dict.fromkeys(key for records in found for key in records), desc="page", unit="question"):
         number = next(number for number, records in enumerate(found) if key in records)
@@ -194,8 +202,8 @@ def questions(results, grader, maps, images):
         yield item
 
 
-def refuse_different_questions(results):
-    """ValueError unless results that stand side by side are about the same: one task, the same questions and images."""
+def refuse_different_questions(results: Sequence[ResultFile]) -> None:
+    """ValueError unless results are of one task, and an id means the same question and image in all of them."""
     if len({result.task for result in results}) > 1:
         raise ValueError(f"a page is about one task, not {', '.join(sorted({result.task for result in results}))}")
     seen = {}
@@ -206,8 +214,8 @@ def refuse_different_questions(results):
                 raise ValueError(f"{record['id']!r} is {about} in {result.path}, and {seen[record['id']]} elsewhere")
 
 
-def note_on(results):
-    """What has to be said of results that are not all about the same questions; nothing of others."""
+def note_on(results: Sequence[ResultFile]) -> str:
+    """A warning if results are not all about the same questions; else an empty text."""
     ids = [{record["id"] for record in result.records} for result in results]
     if all(each == ids[0] for each in ids):
         return ""
@@ -216,30 +224,30 @@ def note_on(results):
     return f"The results are not about the same questions ({counts}; {common} in common): their scores do not compare."
 
 
-def names_of(results):
-    """[{"model", "method"}], with the folder where two are alike."""
+def names_of(results: Sequence[ResultFile]) -> list[dict[str, str]]:
+    """[{"model", "method"}] of the results; the method is followed by the folder where two results have both alike."""
     alike = Counter((result.model, result.method) for result in results)
     folders = [f" ({r.path.parent})" if alike[r.model, r.method] > 1 else "" for r in results]
     return [{"model": r.model, "method": r.method + folder} for r, folder in zip(results, folders, strict=True)]
 
 
-def scores(results):
-    """{"columns", "rows", "left_out" (in words)} of the score table; no rows, and "why", if nothing can be scored."""
+def scores(results: Sequence[ResultFile]) -> dict[str, Any]:
+    """{"columns", "rows", "left_out" (a sentence)} of the score table; no rows, and "why", if nothing can be scored."""
     options, rows = ScoreOptions(), []
     for r in results:
         rows += rows_of(r, options)
     if not any(row["n"] or "unscored" not in row for row in rows):
         why = next(filter(None, (why_not(r) for r in results)), None)
         return {"columns": COLUMNS, "rows": [], "why": why, "left_out": ""}
-    counts = {f"{row['model']} {row['method']} {row['metric']}": row.get("unscored") for row in rows
+    unscored = {f"{row['model']} {row['method']} {row['metric']}": row.get("unscored") for row in rows
               if row["part"] == "all"}  # fmt: skip
-    counts = [f"{name} {count}" for name, count in counts.items() if count]
+    counts = [f"{name} {count}" for name, count in unscored.items() if count]
     left_out = f"Records that cannot be scored and are not in n: {', '.join(counts)}." if counts else ""
     return {"columns": COLUMNS, "rows": list(map(cells, rows)), "left_out": left_out}
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
-def title_of(results):
+def title_of(results: Sequence[ResultFile]) -> str:
     """What a page is about: what its results have in common, and how many there are."""
     if len(results) == 1:
         return f"{results[0].model}, {results[0].task}, {results[0].method}"
@@ -247,20 +255,23 @@ def title_of(results):
     return ", ".join([*same, f"{len(results)} results"])
 
 
-def as_json(value):
-    """JSON that may stand in a script element."""
+def as_json(value: Any) -> str:
+    """JSON for an HTML script element, which a "<" could end."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def write_page(path, results, metric=None, place=None, side=None):
-    """Write the page of some results: [ResultFile] of one task.
+def write_page(
+    path: str | Path, results: Sequence[ResultFile], metric: str | None = None, place: Mapping[str, Any] | None = None,
+    side: int | None = None,
+) -> None:  # fmt: skip
+    """Write the page of some results of one task.
 
     Args:
         metric: name of the metric that judges answers in the gallery; the task's first one if None.
-        place: where maps are made that are not saved (see `maps_of`); None: they are left out.
-        side: of an image, in pixels at most; chosen by their number if None.
+        place: where the model makes maps that are not saved (see `maps_of`); None: such maps are left out.
+        side: the longer side of an image, in pixels at most; None: chosen by the number of images.
     Raises:
-        ValueError: results of different questions; no such metric; maps that can be made no more.
+        ValueError: results of different questions; no such metric; maps that can no longer be made.
     """
     refuse_different_questions(results)
     metrics = TASKS[results[0].task]["metrics"]
@@ -281,8 +292,8 @@ def write_page(path, results, metric=None, place=None, side=None):
         file.write(tail)
 
 
-def heat_colors():
-    """The 256 colours of a map, as base64 of RGB; those of plots.overlay."""
+def heat_colors() -> str:
+    """The 256 colours of a map, as base64 of RGB; the same as those of plots.overlay."""
     colors = matplotlib.colormaps[HEAT](np.arange(256))[:, :3]
     return base64.b64encode((255 * colors).round().astype(np.uint8).tobytes()).decode("ascii")
 
@@ -296,7 +307,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "report") -> None:
     add = parser.add_argument
     add("results", nargs="+", help="result files of one task, MODEL-TASK-METHOD.json")
     add("--out", help="the page; default: the result file's name with .html, or report.html beside several")
-    add("--metric", help="that judges the answers shown: paper, official, ...; default: the task's first")
+    add("--metric", help="metric that judges the answers shown: paper, official, ...; default: the task's first")
     add("--maps", choices=("all", "saved"), default="all", help="all: make again what is not saved (default)")
     add("--device", help="torch device on which maps are made again; default: the first GPU, else the CPU")
     add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
@@ -307,13 +318,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "report") -> None:
         allow_pixels(args.max_image_pixels)
     except ValueError as error:
         parser.error(str(error))
-    paths = [Path(path) for path in args.results if not path.endswith(".meta.json")]  # the shell's * takes them, too
+    paths = [Path(path) for path in args.results if not path.endswith(".meta.json")]  # a shell's * finds them, too
     if not paths:
-        parser.error("no result file is named, only what belongs to one")
+        parser.error("name a result file, MODEL-TASK-METHOD.json: only .meta.json files are named")
     paths.sort(key=lambda path: place_in_table(path.stem.rpartition("-")[2]))
     out = Path(args.out or (paths[0].with_suffix(".html") if len(paths) == 1 else paths[0].parent / "report.html"))
     if not out.parent.is_dir():
-        parser.error(f"--out {out}: there is no folder {out.parent}")
+        parser.error(f"--out {out} must lie in a folder that exists: there is no {out.parent}")
     place = {"device": args.device, "device_map": args.device_map} if args.maps == "all" else None
     try:
         write_page(out, readable(paths), args.metric, place, args.image_side)

@@ -11,12 +11,12 @@ from vicrop.files import ROOT, in_repository, read_json, read_meta, safe_name
 from vicrop.images import size_as_seen
 from vicrop.tables import METHODS, MODELS, SIZES, TASKS
 
-REFERENCE_METHODS = ("grad", "grad_high")  # further names that the published code gives its methods
+REFERENCE_METHODS = ("grad", "grad_high")  # further names of methods in the published code
 KNOWN_METHODS = (*METHODS, *REFERENCE_METHODS)
 
 
 def say(sentence: str) -> None:
-    """What has to be said of a file or record that is left out, beside the table."""
+    """Print a sentence about a file or record, such as that it is left out, to stderr: the table goes to stdout."""
     print(sentence, file=sys.stderr)
 
 
@@ -28,10 +28,10 @@ def result_path(folder: str | Path, model: str, task: str, method: str) -> Path:
 
 
 def name_of(path: Path, meta: dict) -> tuple[str, str, str]:
-    """(model, task, method) of a result file: what its .meta.json says, else by its name; the model may be anyone's.
+    """(model, task, method) of a result file, from its .meta.json or else from its name; any model is allowed.
 
     Raises:
-        ValueError: neither tells it.
+        ValueError: neither tells them, or the task or method is unknown.
     """
     said = [meta.get("settings", {}).get(name) for name in ("model", "task", "method")]
     parts = said if all(isinstance(name, str) for name in said) else path.stem.rsplit("-", 2)
@@ -45,19 +45,19 @@ def name_of(path: Path, meta: dict) -> tuple[str, str, str]:
 
 
 def place_in_table(name: str) -> tuple[int, str]:
-    """What sorts tasks, models and methods as the tables list them, others behind by name."""
+    """A sort key: tasks, models and methods as tables.py lists them, then all others by name."""
     return place_among([*TASKS, *MODELS, *KNOWN_METHODS], name), name
 
 
 def place_among(names: Sequence[str], name: str) -> int:
-    """The number of a name in a list, that after the last for one that is not in it."""
+    """The place of a name in a list; the length of the list if the name is not in it."""
     return names.index(name) if name in names else len(names)
 
 
 # -------------------------------------------------------------------------------------------------------------- files
 @dataclass(frozen=True)
 class ResultFile:
-    """A result file, and what is known of it."""
+    """A result file: its path, its model, task and method, its records, and how they were made."""
 
     path: Path
     model: str
@@ -71,7 +71,7 @@ class ResultFile:
         """The ResultFile at a path.
 
         Raises:
-            FileNotFoundError, ValueError: there is none; it is not named as a result is; it holds no records.
+            FileNotFoundError, ValueError: there is no such file; its name is not that of a result; it holds no records.
         """
         path = Path(path)
         if not path.is_file():
@@ -86,24 +86,24 @@ class ResultFile:
 
     @property
     def missing(self) -> int | None:
-        """How many records of the dataset it does not have; None where that cannot be told."""
+        """How many records of the dataset the file lacks; None if that is not known."""
         counts = self.meta.get("counts", {})
-        if "dataset" in counts:  # that which was asked about
+        if "dataset" in counts:  # of the dataset that was asked about
             return counts["dataset"] - len(self.records)
         path, ids = in_repository(TASKS[self.task]["question_path"]), {record["id"] for record in self.records}
         try:
             known = {record["id"] for record in load_task(path)} if path.is_file() else set()
         except (ValueError, OSError) as error:
-            say(f"{error}: how many of its records are missing cannot be told")
+            say(f"{error}: so the number of missing records is not known")
             return None
         return len(known - ids) if ids <= known else None
 
 
 def result_files(folder: str | Path) -> tuple[list[ResultFile], list[str]]:
-    """(the results of a folder in the order of the tables, [why other files are left out]).
+    """(the results of a folder in the order of the tables, [for each other file a sentence on why it is left out]).
 
     Raises:
-        ValueError: there is nothing at all, not even begun.
+        ValueError: there are no result files, and no run has begun one.
     """
     found, left_out = [], []
     paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.name.endswith(".meta.json")]
@@ -123,7 +123,7 @@ def read_results(path: Path) -> list[dict]:
     """The records of a result file; those without an id are named and left out.
 
     Raises:
-        ValueError: no complete JSON list of records, none that has an id, or an id that comes twice.
+        ValueError: the file is no complete JSON list of records, no record has an id, or an id comes twice.
     """
     records = read_json(path)
     if not isinstance(records, list):
@@ -138,7 +138,7 @@ def read_results(path: Path) -> list[dict]:
 
 
 def meta_of(path: Path) -> dict[str, Any]:
-    """What a result's .meta.json says of how it was made; empty without one, or (said) where it cannot be read."""
+    """What a result's .meta.json says of how it was made; empty if there is none, or if it cannot be read (printed)."""
     try:
         return read_meta(path.with_suffix(".meta.json"))
     except (ValueError, OSError) as error:
@@ -154,12 +154,12 @@ def size_of(record: dict, image_folder: str | Path) -> str | None:
     try:
         size = field_of(record, "image_size") or size_as_seen(image_of(record, image_folder))
         x1, y1, x2, y2 = box_of(record, image_size=size)
-    except (ValueError, OSError):  # no image or no box in it: the run, or gt_crop, which needs one, has said so
+    except (ValueError, OSError):  # no image, or no box in it: the run has printed that
         return None
     part = (x2 - x1) * (y2 - y1) / (size[0] * size[1])
     return next(name for name, limit in SIZES.items() if part < limit)
 
 
 def place_of_size(size: str) -> int:
-    """Where a size stands among others: from small to large, then those that are not ours."""
+    """A sort key: small, medium, large, then all others."""
     return place_among(list(SIZES), size)

@@ -1,4 +1,4 @@
-"""The options of a run, and the settings that they make."""
+"""The options of a run on the command line, and the RunSettings that are made of them."""
 
 import argparse
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ class Picture:
 
 # -------------------------------------------------------------------------------------------------------- the parser
 def add_task_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which questions are asked, and where the results go."""
+    """Add the options that say which questions are asked, and where results are written."""
     add = parser.add_argument
     add("--task", choices=TASKS, default="demo")
     add("--question_path", help="data.json to use instead of the task's own")
     add("--image_path", help="folder of the images; default: the task's own, or images/ beside --question_path")
     add("--save_path", help="folder for results (data/results) or, with --image, for the pictures (the current folder)")
     add("--batch_size", type=int, help="questions that go through the model together; default: 8 on CUDA, else 1")
-    add("--total_chunks", type=int, default=1, help="cut the task into so many parts ...")
-    add("--chunk_id", type=int, default=0, help="... and do this one (from 0)")
+    add("--total_chunks", type=int, default=1, help="cut the task into this number of parts ...")
+    add("--chunk_id", type=int, default=0, help="... and answer this one (from 0)")
     add("--limit", type=int, help="only the first N records")
-    add("--ids", help="file with the ids of the records to ask about: one a line, or a JSON list")
+    add("--ids", help="file with the ids of the records to ask about: one per line, or a JSON list")
     add("--save_maps", action="store_true", help="keep the importance maps, as float16 in NAME.maps.npz (for the page)")
     add("--retry_errors", action="store_true", help="try records again that ended in an error")
-    add("--overwrite", action="store_true", help="forget earlier results of the same name")
+    add("--overwrite", action="store_true", help="delete earlier results of the same name")
 
 
-def parser_of_runs(prog: str, description: str) -> argparse.ArgumentParser:
+def parser_of_runs(prog: str, description: str | None) -> argparse.ArgumentParser:
     """The parser of a run."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -50,21 +50,21 @@ def parser_of_runs(prog: str, description: str) -> argparse.ArgumentParser:
 
 # ------------------------------------------------------------------------------------- from what was typed to settings
 def refuse_bad_counts(given: argparse.Namespace) -> None:
-    """ValueError if a number of records, or a part of a task, is none."""
+    """ValueError if a number of records or of a part is out of its range, or --overwrite is given for a part only."""
     for name in ("batch_size", "limit"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
-            raise ValueError(f"--{name} {getattr(given, name)} is not at least 1")
+            raise ValueError(f"--{name} must be at least 1, got {getattr(given, name)}")
     if not 0 <= given.chunk_id < given.total_chunks:
-        raise ValueError(f"--chunk_id {given.chunk_id} is not between 0 and --total_chunks {given.total_chunks} - 1")
+        raise ValueError(f"--chunk_id must be 0 to --total_chunks - 1, {given.total_chunks - 1}, got {given.chunk_id}")
     if given.overwrite and (given.total_chunks > 1 or given.limit or given.ids):
-        raise ValueError("--overwrite forgets all records, also those that this run is not about: use another "
+        raise ValueError("--overwrite forgets all records, also those that this run does not ask about: use another "
                          "--save_path")  # fmt: skip
 
 
 def picture_of(given: argparse.Namespace) -> Picture | None:
-    """The Picture that was typed, or None; a ValueError names an option that is about tasks."""
+    """The Picture of --image and --question, or None; a ValueError names an option that only tasks have."""
     if given.question is not None and not given.image:
-        raise ValueError("--question asks about one picture: --image names it")
+        raise ValueError("--question needs --image, the picture that it asks about")
     if not given.image:
         return None
     of_tasks = ("ids", "limit", "save_maps", "retry_errors", "overwrite")
@@ -75,15 +75,15 @@ def picture_of(given: argparse.Namespace) -> Picture | None:
 
 
 def settings_of(given: argparse.Namespace, results: Path = Path("data/results")) -> RunSettings:
-    """The RunSettings of what was typed.
+    """The RunSettings of a command line.
 
     Args:
-        results: where results go if nothing is said.
+        results: where results are written without --save_path.
     Raises:
-        ValueError, OSError: one sentence on what cannot be.
+        ValueError, OSError: an option has a value that is not allowed.
     """
     refuse_bad_counts(given)
-    # Other questions than the task's own have their images beside them.
+    # With --question_path, the images are in the folder images/ beside it.
     own = TASKS[given.task]["image_path"] if not given.question_path else Path(given.question_path).parent / "images"
     same = ("task", "batch_size", "total_chunks", "chunk_id", "limit", "ids", "save_maps", "retry_errors",
             "overwrite")  # fmt: skip

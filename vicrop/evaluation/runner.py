@@ -1,51 +1,49 @@
-"""A run over a dataset: who answers what, batch by batch, through kills, restarts and any number of processes."""
+"""A run over a dataset, batch by batch. It survives kills and restarts, and any number of processes share it."""
 
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import lru_cache
+from typing import cast
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from accelerate.utils.memory import clear_device_cache
 
 from vicrop.attention import counted
 from vicrop.checkpoints import default_device
-from vicrop.dataset import check_record, load_task, pick
+from vicrop.dataset import load_task, pick
 from vicrop.evaluation.batching import answer_batch, batch_size_of, in_batches, prefetched
 from vicrop.evaluation.metrics import first_grader
 from vicrop.evaluation.progress import Progress
 from vicrop.evaluation.provenance import common_settings, is_restart, method_settings, run_id, whereabouts
 from vicrop.evaluation.result_files import result_path
 from vicrop.evaluation.results import Results, with_outputs
+from vicrop.evaluation.sessions import Sessions
 from vicrop.evaluation.settings import RunSettings
 from vicrop.files import in_repository
 from vicrop.loaded import LoadedModel, load_chosen
-from vicrop.session import ImageSession
 from vicrop.tables import METHODS
 
-SHOWN_ERRORS = 20  # of those at the end of a run
+SHOWN_ERRORS = 20  # so many are printed at the end of a run
 
 
 def run_task(run: RunSettings) -> None:
-    """Answer what is still open of a task, and write the result files that are complete by then.
+    """Answer the questions of a task that have no answer yet, and write the result files that are then complete.
 
     Raises:
-        SystemExit: it was told to stop (what is finished is kept), or no record at all could be answered.
+        SystemExit: the run was told to stop (finished records are kept), or no record at all could be answered.
     """
-    # One process per GPU under `accelerate launch` (or so many on the CPU, if told), a single one otherwise.
-    # They wait for each other until the model is loaded, and a download may take long.
+    # `accelerate launch` starts one process per GPU (or as many as it is told on the CPU); else there is only this one.
+    # Processes wait for each other until the model is loaded, and a download may take hours.
     on_cpu = torch.device(run.model.device or default_device()).type == "cpu"
     state = PartialState(cpu=on_cpu, timeout=timedelta(hours=6))
     if not state.is_local_main_process:
-        warnings.simplefilter("ignore")  # the first process of a machine says the same, and has a bar to draw
+        warnings.simplefilter("ignore")  # the first process of a machine gives the same warnings
     records = load_task(run.question_path)
     if not in_repository(run.image_path).is_dir():
         raise FileNotFoundError(f"no image folder at {run.image_path}: --image_path names it")
@@ -60,24 +58,27 @@ def run_task(run: RunSettings) -> None:
     name, to_clear = share_beginning(run, results)
     done = {method: {} if method in to_clear else done_before(result, mine, run) for method, result in results.items()}
     share, loaded = share_and_model(run, mine, done, state)
-    # Old results go only when all is loaded and checked, so that others will come in their place.
+    # Old results are deleted only after everything is loaded and checked, so that new ones will replace them.
     for method in to_clear if state.is_main_process else ():
         results[method].clear()
     state.wait_for_everyone()
     for result in results.values():
         result.note(job=name)
-    stopped = []
-    if share:
+    stopped: list[int] = []
+    if loaded is not None:
         bar = Progress(results, done, mine, first_grader(run.task), f"{run.model.name} {run.task}", state)
         with stopping() as stopped, bar:
             answer_records(run, share, loaded, results, done, bar, stopped)
     elif not state.is_main_process:
-        return  # there was nothing for it to do, so others say what has become of it
+        return  # it had nothing to do: the first process reports how the run ended
     end_of_run(run, results, wanted, records, stopped, state)
 
 
-def end_of_run(run: RunSettings, results, wanted, records, stopped: Sequence[int], state: PartialState) -> None:
-    """Merge what is finished and say so; SystemExit if the run was told to stop, or nothing could be answered."""
+def end_of_run(
+    run: RunSettings, results: dict[str, Results], wanted: Sequence[dict], records: Sequence[dict],
+    stopped: Sequence[int], state: PartialState,
+) -> None:  # fmt: skip
+    """Merge and report what is finished; SystemExit if the run was told to stop, or nothing could be answered."""
     fine = [conclude(result, wanted, records, state) for result in results.values()]
     if run.save_maps and state.is_main_process:
         for method in (method for method in results if "map" in METHODS[method]):
@@ -87,16 +88,16 @@ def end_of_run(run: RunSettings, results, wanted, records, stopped: Sequence[int
         without = ", without --overwrite," if run.overwrite else ""
         print(f"stopped by {name}: the same command{without} goes on from here", file=sys.stderr)
         sys.exit(128 + stopped[0])
-    if not any(fine) and state.num_processes == 1:  # one of several may only be the first to finish a retry
+    if not any(fine) and state.num_processes == 1:  # with several, others may still be answering
         sys.exit("run.py: no record could be answered")
 
 
 # ------------------------------------------------------------------------------------------------- before it begins
 def share_beginning(run: RunSettings, results: dict[str, Results]) -> tuple[str, list[str]]:
-    """(the name of this command, [methods whose old results are to go]); the first process says so to all.
+    """(the id of this command, [methods whose old results are deleted]), as the first process tells all others.
 
-    With --overwrite old results go, but not those that this very command had begun before a launcher or a scheduler
-    started it again by itself.
+    --overwrite deletes old results, except those that this same command began before a launcher or a scheduler
+    restarted it.
     """
     name, again = run_id(run), is_restart()
     to_clear = [method for method, each in results.items() if run.overwrite and not (again and each.started_by(name))]
@@ -105,84 +106,41 @@ def share_beginning(run: RunSettings, results: dict[str, Results]) -> tuple[str,
 
 
 def done_before(result: Results, mine: Sequence[dict], run: RunSettings) -> dict:
-    """The finished records of a result; a ValueError if others would be added to some of which nothing is known."""
+    """The finished records of a result; ValueError if new ones would join records made with unknown settings."""
     done = result.done(run.retry_errors)
     if result.of_unknown_settings() and any(record["id"] not in done for record in mine):
-        raise ValueError(f"{result.path} has no .meta.json that tells how its records were made: no others are added")
+        raise ValueError(f"{result.path} has no .meta.json that tells how its records were made, so no new ones are "
+                         "added: use --overwrite or another folder")  # fmt: skip
     return done
 
 
 def share_and_model(
     run: RunSettings, mine: Sequence[dict], done: dict, state: PartialState
 ) -> tuple[list[dict], LoadedModel | None]:
-    """(the open records that this process is to answer, the LoadedModel or None if there are none).
+    """(the open records that this process answers, the LoadedModel; None if there are none).
 
-    Processes wait for each other here, not once they answer: the first one says what is open, for another one may look
-    later and find more done; and it loads the model first, for it may have to be downloaded.
+    Processes wait for each other here, and not later. The first one decides which records are open, because another
+    one may look later and find more of them done; and it loads the model first, which may start a download.
     """
     ids = [[record["id"] for record in mine if any(record["id"] not in finished for finished in done.values())]]
     open_ids = set(broadcast_object_list(ids)[0])
     todo = [record for record in mine if record["id"] in open_ids]
     todo.sort(key=lambda record: str(record.get("image_path")))  # questions about an image share a session
     with state.split_between_processes(todo) as share, state.local_main_process_first():
-        if not share:
-            return share, None
-        return share, load_chosen(run.model, run.how, state.device)
+        own = cast(list[dict], share)
+        return own, load_chosen(run.model, run.how, state.device) if own else None
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
-class Sessions:
-    """The sessions of a run's images, made as batches ask for them; two at most are alive.
-
-    Attributes:
-        read: {"prefix_shared", "batched"} of all of them so far; each is true if it always was.
-    """
-
-    def __init__(self, loaded: LoadedModel, folder):
-        self.loaded, self.folder = loaded, folder
-        self.read, self.alive = {}, deque(maxlen=2)
-        # Records come in image order, and one batch is made ahead.
-        self.of_images = lru_cache(maxsize=2)(self._of_images)
-
-    def _of_images(self, paths: tuple) -> ImageSession:
-        session = self.loaded.session(paths)
-        session.inputs  # noqa: B018 (made here, in the loading thread)
-        self.note_how_read()
-        self.alive.append(session)
-        return session
-
-    def of(self, batch: Sequence[dict]) -> tuple[ImageSession, list[int]]:
-        """(session of the images of a batch, each once; for each record the number of its image)."""
-        paths = [check_record(record, self.folder) for record in batch]
-        unique = tuple(dict.fromkeys(paths))
-        return self.of_images(unique), [unique.index(path) for path in paths]
-
-    def of_one(self, record: dict) -> tuple[ImageSession, list[int]]:
-        """`of` a single record, once all memory is free that a batch has left behind."""
-        self.of_images.cache_clear()
-        self.note_how_read()
-        self.alive.clear()
-        clear_device_cache(garbage_collection=True)
-        return self.of([record])
-
-    def note_how_read(self) -> dict:
-        """`read`, with what the sessions that are alive tell."""
-        for session in list(self.alive):
-            for name, value in (("prefix_shared", session.store.shared), ("batched", session.batched)):
-                if value is not None:
-                    self.read[name] = self.read.get(name, True) and value
-        return self.read
-
-
 def answer_records(
-    run: RunSettings, records, loaded: LoadedModel, results: dict[str, Results], done: dict, bar: Progress,
-    stopped: Sequence[int],
+    run: RunSettings, records: Sequence[dict], loaded: LoadedModel, results: dict[str, Results], done: dict[str, dict],
+    bar: Progress, stopped: Sequence[int],
 ) -> None:  # fmt: skip
     """Answer records, batch by batch, and append them to the results of each method as they are finished.
 
     Args:
-        done: {method: ids that need no answer}.
-        bar: told after each batch; stopped: ends the work after the present batch once there is something in it.
+        done: {method: {id: finished record}}, which need no answer.
+        bar: updated after each batch; stopped: work ends after the current batch as soon as this is not empty.
     """
     sessions = Sessions(loaded, in_repository(run.image_path))
 
@@ -210,10 +168,10 @@ def answer_records(
 
 @contextmanager
 def stopping() -> Iterator[list[int]]:
-    """A list that gets the number of the first Ctrl-C or SIGTERM; a second one acts as it always does."""
+    """A list to which the first Ctrl-C or SIGTERM adds its signal number; a second signal acts as usual."""
     caught = []
     if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may set handlers; whoever runs this in another one has its own
+        yield caught  # only the main thread may set handlers: in any other one signals act as usual
         return
 
     def catch(number, _):
@@ -229,13 +187,13 @@ def stopping() -> Iterator[list[int]]:
 
 
 # ------------------------------------------------------------------------------------------------------ when it ends
-def conclude(result, wanted, records, state):
-    """Merge what is finished, and say so; False if all wanted records are done and every one of them is an error."""
+def conclude(result: Results, wanted: Sequence[dict], records: Sequence[dict], state: PartialState) -> bool:
+    """Merge and report what is finished; False if all wanted records are done and every one of them is an error."""
     missing, errors = result.merge(wanted, records)
     if missing:
         if state.is_main_process:
             print(f"{result.path}: {missing} of {len(wanted)} records to come, "
-                  "from other processes or from the same command again")  # fmt: skip
+                  "from other processes, or from the same command when it is run again")  # fmt: skip
         return True
     print(f"{result.path}: {len(wanted)} records")
     if errors:
@@ -246,8 +204,8 @@ def conclude(result, wanted, records, state):
     return len(errors) < len(wanted)
 
 
-def say_what_has_no_map(result, wanted):
-    """Say how many wanted records of a finished result were answered by a run that did not keep the maps."""
+def say_what_has_no_map(result: Results, wanted: Sequence[dict]) -> None:
+    """Print how many wanted records of a finished result have no map: a run without --save_maps answered them."""
     if not result.path.exists():
         return
     finished, maps = result.done(), result.saved_maps()

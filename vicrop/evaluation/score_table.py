@@ -21,7 +21,7 @@ from vicrop.files import in_repository
 
 # ------------------------------------------------------------------------------------------------------------ in files
 def write_tables(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write evaluation_report.json, .csv and .md."""
+    """Write evaluation_report.json, .csv and .md into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation_report.json").write_text(json.dumps(rows, indent=1, default=float) + "\n")
     with (folder / "evaluation_report.csv").open("w", newline="") as file:
@@ -36,17 +36,17 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 def report(
     data_dir: str | Path, save_path: str | Path, options: ScoreOptions, samples_path: str | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of all results of a folder, also written by `write_tables` into the folder `save_path`.
+    """The rows of all results of a folder; `write_tables` also writes them into the folder `save_path`.
 
-    Files and records that cannot be scored are named, and the others are.
+    Files and records that cannot be scored are named and left out.
 
     Args:
-        samples_path: a file for the scores of each record, as JSON lines.
+        samples_path: a file to write the scores of each record to, as JSON lines.
     Raises:
-        ValueError: nothing at all can be scored.
+        ValueError: no record at all can be scored.
     """
     files, left_out = result_files(data_dir)
-    if not files and not left_out:  # all is only begun: an earlier report stays
+    if not files and not left_out:  # there are only unfinished runs: an earlier report stays
         return []
     for sentence in left_out:
         say(sentence)
@@ -72,9 +72,9 @@ def parser_of_scores(prog: str) -> argparse.ArgumentParser:
     add("--data_dir", default="./data/results", help="folder of the result files")
     add("--save_path", default="./", help="folder for the report")
     add("--metric", choices=("paper", "official", "both"), default="both")
-    add("--by", choices=(*GROUPS, "nothing"), help="break down by this only; default: by all that records have")
-    add("--bootstrap", type=int, default=10_000, help="rounds of the bootstrap")
-    add("--seed", type=int, default=0, help="of the bootstrap")
+    add("--by", choices=(*GROUPS, "nothing"), help="break scores down by this field only; default: by each that exists")
+    add("--bootstrap", type=int, default=10_000, help="rounds of the bootstrap behind the intervals")
+    add("--seed", type=int, default=0, help="seed of the bootstrap")
     add("--per_sample", help="file for the scores of each record, as JSON lines")
     return parser
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "get_score.py") -> None:
     parser = parser_of_scores(prog)
     given = parser.parse_args(argv)
     if given.bootstrap < 1:
-        parser.error(f"--bootstrap {given.bootstrap} is not at least 1")
+        parser.error(f"--bootstrap must be at least 1, not {given.bootstrap}")
     groups = {None: GROUPS, "nothing": ()}.get(given.by, (given.by,))
     folder, options = in_repository(given.data_dir), ScoreOptions(given.metric, groups, given.bootstrap, given.seed)
     try:
@@ -94,8 +94,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "get_score.py") -> None:
     if rows:
         show(rows)
     for parts in sorted(folder.glob("*.parts")):
-        scored = "scored above as far as it was merged" if parts.with_suffix(".json").exists() else "not scored"
-        print(f"{parts.stem} is not finished, and {scored}: the same command again goes on with it")
+        scored = "only its merged records are scored" if parts.with_suffix(".json").exists() else "it is not scored"
+        print(f"{parts.stem} is not finished, and {scored}: run the same command again to go on with it")
 
 
 if __name__ == "__main__":

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from vicrop.dataset import box_of
-from vicrop.evaluation.metrics import DETAILS, outcome, score
+from vicrop.evaluation.metrics import DETAILS, Scores, outcome, score
 from vicrop.evaluation.result_files import ResultFile, place_of_size, say, size_of
 from vicrop.evaluation.statistics import bootstrap_interval, mcnemar
 from vicrop.tables import TASKS
 
 GROUPS = ("size", "category")  # fields by which scores are broken down, where records have them
-SHOWN = 10  # of the records of a file that cannot be scored
+SHOWN = 10  # so many records of a file that cannot be scored are named
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """What the table is to show.
+    """What the score table shows.
 
     Attributes:
         metric: paper, official or both.
@@ -34,7 +34,7 @@ class ScoreOptions:
     seed: int = 0
 
     def metrics_of(self, task: str) -> dict[str, str]:
-        """{metric: grader} of a task; those that are neither the paper's nor official are always shown."""
+        """{metric: grader} of a task; metrics that are neither the paper's nor official are always among them."""
         return {
             metric: grader
             for metric, grader in TASKS[task]["metrics"].items()
@@ -42,11 +42,11 @@ class ScoreOptions:
         }
 
 
-Scored = tuple[float, float] | str | None  # both scores; or why there are none; or None where it does not count
+Scored = Scores | str | None  # both scores; a sentence on why there are none; None if the record does not count
 
 
 def pair_or_reason(record: dict, grader: str) -> Scored:
-    """Both scores of a record, None where the benchmark does not count it, or a sentence on why it has none."""
+    """Both scores of a record, None if the benchmark does not count it, or a sentence on why it has none."""
     try:
         return score(record, grader)
     except ValueError as error:
@@ -56,7 +56,7 @@ def pair_or_reason(record: dict, grader: str) -> Scored:
 def row_of(scored: Sequence[tuple[dict, Scored]], grader: str, options: ScoreOptions) -> dict[str, Any]:
     """The figures of some records in one metric."""
     graded = [(record, pair) for record, pair in scored if isinstance(pair, tuple)]
-    row = {"n": len(graded), "errors": sum("error" in record for record, _ in scored)}
+    row: dict[str, Any] = {"n": len(graded), "errors": sum("error" in record for record, _ in scored)}
     unscored = sum(isinstance(pair, str) for _, pair in scored)
     row |= {"unscored": unscored} if unscored else {}
     if not graded:
@@ -72,14 +72,14 @@ def row_of(scored: Sequence[tuple[dict, Scored]], grader: str, options: ScoreOpt
         row["mcnemar_p"] = mcnemar(row["fixed"], row["broken"])
     for when, field in (("without crop", "original_answer"), ("with crop", "crop_answer")):
         if grader in DETAILS:
-            answers = [record.get(field, "") for record, _ in graded]  # of an error it is not read
+            answers = [record.get(field, "") for record, _ in graded]  # not read of records with an error
             details = DETAILS[grader](answers, [record for record, _ in graded])
             row |= {f"{name}, {when}": value for name, value in details.items()}
     return row
 
 
-def parts_of(file: ResultFile, groups: Sequence[str]) -> dict[str, list[int]]:
-    """{part: the numbers of its records}: all of them, and each value of each group."""
+def parts_of(file: ResultFile, groups: Sequence[str]) -> dict[tuple[str, str], list[int]]:
+    """{(group, value): the numbers of its records}; ("all", "all") has all of them."""
     parts = {("all", "all"): list(range(len(file.records)))}
     for group in groups:
         members: dict[str, list[int]] = {}
@@ -93,14 +93,14 @@ def parts_of(file: ResultFile, groups: Sequence[str]) -> dict[str, list[int]]:
 
 
 def rows_of(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
-    """One row per metric for all records, and for each value of each group; says which records cannot be scored."""
+    """One row per metric for all records and for each value of each group; prints which records cannot be scored."""
     parts, missing, rows, unscored = parts_of(file, options.by), file.missing, [], {}
     for metric, grader in options.metrics_of(file.task).items():
         scored = [(record, pair_or_reason(record, grader)) for record in file.records]
         unscored |= {record["id"]: reason for record, reason in scored if isinstance(reason, str)}
         for (_, part), members in parts.items():
-            row = {"task": file.task, "model": file.model, "method": file.method, "metric": metric, "part": part}
-            row |= row_of([scored[number] for number in members], grader, options)
+            about = {"task": file.task, "model": file.model, "method": file.method, "metric": metric, "part": part}
+            row = about | row_of([scored[number] for number in members], grader, options)
             if part == "all" and missing is not None:
                 row["missing"] = missing
             rows.append(row)
@@ -111,7 +111,7 @@ def rows_of(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
 
 
 def per_sample(file: ResultFile, options: ScoreOptions) -> Iterator[dict[str, Any]]:
-    """One line per record and metric: both scores."""
+    """Yield one line per record and metric, with both scores."""
     for metric, grader in options.metrics_of(file.task).items():
         for record in file.records:
             if isinstance(pair := pair_or_reason(record, grader), tuple):
@@ -120,7 +120,7 @@ def per_sample(file: ResultFile, options: ScoreOptions) -> Iterator[dict[str, An
 
 
 def why_no_box(record: dict) -> str | None:
-    """Why a record's gt_bbox is none that can lie in its image; None if it has one, or none at all."""
+    """A sentence on why a record's gt_bbox is not valid; None if it is valid, or if there is none."""
     try:
         return box_of(record) and None if record.get("gt_bbox") and "size" not in record else None
     except ValueError as error:
@@ -135,7 +135,7 @@ def why_not(file: ResultFile) -> str | None:
 
 
 def say_some(path: Path, sentences: Sequence[str]) -> None:
-    """`say` what there is to say of a file's records, or of the first ones."""
+    """`say` the first SHOWN sentences about a file's records, and how many more there are."""
     for sentence in sentences[:SHOWN]:
         say(f"{path}: {sentence}")
     if len(sentences) > SHOWN:

@@ -1,4 +1,4 @@
-"""What a run is told: frozen settings, which the command line makes (see command.py) and everything else only reads."""
+"""The frozen settings of a run: the command line makes them (see run_options.py), other code only reads them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,14 @@ class RunSettings:
     """A run of some methods over the questions of a task.
 
     Attributes:
-        model, how: which model looks, and how crops are chosen.
+        model, how: the model, and how it chooses crops.
         task: a name of tables.TASKS.
         question_path: data.json, or the name of a hub dataset; image_path: the folder of its images.
         save_path: the folder of the results.
-        batch_size: questions that go through the model together; None: by the device.
+        batch_size: questions that go through the model together; None: the device decides.
         total_chunks, chunk_id: the part of the task that this run is about.
         limit, ids: only the first records; only those whose ids this file lists.
-        save_maps, retry_errors, overwrite: keep the maps; ask again what ended in an error; forget earlier results.
+        save_maps, retry_errors, overwrite: keep the maps; ask records with an error again; delete earlier results.
     """
 
     model: ModelChoice

@@ -1,1 +1,1 @@
-"""The ViCrop paper's findings, on any model and any dataset with `gt_bbox`: a file for each."""
+"""The ViCrop paper's findings, on any model and any dataset with `gt_bbox`: each has a module of its own."""

@@ -1,4 +1,4 @@
-"""How much more attention the true place gets, by layer (the ViCrop paper's section 4)."""
+"""How much more attention the true place gets than other places, by layer (the ViCrop paper's section 4)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from vicrop.attribution import attention as attention_maps
 from vicrop.dataset import box_of
 from vicrop.evaluation.metrics import RIGHT
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import Subject, graded, images_of, measured, with_methods
+from vicrop.findings.measure import TaskModel, graded, images_of, measured, with_methods
 from vicrop.findings.table import Table, estimate, in_words
 
 
@@ -21,11 +21,12 @@ def attention_ratio(att_map: np.ndarray, region: Sequence[float], box: Sequence[
         att_map: (..., h, w) attention over `region` (xyxy pixels of the image).
         box: xyxy pixels of the image.
     Returns:
-        (...) float64: attention inside the box over the mean inside all same-sized boxes at whole-pixel positions;
-        cells that a box covers in part count in part. 1 means no preference; nan if the box lies outside of the region.
+        (...) float64: attention inside the box, divided by the mean over all boxes of its size at whole-pixel
+        positions. A cell that a box covers in part counts in part. 1 means no preference; nan if the box lies outside
+        the region.
     """
-    # Up to a point the attention is the integral image there, linear in between. So the mean over all boxes is one
-    # product of it with the mean weights of their edges, exactly, and no box is summed up by itself.
+    # The integral image has the attention left of and above each point, and is linear between cell edges. So the mean
+    # over all boxes is exactly its product with the mean weights of their edges: no box need be summed up by itself.
     sums = np.asarray(att_map, dtype=np.float64).cumsum(-2).cumsum(-1)
     integral = np.pad(sums, [(0, 0)] * (sums.ndim - 2) + [(1, 0), (1, 0)])  # (..., h + 1, w + 1)
     inside, anywhere = [], []
@@ -41,18 +42,18 @@ def attention_ratio(att_map: np.ndarray, region: Sequence[float], box: Sequence[
 
 
 def edge_weights(points: Sequence[float] | np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """(points, edges): with them values at `edges` become those at points, linearly in between."""
+    """(points, edges) weights of linear interpolation: times the values at `edges`, they give those at `points`."""
     return np.stack([np.interp(points, edges, one) for one in np.eye(len(edges))], 1)
 
 
-def ratios_of(subject: Subject, record: dict) -> dict[str, Any]:
+def ratios_of(task_model: TaskModel, record: dict) -> dict[str, Any]:
     """{"score", "ratio"} of a record: how right the answer is, and the attention ratio of each layer."""
     if not record.get("gt_bbox"):
         raise ValueError(f"record {record['id']!r} has no gt_bbox, and the attention ratio is about that box")
-    batch = subject.ask(record)
+    batch = task_model.ask(record)
     (image,), (layout,) = batch.session.images, batch.session.layouts
-    box, score_of = box_of(record, image_size=image.size), subject.grade(subject.answer(batch), record)
-    (maps,) = attention_maps(batch.session, batch.map_prompts, subject.layers)
+    box, score_of = box_of(record, image_size=image.size), task_model.grade(task_model.answer(batch), record)
+    (maps,) = attention_maps(batch.session, batch.map_prompts, task_model.layers)
     heads_mean = maps.mean(1).cpu().numpy()  # (layers, h, w)
     ratios = attention_ratio(heads_mean, layout.region, box).tolist()
     return {"score": score_of, "ratio": [None if np.isnan(ratio) else ratio for ratio in ratios]}
@@ -60,9 +61,9 @@ def ratios_of(subject: Subject, record: dict) -> dict[str, Any]:
 
 def attention(run: RunSettings, out: Path) -> Table:
     """The attention ratio of each layer, for right and for wrong answers apart (the paper's section 4)."""
-    run = with_methods(run, [])  # no crop is asked for
+    run = with_methods(run, [])  # crops are not needed
     records = graded(measured(run, out, "attention", ratios_of))
-    groups = {"right answers": [], "wrong answers": []}
+    groups: dict[str, list[dict]] = {"right answers": [], "wrong answers": []}
     for record in records:
         groups["right answers" if record["score"] >= RIGHT else "wrong answers"].append(record)
     rows = {}
@@ -75,6 +76,6 @@ def attention(run: RunSettings, out: Path) -> Table:
     if groups["wrong answers"]:
         best = max(rows, key=lambda layer: rows[layer]["wrong answers"]["mean"] or 0)
         found = in_words(rows[best]["wrong answers"])
-        notes.append(f"on wrong answers layer {best} gives the true place {found} times the attention of a like box")
-    title = "attention to the true place over that to a box like it"
+        notes.append(f"on wrong answers layer {best} gives the true place {found} times the attention of an equal box")
+    title = "attention to the true place, divided by that to a box of its size"
     return Table(title, "layer", "attention ratio", rows, notes, even=1)

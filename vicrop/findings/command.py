@@ -5,8 +5,8 @@
     python -m tools.findings layers                     # right answers by layer: chosen on one half, judged on another
     python -m tools.findings overhead                   # seconds and forward passes of a question, by method
 
-All options of run.py may follow (--model, --task, --question_path, --method, --limit, ...). In --out there are then
-MODEL-TASK-FINDING.json, .png, and what was measured of each question, by which a finding that was killed goes on.
+All options of run.py may follow (--model, --task, --question_path, --method, --limit, ...). The folder --out then has
+MODEL-TASK-FINDING.json and .png, and the measurements of each question: after a kill, the same command reuses them.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from vicrop.evaluation.settings import RunSettings
 from vicrop.files import patient_threads
 from vicrop.images import allow_pixels
 
-# finding -> the methods that it is about if nothing is said; its function has its name, in the module of that name
+# finding -> its methods without --method; module and function have the name of the finding
 FINDINGS = {
     "sizes": "rel_att,grad_att,pure_grad,loc_att",
     "attention": "rel_att",
@@ -35,22 +35,25 @@ FINDINGS = {
 def parse(
     argv: Sequence[str] | None = None, prog: str = "findings", results: Path = Path("data/results")
 ) -> tuple[str, RunSettings, Path]:
-    """(finding, its run, folder of what is found) of a command line.
+    """(finding, its run, the folder --out) of a command line.
 
     Args:
-        prog: what the command is called; results: where results go if nothing is said, and findings in it.
+        prog: the command's name in messages; results: where results are written without --save_path; findings are
+            written to a folder in it.
     """
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("finding", choices=FINDINGS)
-    parser.add_argument("--out", type=Path, default=results / "findings", help="folder of what is found")
+    parser.add_argument("--out", type=Path, default=results / "findings", help="folder of the findings")
     own, rest = parser.parse_known_args(argv)
     typed = parser_of_runs(prog, __doc__).parse_args(
         ["--method", FINDINGS[own.finding], *rest]
     )  # a later --method counts
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        parser.error("a finding is made by one process; `sizes` takes the results that run.py has made with several")
+        parser.error(
+            "a finding needs a single process; for `sizes`, run.py can make the results with several ones before"
+        )
     try:
         picture_of(typed)
         refuse_useless(own.finding, typed)
@@ -60,23 +63,23 @@ def parse(
 
 
 def refuse_useless(finding: str, typed: argparse.Namespace) -> None:
-    """ValueError, naming the option of a run that a finding has no use for."""
+    """ValueError, naming the option, if an option of a run makes no sense for a finding."""
     by_layer, singly = finding in ("attention", "layers"), finding != "sizes"
     one_by_one = f"{finding} asks one question at a time and keeps no maps"
     rules = [
         ("image", typed.image, "findings are about the questions of a task"),
-        ("total_chunks", typed.total_chunks > 1, "a finding is made of all its questions, by one process"),
+        ("total_chunks", typed.total_chunks > 1, "a finding needs all its questions, answered by one process"),
         ("layer", by_layer and typed.layer is not None, "this finding is about all layers"),
         ("batch_size", singly and typed.batch_size, one_by_one),
         ("save_maps", singly and typed.save_maps, one_by_one),
     ]
     for option, given, why in rules:
         if given:
-            raise ValueError(f"--{option}: {why}, leave it out")
+            raise ValueError(f"--{option} must be left out: {why}")
 
 
 def main(argv: Sequence[str] | None = None, **how: Any) -> None:
-    """The command; `how` as `parse` takes it."""
+    """The command; `how`: the keyword arguments of `parse`."""
     patient_threads()
     finding, run, out = parse(argv, **how)
     from vicrop.checkpoints import quiet_libraries

@@ -9,31 +9,34 @@ import numpy as np
 from vicrop.checkpoints import model_module
 from vicrop.crop import method_of
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import MEAN, Subject, graded, images_of, measured
+from vicrop.findings.measure import MEAN, TaskModel, graded, images_of, measured
 from vicrop.findings.table import Table, estimate, in_words
 
 
-def scores_by_layer(subject: Subject, record: dict) -> dict[str, Any]:
+def scores_by_layer(task_model: TaskModel, record: dict) -> dict[str, Any]:
     """{"score", "with_crop": {method: {layer or MEAN: score}}} of a record; layers as texts."""
-    batch, answers = subject.ask(record), {}  # by box: layers that agree need one answer
-    score_of, scores = subject.grade(subject.answer(batch), record), {name: {} for name in subject.methods}
-    for name, method in subject.methods.items():
-        for choice in (MEAN, *subject.layers):  # the mean reads all layers at once, and the session keeps what it read
-            ((box, *_),) = batch.find(method.bind(subject.model, choice))
+    batch, answers = task_model.ask(record), {}  # {box: answer}: layers with the same box share an answer
+    score_of, scores = task_model.grade(task_model.answer(batch), record), {name: {} for name in task_model.methods}
+    for name, method in task_model.methods.items():
+        for choice in (
+            MEAN,
+            *task_model.layers,
+        ):  # the mean comes first: it reads all layers at once, and the session keeps them
+            ((box, *_),) = batch.find(method.bind(task_model.model, choice))
             if box not in answers:
                 (answers[box],) = batch.session.answer(batch.prompts, crops=[batch.session.images[0].crop(box)])
-            scores[name][str(choice)] = subject.grade(answers[box], record)
+            scores[name][str(choice)] = task_model.grade(answers[box], record)
     return {"score": score_of, "with_crop": scores}
 
 
 def layers(run: RunSettings, out: Path) -> Table:
-    """Right answers with the crop of each layer; the layer chosen on one half of the images, judged on the other.
+    """Right answers with the crop of each layer; the best is chosen on one half of the images, judged on the other.
 
-    And what it costs to average all layers, for which no data is needed to choose by (the paper's ablation).
+    The notes also tell what the mean of all layers costs, which needs no data to choose a layer (the paper's ablation).
     """
     for method in run.how.names:
         if "layers" not in method_of(model_module(run.model.name), method).reads:
-            raise ValueError(f"{method} reads no layer: this finding is about methods that do")
+            raise ValueError(f"{method} reads no layer, and every method of this finding must read one")
     records = graded(measured(run, out, "layers", scores_by_layer))
     halves = dict(zip(("to choose", "to judge"), halved(records), strict=True))
     numbers = [int(choice) for choice in records[0]["with_crop"][run.how.names[0]] if choice != MEAN]
@@ -48,7 +51,7 @@ def layers(run: RunSettings, out: Path) -> Table:
     judging, notes = halves["to judge"], []
     for method in run.how.names:
         chosen_by = {layer: rows[layer][f"{method}, to choose"]["mean"] for layer in numbers}
-        best = max(numbers, key=chosen_by.get)
+        best = max(numbers, key=chosen_by.__getitem__)
         tied = [layer for layer in numbers if chosen_by[layer] == chosen_by[best]]
         choice = f"layer {best} is chosen" + (f" (the first of {len(tied)} that are equal)" if len(tied) > 1 else "")
         scores = [record["with_crop"][method] for record in judging]
@@ -57,16 +60,18 @@ def layers(run: RunSettings, out: Path) -> Table:
         notes.append(f"{method}: {choice}; on the other half {right} % are right, "
                      f"and averaging all layers costs {cost} points")  # fmt: skip
     without = in_words(estimate([record["score"] for record in judging], images_of(judging)))
-    notes.append(f"without crop {without} % are right there")
+    notes.append(f"on the other half {without} % are right without a crop")
     judged = tuple(f"{method}, to judge" for method in run.how.names)
     return Table("right answers with the crop of each layer", "layer", "% right", rows, notes, judged)
 
 
 def halved(records: Sequence[dict], seed: int = 0) -> list[list[dict]]:
-    """Two lists of records about different images, so many in each."""
+    """Two lists of records about different images, with equally many images."""
     images = np.random.default_rng(seed).permutation(sorted(set(images_of(records))))
     first = set(images[: (len(images) + 1) // 2].tolist())
     parts = [[r for r in records if (r["image_path"] in first) is half] for half in (True, False)]
     if not all(parts):
-        raise ValueError("a layer is chosen on one half of the images and judged on the other: at least 2 are needed")
+        raise ValueError(
+            "a layer is chosen on one half of the images and judged on the other: at least 2 images are needed"
+        )
     return parts

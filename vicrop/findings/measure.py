@@ -1,4 +1,4 @@
-"""One question at a time through a model, with everything kept that was measured: a killed finding goes on."""
+"""One question at a time through a model. Each measurement is kept at once, so that a killed finding can go on."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from vicrop.session import layer_numbers
 NO_CROP, MEAN = "no crop", "mean"
 
 
-class Subject:
+class TaskModel:
     """A loaded model that is asked one record at a time, and the grader of its task."""
 
     def __init__(self, run: RunSettings):
@@ -39,26 +39,26 @@ class Subject:
         return QuestionBatch(session, [record["question"]], short_questions=short, records=[record])
 
     def answer(self, batch: QuestionBatch) -> str:
-        """The answer to a question without crop; what maps of any layer will read is read off its first pass."""
+        """The answer to a question without crop; its first pass also reads what maps of any layer will need."""
         (answer,) = batch.session.answer(
             batch.prompts, layers=self.layers if batch.prompts == batch.map_prompts else ()
         )
         return answer
 
 
-Measure = Callable[[Subject, dict], dict[str, Any]]  # of a record, {field: value}, JSON
+Measure = Callable[[TaskModel, dict], dict[str, Any]]  # (task_model, record) -> {field: value} for JSON
 
 
 def measured(
     run: RunSettings, out: Path, finding: str, measure: Measure, warm_up: bool = False, **more: Any
 ) -> list[dict]:
-    """[record | what was measured of it] of the task's records; those of an earlier, killed call are not asked again.
+    """The task's records, each with its measured fields; what an earlier call has measured is not asked again.
 
-    A record that cannot be measured is named, and left out.
+    A record that cannot be measured is named and left out.
 
     Args:
-        warm_up: measure the first one twice: what is slow only once does not count.
-        more: settings that must be equal, besides those of the run, for a finding to go on.
+        warm_up: measure the first record twice, and ignore the first time: some things are slow only once.
+        more: settings, besides those of the run, that must be the same as in the earlier call.
     """
     dataset = load_task(run.question_path)
     records = pick(dataset, run.ids, run.limit)
@@ -66,15 +66,15 @@ def measured(
     done = {} if run.overwrite else results.done(run.retry_errors)
     todo = [record for record in records if record["id"] not in done]
     if todo:
-        subject = Subject(run)
-        if run.overwrite:  # old results go only when others can come in their place
+        task_model = TaskModel(run)
+        if run.overwrite:  # old results are deleted only now that the model is loaded and can make new ones
             results.clear()
         for record in tqdm(todo, desc=f"{run.model.name} {finding}", unit="question"):
             try:
                 if warm_up:
-                    measure(subject, record)
+                    measure(task_model, record)
                     warm_up = False
-                fields = measure(subject, record)
+                fields = measure(task_model, record)
             except Exception as error:
                 fields = {"error": recoverable_message(error)}
             results.append(with_outputs(record, fields))
@@ -89,28 +89,28 @@ def measured(
 
 
 def with_methods(run: RunSettings, names: Sequence[str]) -> RunSettings:
-    """The run with these methods, each once, in place of its own."""
+    """The run with these methods, each once, instead of its own."""
     return replace(run, how=replace(run.how, names=tuple(dict.fromkeys(names))))
 
 
 def graded(records: Sequence[dict]) -> list[dict]:
-    """Those that the benchmark counts."""
+    """The records that the benchmark counts; a ValueError if there are none."""
     found = [record for record in records if record["score"] is not None]
     if not found:
-        raise ValueError(f"none of the {len(records)} records is one that the benchmark counts")
+        raise ValueError(f"the benchmark must count at least one record, and counts none of these {len(records)}")
     return found
 
 
 def settings_of(run: RunSettings) -> dict[str, Any]:
-    """All that a finding depends on, for JSON."""
+    """All settings that a finding depends on, for JSON."""
     return common_settings(run) | {"methods": [method_settings(run, method) for method in run.how.names]}
 
 
 def file_of(run: RunSettings, out: Path, finding: str, ending: str) -> Path:
-    """MODEL-TASK-FINDING and an ending, in the folder of what is found."""
+    """The path MODEL-TASK-FINDING with an ending, in the folder of the findings."""
     return result_path(out, run.model.name, run.task, finding).with_suffix(ending)
 
 
 def images_of(records: Sequence[dict]) -> list[str]:
-    """What the records are about, for intervals."""
+    """The images of the records: intervals are bootstrapped over images."""
     return [record["image_path"] for record in records]

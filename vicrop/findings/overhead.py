@@ -10,18 +10,18 @@ import torch
 from vicrop.attention import counted
 from vicrop.checkpoints import default_device
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import NO_CROP, Subject, images_of, measured
+from vicrop.findings.measure import NO_CROP, TaskModel, images_of, measured
 from vicrop.findings.table import Table, estimate
 
 
-def times_of(subject: Subject, record: dict) -> dict[str, Any]:
-    """{"seconds", "forwards"} of a record, each {way: value}; the ways are no crop, and each method."""
+def times_of(task_model: TaskModel, record: dict) -> dict[str, Any]:
+    """{"seconds", "forwards"} of a record, each {way: value}; the ways are "no crop" and each method."""
     seconds, forwards = {}, {}
-    for way in (NO_CROP, *subject.methods):
-        methods = {name: method for name, method in subject.methods.items() if name == way}
+    for way in (NO_CROP, *task_model.methods):
+        methods = {name: method for name, method in task_model.methods.items() if name == way}
         began = time.perf_counter()
-        with counted(subject.model.get_decoder()) as passes:
-            batch = subject.ask(record)
+        with counted(task_model.model.get_decoder()) as passes:
+            batch = task_model.ask(record)
             originals = batch.original_answers(methods)
             for method in methods.values():
                 batch.results(method, originals)
@@ -30,9 +30,9 @@ def times_of(subject: Subject, record: dict) -> dict[str, Any]:
 
 
 def overhead(run: RunSettings, out: Path) -> Table:
-    """Seconds and forward passes of the language model for a question: answered without crop, and by each method.
+    """Seconds and forward passes of the language model for a question, without crop and by each method.
 
-    Each way begins with the image's file and ends with both answers as texts; one question at a time.
+    The time runs from opening the image's file to the text of the last answer; one question at a time.
     """
     device = torch.device(run.model.device or default_device())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

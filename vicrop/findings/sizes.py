@@ -16,9 +16,9 @@ TRUE_CROP = "gt_crop"
 
 
 def sizes(run: RunSettings, out: Path) -> Table:
-    """Right answers by the share of the image that the object covers (the paper's section 3): small ones are misread.
+    """Right answers by the share of the image that the object covers: small ones are misread (the paper's section 3).
 
-    Cropping at the true place is its intervention: that the answer is then right shows that size was the reason.
+    Like the paper, it also crops at the true place: if the answer is then right, the size was the reason.
     """
     records = pick(load_task(run.question_path), run.ids, run.limit)
     wanted, notes = {record["id"] for record in records}, []
@@ -26,8 +26,9 @@ def sizes(run: RunSettings, out: Path) -> Table:
         run = with_methods(run, [*run.how.names, TRUE_CROP])
     else:
         notes.append(f"no record has a gt_bbox, so there is no {TRUE_CROP}")
-    run_task(run)  # results that are there are taken as they are, or refused
-    grader, images, scores = first_grader(run.task), in_repository(run.image_path), {}
+    run_task(run)  # uses results that exist, or refuses them if their settings differ
+    grader, images = first_grader(run.task), in_repository(run.image_path)
+    scores: dict[str, dict[str, dict]] = {}  # size or "all" -> {method: {record id: (score, image)}}
     for method in run.how.names:
         path = result_path(run.save_path, run.model.name, run.task, method)
         for record in read_results(path):
@@ -42,12 +43,12 @@ def sizes(run: RunSettings, out: Path) -> Table:
                     if "error" not in record or record["id"] not in without:  # another method may have answered it
                         without[record["id"]] = pair[0], record["image_path"]
     if not scores:
-        raise ValueError(f"{run.question_path}: sizes are those of gt_bbox, and no record that can be scored has one")
+        raise ValueError(f"{run.question_path}: at least one record must have a gt_bbox and be scored, and none does")
     order = sorted(scores, key=lambda part: (part == "all", place_of_size(part)))
     shown = (NO_CROP, *run.how.names)
     rows = {part: {name: estimate(*zip(*scores[part][name].values(), strict=True)) for name in shown} for part in order}
     smallest, largest = order[0], order[-2]
     fall = rows[largest][NO_CROP]["mean"] - rows[smallest][NO_CROP]["mean"]
     if smallest != largest:
-        notes.append(f"without crop {fall:.1f} points fewer are right about {smallest} objects than {largest} ones")
+        notes.append(f"without crop, {fall:.1f} points fewer are right for {smallest} objects than for {largest} ones")
     return Table("right answers by object size", "size", "% right", rows, notes)

@@ -1,4 +1,4 @@
-"""What a finding is: a table of estimates with intervals, printed and drawn."""
+"""The table of a finding: estimates with intervals, which are printed and drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,23 +12,24 @@ from vicrop.evaluation.statistics import bootstrap_interval
 from vicrop.plots import bars_figure, curves_figure
 
 ROUNDS = 2000  # of the bootstrap
+Estimate = dict[str, Any]  # "mean", "low", "high" (None without values), "n"
 
 
 @dataclass
 class Table:
-    """A finding: per row an estimate of each series, in one unit; and what follows from it, in words."""
+    """A finding: each row has an estimate of each series, in one unit; notes say in words what follows."""
 
     title: str
     rows_are: str  # "layer"
     unit: str
-    rows: dict  # row -> {series: estimate}
-    notes: list = field(default_factory=list)
-    plotted: tuple = ()  # the series that are drawn; all if empty
+    rows: dict[Any, dict[str, Estimate]]  # row -> {series: estimate}
+    notes: list[str] = field(default_factory=list)
+    plotted: tuple[str, ...] = ()  # the series that are drawn; all if empty
     digits: int = 1  # after the point
-    even: float | None = None  # a value that says nothing; around it the plot is logarithmic
+    even: float | None = None  # the value that means "no difference"; if given, the axis is logarithmic
 
 
-def estimate(values: Sequence[float], images: Sequence[str]) -> dict[str, Any]:
+def estimate(values: Sequence[float], images: Sequence[str]) -> Estimate:
     """{"mean", "low", "high", "n"}: with the 95 % interval of a bootstrap over images."""
     if not len(values):
         return {"mean": None, "low": None, "high": None, "n": 0}
@@ -36,8 +37,8 @@ def estimate(values: Sequence[float], images: Sequence[str]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
 
 
-def in_words(found: dict[str, Any], digits: int = 1) -> str:
-    """An estimate as a text."""
+def in_words(found: Estimate, digits: int = 1) -> str:
+    """An estimate as a text: its mean and its interval."""
     if not found["n"]:
         return "-"
     mean, low, high = (f"{found[name]:.{digits}f}" for name in ("mean", "low", "high"))

@@ -1,9 +1,10 @@
-"""Many samples: attention, masks and boxes of all lines of a file; and from their attention the heads of the model."""
+"""Many samples: attention, masks and boxes for all lines of a file, and the localization heads found from them."""
 
 import codecs
 import json
 import logging
 import sys
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,24 @@ from vicrop.failures import RECOVERABLE, recoverable_message
 from vicrop.files import in_repository, read_json, write_atomically
 from vicrop.localization import grounding, storage, viz
 from vicrop.localization.collector import Collector
+from vicrop.localization.config import Config, Data
 from vicrop.localization.sample import draw_top, finish, folder_of, made_with, number
+from vicrop.localization.storage import Stored
 from vicrop.plots import save_figure
+from vicrop.session import ImageSession
 
 log = logging.getLogger("localization")
 
+Sample = dict[str, str]  # id, prompt, image_path
+Failure = tuple[str, str]  # the name of a line or sample, what went wrong
+
 
 # -------------------------------------------------------------------------------------------------------------- batch
-def batch(config):
-    """Attention, analysis, mask and box of every line of data.data_file.
+def batch(config: Config) -> None:
+    """Write attention, analysis, mask and box of every line of data.data_file.
 
-    What is done is not done again. Attention that is stored already is only analyzed: with other `logic`, no model is
-    needed. A line that cannot be read or grounded is named at the end, and the others go on.
+    Samples that are done are skipped. Attention that is stored already is only analyzed: if only `logic` has changed,
+    no model is needed. A line that cannot be read or grounded is named at the end, and does not stop the others.
     """
     collector, folder = Collector(config.model), folder_of(config)
     samples, failed = read_lines(config.data)
@@ -39,11 +46,11 @@ def batch(config):
     new = {sample["id"] for sample in todo if not has_attention(collector, stem_in(folder, sample), sample)}
     log.info("%d lines: %d are done, %d need attention", count, len(samples) - len(todo), len(new))
     if new:
-        collector.loaded  # noqa: B018 (here, not in the thread that makes sessions ready)
+        collector.loaded  # noqa: B018 (loads the model here, not in the thread that prepares sessions)
     groups = groupby(sorted(todo, key=image_of), image_of)  # queries about an image share a session
     groups = [(image, list(group)) for image, group in groups]
 
-    def session_of(group):
+    def session_of(group: tuple[str, list[Sample]]) -> ImageSession | None:
         return collector.session_of(group[0]) if any(sample["id"] in new for sample in group[1]) else None
 
     with logging_redirect_tqdm(), tqdm(total=len(todo), unit="query", desc=str(folder)) as bar:
@@ -57,25 +64,27 @@ def batch(config):
     log.info("%d of %d lines are done: %s", count - len(failed), count, folder)
 
 
-def image_of(sample):
+def image_of(sample: Sample) -> str:
+    """The path of a sample's image."""
     return sample["image_path"]
 
 
-def read_lines(data):
-    """([{"id", "prompt", "image_path"}], [(line, error)]) of data.data_file, those that the configuration is about.
+def read_lines(data: Data) -> tuple[list[Sample], list[Failure]]:
+    """(samples, failures) of the lines of data.data_file that data.start_index and data.end_index choose.
 
-    Image paths are taken relative to the file's folder, or to the current one.
+    Image paths are relative to the file's folder, or to the current one.
+
     Raises:
-        ValueError, FileNotFoundError: no such file or lines; an id that comes twice.
+        ValueError, FileNotFoundError: there is no such file or no such line; an id comes twice.
     """
     if not data.data_file:
-        raise ValueError("data.data_file is needed: JSON lines with id, prompt and image_path")
+        raise ValueError("data.data_file is needed: a file of JSON lines with id, prompt and image_path")
     path = in_repository(data.data_file)
     if not path.is_file():
-        raise FileNotFoundError(f"no file {data.data_file}: data.data_file names JSON lines")
+        raise FileNotFoundError(f"no file {data.data_file}: data.data_file must be a file of JSON lines")
     wanted = slice(data.start_index, data.end_index)
     if not data.process_all and wanted == slice(None):
-        raise ValueError("say data.process_all=true, or which lines: data.start_index, data.end_index (from 0)")
+        raise ValueError("choose the lines: data.process_all=true, or data.start_index and data.end_index (from 0)")
     if data.process_all and wanted != slice(None):
         raise ValueError("data.process_all=true is about all lines: leave it out, or data.start_index and end_index")
     lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
@@ -89,27 +98,28 @@ def read_lines(data):
         try:
             samples.append(sample_of(json.loads(line.decode("utf-8")), name, path.parent))
             numbers.append(at)
-        except (ValueError, OSError) as error:  # OSError: no name that a file can have
+        except (ValueError, OSError) as error:  # OSError: image_path cannot be the name of a file
             failed.append((name, str(error).removeprefix(f"{name}: ")))
     refuse_bad_ids(samples, path, numbers=numbers, unit="line")
     return [sample | {"id": str(sample["id"])} for sample in samples], failed
 
 
 def sample_of(record: Any, name: str, folder: Path) -> dict[str, Any]:
-    """A line's id, prompt and image_path, which is then a path that can be opened; ValueError if it lacks one."""
+    """A line's id, prompt and image_path, as a path that can be opened; ValueError if one is missing or invalid."""
     if not isinstance(record, dict):
-        raise ValueError(f"it is no object but {str(record)[:60]}")
+        raise ValueError(f"it must be an object with id, prompt and image_path, not {str(record)[:60]}")
     sample = {field: field_of(record, field, Query, name) for field in ("id", "prompt", "image_path")}
     beside = folder / sample["image_path"]
     return sample | {"image_path": str(beside if beside.is_file() else in_repository(sample["image_path"]))}
 
 
-def stem_in(folder, sample):
+def stem_in(folder: Path, sample: Sample) -> Path:
+    """The path of a sample's files, without their endings."""
     return folder / storage.safe_id(sample["id"])
 
 
-def stored(stem, ending):
-    """The object in a sample's JSON file; an empty one where there is none that is whole, which is then made again."""
+def stored(stem: Path, ending: str) -> dict[str, Any]:
+    """The object in a sample's JSON file; empty if the file is missing or broken, so that it is made again."""
     try:
         found = read_json(storage.beside(stem, ending))
     except (OSError, ValueError):
@@ -117,17 +127,17 @@ def stored(stem, ending):
     return found if isinstance(found, dict) else {}
 
 
-def has_attention(collector, stem, sample):
-    """Is this sample's attention stored, read in the same way?"""
+def has_attention(collector: Collector, stem: Path, sample: Sample) -> bool:
+    """Is this sample's attention stored, and was it read with the same settings?"""
     meta = stored(stem, "_meta.json")
-    image, made = meta.get("image_file"), (meta.get("query"), meta.get("made_with"))
+    image, made = str(meta.get("image_file")), (meta.get("query"), meta.get("made_with"))
     if storage.attention_file(stem) is None or made != (sample["prompt"], collector.made_with):
         return False
-    return in_repository(image).resolve() == Path(sample["image_path"]).resolve()  # however they were typed
+    return in_repository(image).resolve() == Path(sample["image_path"]).resolve()  # also if one is a relative path
 
 
-def is_done(config, collector, stem, sample):
-    """Has this sample all that is asked for, made from the same by the same settings?"""
+def is_done(config: Config, collector: Collector, stem: Path, sample: Sample) -> bool:
+    """Does this sample have all files that are asked for, made from the same image and query by the same settings?"""
     wanted = [*storage.FOUND, *(["_topK.png"] if config.data.visualize_batch else [])]
     if not has_attention(collector, stem, sample):
         return False
@@ -136,10 +146,16 @@ def is_done(config, collector, stem, sample):
     return stored(stem, "_bbox.json").get("made_with") == made_with(config, {"made_with": collector.made_with})
 
 
-def batch_of_image(config, collector, folder, group, session):
-    """All files of the samples about one image; [(id, error)] of those that failed.
+def batch_of_image(
+    config: Config,
+    collector: Collector,
+    folder: Path,
+    group: Sequence[Sample],
+    session: Callable[[], ImageSession | None],
+) -> list[Failure]:
+    """Write all files of the samples about one image; returns the failures.
 
-    `session` is called for the session of the image; it gives None if none of them needs one.
+    `session` returns the session of the image, or None if no sample needs one.
     """
     try:
         seen = session()
@@ -159,22 +175,25 @@ def batch_of_image(config, collector, folder, group, session):
     return failed
 
 
-def attention_of(config, collector, stem, sample, session):
-    """(attn, meta) of a sample: what is stored; else read in the session (in one of its own without), and stored."""
-    if has_attention(collector, stem, sample):
+def attention_of(
+    config: Config, collector: Collector, stem: Path, sample: Sample, session: ImageSession | None
+) -> Stored:
+    """(attn, meta) of a sample: the stored attention, or else what the session (a new one if None) reads and stores."""
+    path = storage.attention_file(stem)
+    if path is not None and has_attention(collector, stem, sample):
         try:
-            return storage.read_attention(storage.attention_file(stem))
+            return storage.read_attention(path)
         except ValueError as error:
             log.warning("%s; it is made again", error)
     session = session or collector.session_of(sample["image_path"])
     attn, meta = collector.collect(session, sample["image_path"], sample["prompt"])
-    meta["id"] = sample["id"]  # what single pictures have not, which may lie in the same folder
+    meta["id"] = sample["id"]  # tells it from single pictures in the same folder, which have no id
     return storage.read_attention(storage.write_attention(stem, attn, meta, config.storage.attention))
 
 
 # ------------------------------------------------------------------------------------------------------ batch_analyze
-def batch_analyze(config):
-    """The model's localization heads, from the attention files of data.batch_attention_dir.
+def batch_analyze(config: Config) -> None:
+    """Find the model's localization heads, from the attention files of data.batch_attention_dir.
 
     Prints how often each head counts, and writes localization_heads.json and .png into that folder.
     """
@@ -205,8 +224,10 @@ def batch_analyze(config):
     report(Path(folder), samples, images, criteria, model)
 
 
-def report(folder, samples, images, criteria, model):
-    """Print and write what `batch_analyze` found in samples, [heads.Measures], each about one of the images."""
+def report(
+    folder: Path, samples: Sequence[heads.Measures], images: Sequence[str], criteria: heads.Criteria, model: str
+) -> None:
+    """Print and write what `batch_analyze` found; `images` has the image of each sample."""
     counts, entropy = heads.counts(samples, criteria), heads.mean_entropy(samples)
     sums = np.mean([each.sums for each in samples], 0)
     chosen = heads.frequent(samples, criteria)

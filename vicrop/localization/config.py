@@ -1,5 +1,5 @@
-"""What the configuration may hold, with types and defaults: Hydra refuses any other key, in files and on the command
-line. The files under conf/ fill it in.
+"""The keys of the configuration, with types and defaults. Hydra refuses any other key, in the files under conf/ and on
+the command line.
 """
 
 from dataclasses import dataclass, field, make_dataclass
@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from vicrop.heads import BINARIZE_THRESHOLD, COUNT_K, SIGMA, TOP_K
-from vicrop.localization.grounding import MASKS
+from vicrop.localization.masks import MASKS
 from vicrop.tables import OPTIONS
 
 Stage = Enum("Stage", "pipeline collect analyze visualize batch batch_analyze")
@@ -21,20 +21,20 @@ MaskMethod = Enum("MaskMethod", list(MASKS))
 AttentionFormat = Enum("AttentionFormat", "npz pkl")
 AttentionType = Enum("AttentionType", "float16 float32")
 
-# Options of a model's adapter, those of info.OPTIONS; one that is not its own is an error.
+# Options of a model's adapter, those of tables.OPTIONS; a value for one that the adapter does not have is an error.
 Look = make_dataclass("Look", [(name, option.get("type", str) | None, None) for name, option in OPTIONS.items()])
 
 
 @dataclass
 class Model:
-    family: str | None = None  # a name of info.MODELS of the same family; None: `name` tells it
-    name: str = MISSING  # the checkpoint: hub id, folder, or a name of info.MODELS
+    family: str | None = None  # a name of tables.MODELS of the same family; None: the checkpoint's config.json tells it
+    name: str = MISSING  # the checkpoint: hub id, folder, or a name of tables.MODELS
     cache_dir: str | None = None  # where weights are downloaded to
     device: str = "auto"  # auto, cpu, cuda:N
-    device_id: int | None = None  # cuda:N, by its number
-    conv_mode: ConvMode = ConvMode.referseg  # the image and the query, nothing else; vqa: the model's template
-    look: Look = field(default_factory=Look)
-    use_generate: bool = False  # read the first generated token's attention, not the query's last one's
+    device_id: int | None = None  # N of cuda:N, in place of `device`
+    conv_mode: ConvMode = ConvMode.referseg  # only the image and the query; vqa: within the model's template
+    look: Look = field(default_factory=Look)  # pyright: ignore[reportInvalidTypeForm] (a class made of OPTIONS)
+    use_generate: bool = False  # read the attention of the first generated token, not of the query's last token
     max_new_tokens: int = 20
     do_sample: bool = False
     num_beams: int = 1
@@ -50,7 +50,7 @@ class Threshold:
 @dataclass
 class Entropy:
     binarize_threshold: float = BINARIZE_THRESHOLD
-    weight: EntropyWeight = EntropyWeight.area  # what a component of a map weighs by
+    weight: EntropyWeight = EntropyWeight.area  # a component counts by its number of cells; mass: by its attention
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Smoothing:
 
 @dataclass
 class Mask:
-    method: MaskMethod = MaskMethod.mean_relu
+    method: MaskMethod = MaskMethod["mean_relu"]
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Data:
     output_dir: str = "outputs/localization"
     visualize_batch: bool = False
     batch_attention_dir: str | None = None
-    max_image_pixels: int | None = None  # open images of up to so many pixels (images.MOST_PIXELS at most)
+    max_image_pixels: int | None = None  # open images of up to this many pixels (at most images.MOST_PIXELS)
 
 
 @dataclass

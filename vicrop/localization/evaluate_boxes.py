@@ -2,14 +2,14 @@
 
 python -m localization.evaluate_boxes --dataset-jsonl GT.jsonl --pred-root OUTPUTS/MODEL --id-field question_id
 
-GT.jsonl has an object a line with an id and `bbox`, [x, y, width, height] in pixels; a prediction is `<id>_bbox.json`
-with `bbox`, [x1, y1, x2, y2] in pixels, and `peak`, the maximum of the map that it was made of.
+Each line of GT.jsonl is an object with an id and `bbox`, [x, y, width, height] in pixels. A prediction is a file
+`<id>_bbox.json` with `bbox`, [x1, y1, x2, y2] in pixels, and `peak`, [x, y] of the map's maximum.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ from vicrop.files import read_json, read_rows
 from vicrop.localization.storage import beside, safe_id
 
 CENTER = "center"  # --baseline: a box of half the image's sides in its middle
-SHOWN_IDS = 10
+SHOWN_IDS = 10  # so many wrong predictions are named
+
+Truth = dict[str, Any]  # "id", "box" (xyxy), "image", "size": (width, height) or None
+Sides = Sequence[float]  # a box [x1, y1, x2, y2], a point [x, y] or a size [width, height]
+Prediction = tuple[Sides | None, Sides | None, Sides | None, str | None]  # box, peak, image's size, what is wrong
 
 
-def iou(one, other):
+def iou(one: Sides, other: Sides) -> float:
     """Intersection over union of two boxes, xyxy; 0 if either has no area."""
     areas = [max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (one, other)]
     if not all(areas):
@@ -34,16 +38,16 @@ def iou(one, other):
     return both / (sum(areas) - both)
 
 
-def inside(point, box):
+def inside(point: Sides, box: Sides) -> bool:
     """Does a point [x, y] lie in a box, xyxy?"""
     return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
 
 
 # -------------------------------------------------------------------------------------------------------------- input
-def ground_truth(path, id_field):
-    """[{"id", "box" (xyxy), "image", "size" ((width, height) or None)}] of a file of JSON lines."""
+def ground_truth(path: str | Path, id_field: str) -> list[Truth]:
+    """The truths in a file of JSON lines; `id_field` is the field with the id."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no ground truth at {path}: --dataset-jsonl names it")
+        raise FileNotFoundError(f"no ground truth at {path}: --dataset-jsonl must be a file of JSON lines")
     records = read_rows(Path(path))
     if not records:
         raise ValueError(f"{path} has no record")
@@ -56,8 +60,8 @@ def ground_truth(path, id_field):
     return rows
 
 
-def prediction(root, key, size=None):
-    """(box or None, peak or None, (width, height) or None, what is wrong or None) of one id; size: its image's."""
+def prediction(root: str | Path, key: str, size: Sides | None = None) -> Prediction:
+    """The Prediction of an id in the folder `root`; `size` is that of its image in the ground truth, if known."""
     path = beside(Path(root) / safe_id(key), "_bbox.json")
     if not path.is_file():
         return None, None, None, "missing"
@@ -69,16 +73,17 @@ def prediction(root, key, size=None):
         return None, None, None, "broken"
     fields = (("bbox", 4), ("peak", 2), ("image_size", 2))
     box, peak, own_size = (numbers_of(found.get(name), count) for name, count in fields)
-    if size and own_size and tuple(size) != own_size:  # its pixels are not those of the truth
+    if size and own_size and tuple(size) != own_size:  # the box is in other pixels than the truth
         return None, None, own_size, f"of an image of {own_size[0]:g} x {own_size[1]:g}, not {size[0]:g} x {size[1]:g}"
     wrong = None if box and box[0] < box[2] and box[1] < box[3] else "degenerate"
-    if not wrong and own_size and (min(box) < -EDGE or box[2] > own_size[0] + EDGE or box[3] > own_size[1] + EDGE):
+    beyond = box and own_size and (min(box) < -EDGE or box[2] > own_size[0] + EDGE or box[3] > own_size[1] + EDGE)
+    if not wrong and own_size and beyond:
         wrong = f"outside of its image of {own_size[0]:g} x {own_size[1]:g}"
     return None if wrong else box, peak, own_size, wrong
 
 
-def center_of(truth):
-    """(box, peak, size, what is wrong) of the baseline that always says the middle of the image."""
+def center_of(truth: Truth) -> Prediction:
+    """The Prediction of the baseline that always takes the middle of the image."""
     if truth["size"] is None:
         raise ValueError(f"--baseline {CENTER} needs width and height in the ground truth: {truth['id']!r} has none")
     width, height = truth["size"]
@@ -86,7 +91,7 @@ def center_of(truth):
 
 
 # ----------------------------------------------------------------------------------------------------------- measures
-def judged(truths, root):
+def judged(truths: Sequence[Truth], root: str | Path) -> dict[str, Any]:
     """{"iou": (n,), "pointing": (n,) or None, "wrong": {id: why}} of the predictions in `root`, or of CENTER."""
     if root != CENTER and not Path(root).is_dir():
         raise FileNotFoundError(f"no folder {root} with predictions")
@@ -98,8 +103,8 @@ def judged(truths, root):
     return {"iou": np.array(overlaps), "pointing": np.array(points, dtype=float) if saved else None, "wrong": wrong}
 
 
-def measures(judgement, thresholds):
-    """{name: (n,) values whose mean is the score}."""
+def measures(judgement: Mapping[str, Any], thresholds: Sequence[float]) -> dict[str, np.ndarray]:
+    """{name: (n,) values whose mean is the score}, from the result of `judged`."""
     overlaps, found = judgement["iou"], {}
     for threshold in thresholds:
         found[f"acc@{threshold:g}"] = (overlaps >= threshold).astype(float)
@@ -108,14 +113,17 @@ def measures(judgement, thresholds):
     return {"mean_iou": overlaps} | found
 
 
-def summary(judgement, thresholds):
-    """{name: value}: everything about one set of predictions."""
+def summary(judgement: Mapping[str, Any], thresholds: Sequence[float]) -> dict[str, Any]:
+    """{name: value}: all scores of one set of predictions."""
     means = {name: float(values.mean()) for name, values in measures(judgement, thresholds).items()}
     return {"samples": len(judgement["iou"]), "median_iou": float(np.median(judgement["iou"])), **means}
 
 
-def compared(one, other, truths, thresholds, rounds=10000, seed=0):
-    """{name: (difference, low, high)}: paired, with the 95 % interval of a bootstrap over images."""
+def compared(
+    one: Mapping[str, Any], other: Mapping[str, Any], truths: Sequence[Truth], thresholds: Sequence[float],
+    rounds: int = 10000, seed: int = 0,
+) -> dict[str, tuple[float, float, float]]:  # fmt: skip
+    """{name: (mean difference of pairs, low, high)}, with the 95 % interval of a bootstrap over images."""
     rows, images = {}, [truth["image"] for truth in truths]
     others = measures(other, thresholds)
     for name, values in measures(one, thresholds).items():
@@ -125,8 +133,8 @@ def compared(one, other, truths, thresholds, rounds=10000, seed=0):
     return rows
 
 
-def large_enough(truths, least, root):
-    """The truths whose boxes cover at least that share of their image."""
+def large_enough(truths: Sequence[Truth], least: float, root: str | Path) -> list[Truth]:
+    """The truths whose boxes cover at least the share `least` of their image; `root` may know the image's size."""
     kept = []
     for truth in truths:
         size = truth["size"] or prediction(root, truth["id"])[2]
@@ -158,8 +166,8 @@ def evaluate(
     return report
 
 
-def table(report):
-    """The report as text."""
+def table(report: Mapping[str, Any]) -> str:
+    """The dict of `evaluate` as text."""
     names = [name for name, value in report.items() if isinstance(value, int | float) and name != "samples"]
     lines = [f"{report['predictions']}: {report['samples']} boxes"]
     lines += [f"  {name:12} {report[name]:8.4f}" for name in names]
@@ -175,7 +183,8 @@ def table(report):
     return "\n".join(lines)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset-jsonl", required=True, help="ground truth")

@@ -12,19 +12,19 @@ from vicrop.localization import pipeline
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "vicrop ground") -> None:
-    """The command; `prog` is what it is called."""
+    """The command; `prog` is its name in messages."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("image", help="a picture: any file that Pillow opens")
     parser.add_argument("phrase", help="what to find in it")
-    parser.add_argument("--model", default="llava_tiny", help="a name of info.MODELS, or of a file under conf/model")
+    parser.add_argument("--model", default="llava_tiny", help="a name of tables.MODELS, or of a file under conf/model")
     parser.add_argument("--out", default="outputs/localization", help="folder for the files")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="further settings")
     given = parser.parse_intermixed_args(argv)
     wrong = [each for each in given.settings if "=" not in each]
     if wrong:
-        parser.error(f"settings are written KEY=VALUE, not {wrong[0]!r}")
+        parser.error(f"settings must be written KEY=VALUE, not {wrong[0]!r}")
     pipeline.main([
         "stage=pipeline", f"model={given.model}", f"data.image_file={given.image}", f"data.query={given.phrase}",
         f"data.output_dir={given.out}", *given.settings,

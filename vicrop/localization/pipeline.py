@@ -1,4 +1,4 @@
-"""Localization heads from the command line (Hydra; conf/ holds the settings, config.py says what they mean).
+"""Localization heads from the command line (Hydra; conf/ holds the settings, config.py explains them).
 
 python -m localization.pipeline stage=pipeline data.image_file=IMG data.query="the bird on the branch"
 python -m localization.pipeline stage=batch data.data_file=FILE.jsonl data.process_all=true
@@ -10,13 +10,14 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vicrop.files import patient_threads
-from vicrop.localization import config as _schema  # noqa: F401 (registers what the files under conf/ may hold)
+from vicrop.localization.config import Config  # the import also registers the keys of the files under conf/
 from vicrop.tables import MODELS
 
 TEXTS = ("data.image_file", "data.query", "data.attention_file", "data.data_file", "data.output_dir",
@@ -24,10 +25,10 @@ TEXTS = ("data.image_file", "data.query", "data.attention_file", "data.data_file
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 
 
-def as_typed(argument):
-    """An argument whose value is a text, as it is: to Hydra a comma, an apostrophe or ${ mean something.
+def as_typed(argument: str) -> str:
+    """The argument, quoted if its value is a text, because a comma, an apostrophe or ${ has a meaning to Hydra.
 
-    A text that is already quoted as a whole, and null, are Hydra's own; so is ${...}, except in a query.
+    Left to Hydra are null, a text that is already quoted as a whole, and ${...} anywhere but in a query.
     """
     key, is_, value = argument.partition("=")
     if key.lstrip("+") not in TEXTS or value == "null" or QUOTED.fullmatch(value):
@@ -37,9 +38,9 @@ def as_typed(argument):
     return key + is_ + QuotedString(value, Quote.double).with_quotes()
 
 
-def run(config):
-    """Run the stage of a config.Config."""
-    if config.model.cache_dir:  # the hub's library reads it once, when it is imported
+def run(config: Config) -> None:
+    """Run the stage that the configuration names."""
+    if config.model.cache_dir:  # the hub's library reads HF_HOME only once, when it is imported
         os.environ["HF_HOME"] = config.model.cache_dir
     patient_threads()
     from vicrop.checkpoints import quiet_libraries
@@ -56,15 +57,16 @@ def run(config):
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
-def hydra_main(config):
+def hydra_main(config: DictConfig) -> None:
+    """`run` of what Hydra has read; an error of the user is one sentence."""
     try:
-        run(OmegaConf.to_object(config))
+        run(cast(Config, OmegaConf.to_object(config)))
     except (ValueError, OSError) as error:
         sys.exit(f"localization: {error}")
 
 
-def without_half_an_example(arguments):
-    """The arguments; an image without a query gets no query, nor the other way: conf/'s example is about both."""
+def without_half_an_example(arguments: Sequence[str]) -> list[str]:
+    """The arguments; if only one of image and query is given, the other is null, not that of the example in conf/."""
     pair = ("data.image_file", "data.query")
     given = [name for name in pair if any(each.startswith(f"{name}=") for each in arguments)]
     return [*arguments, *(f"{name}=null" for name in pair if len(given) == 1 and name not in given)]

@@ -1,9 +1,12 @@
-"""One sample, an image and a query, from stage to stage: each reads the files of the one before and writes its own."""
+"""The stages of one sample, an image and a query: each reads the files of the stage before and writes its own."""
 
 import logging
+import math
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -13,6 +16,9 @@ from vicrop.images import load_image
 from vicrop.known_heads import heads_of
 from vicrop.localization import grounding, storage, viz
 from vicrop.localization.collector import Collector
+from vicrop.localization.config import Config, Logic
+from vicrop.localization.grounding import Grounding, Head
+from vicrop.localization.storage import Meta
 from vicrop.plots import save_figure
 from vicrop.tables import checkpoint_of
 
@@ -20,20 +26,20 @@ log = logging.getLogger("localization")
 
 
 # ------------------------------------------------------------------------------------------------------------- stages
-def pipeline(config):
+def pipeline(config: Config) -> None:
     """Collect, analyze, visualize, mask and box of data.image_file and data.query."""
     stem = collect(config)
-    attn, meta = storage.read_attention(storage.attention_file(stem))
+    attn, meta = storage.read_attention(storage.written_file(stem, config.storage.attention))
     draw(stem, attn, meta, finish(config, stem, attn, meta))
 
 
-def collect(config):
-    """Attention of all heads for data.image_file and data.query, to a file; returns its path without the ending."""
+def collect(config: Config) -> Path:
+    """Write the attention of all heads for data.image_file and data.query; returns the path without its ending."""
     data = config.data
     if not data.image_file or not data.query:
         raise ValueError(f"data.image_file and data.query are needed, not {data.image_file!r} and {data.query!r}")
     image_file, collector = in_repository(data.image_file), Collector(config.model)
-    image = load_image(image_file)  # first: it is read in a moment, and a model is not
+    image = load_image(image_file)  # before the model, which takes much longer to load
     attn, meta = collector.collect(collector.session_of(image), image_file, data.query)
     stem = stem_for(folder_of(config), image_file, data.query)
     path = storage.write_attention(stem, attn, meta, config.storage.attention)
@@ -41,8 +47,8 @@ def collect(config):
     return stem
 
 
-def stem_for(folder, image_file, query):
-    """A path for a sample's files, after its image and query; with a hash of both where another sample has taken it."""
+def stem_for(folder: Path, image_file: Path, query: str) -> Path:
+    """The path of a sample's files, by image and query, with a hash of both if another sample has that name."""
     slug = re.sub(r"\W+", "_", query.lower()).strip("_")[:60]
     stem, about = folder / storage.safe_id(f"{image_file.stem}-{slug}"), [str(image_file), query]
     taken = storage.beside(stem, "_meta.json")
@@ -51,8 +57,8 @@ def stem_for(folder, image_file, query):
     return stem
 
 
-def analyze_file(config):
-    """Rank the heads of data.attention_file by both criteria: print the best, and write what they make."""
+def analyze_file(config: Config) -> None:
+    """Rank the heads of data.attention_file by both criteria: print the best, and write analysis, mask and box."""
     stem, attn, meta = stored_sample(config)
     found = finish(config, stem, attn, meta)
     passed, _ = heads.ranked(found.measures, grounding.criteria_of(config.logic))
@@ -63,13 +69,13 @@ def analyze_file(config):
         print(f"{heads.head_name(head):7} {numbers}{mark}")
 
 
-def visualize(config):
+def visualize(config: Config) -> None:
     """Draw data.attention_file: the maps of its heads, mask and box, and all heads at a glance."""
     stem, attn, meta = stored_sample(config)
     draw(stem, attn, meta, finish(config, stem, attn, meta))
 
 
-def stored_sample(config):
+def stored_sample(config: Config) -> tuple[Path, np.ndarray, Meta]:
     """(path without the ending, attn, meta) of data.attention_file."""
     if not config.data.attention_file:
         raise ValueError("data.attention_file is needed: a file that stage collect, pipeline or batch has written")
@@ -78,22 +84,24 @@ def stored_sample(config):
 
 
 # -------------------------------------------------------------------------------------------------------------- parts
-def folder_of(config):
-    """Where a model's files go."""
+def folder_of(config: Config) -> Path:
+    """The folder of a model's files."""
     return Path(config.data.output_dir) / storage.safe_model(config.model.name)
 
 
-def fixed_heads(logic, made_with):
-    """[(layer, head)] of logic.manual_heads, or those known of the model that attention was read of; None without."""
+def fixed_heads(logic: Logic, made_with: Mapping[str, Any]) -> Sequence[Head] | None:
+    """The heads of logic.manual_heads, else those known of the model whose attention was read; None without any."""
     if logic.manual_heads:
         if logic.selection.name != "fixed":
-            raise ValueError(f"logic.manual_heads are fixed heads: logic.selection={logic.selection.name} has none")
+            raise ValueError(
+                f"logic.manual_heads are fixed heads: logic.selection must be fixed, not {logic.selection.name}"
+            )
         return [(each.layer, each.head) for each in logic.manual_heads]
     return heads_of(made_with["family"], checkpoint_of(made_with["name"]))
 
 
-def ground(config, attn, meta):
-    """The grounding.Grounding of stored attention [L, H, 1, V]; says what has to be said about the choice of heads."""
+def ground(config: Config, attn: np.ndarray, meta: Meta) -> Grounding:
+    """The Grounding of stored attention [L, H, 1, V]; logs its remark on the choice of heads, if there is one."""
     maps = storage.as_maps(attn, meta)
     manual = fixed_heads(config.logic, meta["made_with"])
     found = grounding.ground(maps, meta["region"], meta["image_size"], config.logic, manual)
@@ -102,18 +110,18 @@ def ground(config, attn, meta):
     return found
 
 
-def made_with(config, meta):
-    """All that a sample's box depends on, for JSON."""
+def made_with(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings that a sample's box depends on, for JSON."""
     logic, fixed = config.logic, fixed_heads(config.logic, meta["made_with"])
     chosen = {"selection": logic.selection.name, "sigma": logic.smoothing.sigma, "mask": logic.mask.method.name}
     chosen |= vars(grounding.criteria_of(logic)) | {"fixed": fixed and ",".join(map(heads.head_name, fixed))}
     return {"attention": meta["made_with"], "logic": chosen}
 
 
-def finish(config, stem, attn, meta):
-    """Analysis, mask and box of a sample, to files; the box comes last and says that the sample is done.
+def finish(config: Config, stem: Path, attn: np.ndarray, meta: Meta) -> Grounding:
+    """Write analysis, mask and box of a sample; the box comes last, so its file shows that the sample is done.
 
-    They are of the same heads: what others have made goes first, pictures among it.
+    Old files, pictures too, are deleted first, so that all files of a sample are of the same heads.
     """
     found = ground(config, attn, meta)
     storage.forget(stem, storage.FOUND + storage.PICTURES)
@@ -128,7 +136,7 @@ def finish(config, stem, attn, meta):
     return found
 
 
-def write_analysis(config, stem, found):
+def write_analysis(config: Config, stem: Path, found: Grounding) -> None:
     """<id>_analysis.json: the chosen heads, and all heads ranked, those that pass both criteria first."""
     measures = found.measures
     passed, others = heads.ranked(measures, grounding.criteria_of(config.logic))
@@ -142,13 +150,13 @@ def write_analysis(config, stem, found):
     write_atomically(storage.beside(stem, "_analysis.json"), {"heads": chosen, "note": found.note, "ranked": rows})
 
 
-def number(value):
-    """A number for JSON, which has no infinity: None in its place."""
-    return round(float(value), 6) if np.isfinite(value) else None
+def number(value: SupportsFloat) -> float | None:
+    """A rounded number for JSON, or None if it is infinite or NaN, which JSON does not have."""
+    return round(float(value), 6) if math.isfinite(value) else None
 
 
-def draw(stem, attn, meta, found):
-    """<id>_topK.png and <id>_heads.png."""
+def draw(stem: Path, attn: np.ndarray, meta: Meta, found: Grounding) -> None:
+    """Write <id>_topK.png and <id>_heads.png."""
     draw_top(stem, attn, meta, found)
     path, sums, entropy = storage.beside(stem, "_heads.png"), found.measures.sums, found.measures.entropy
     save_figure(viz.heads_figure(sums, entropy, found.heads, title=f"{meta['model_name']}: {meta['query']}"), path)
@@ -156,8 +164,8 @@ def draw(stem, attn, meta, found):
     log.info("heads %s; box %s; pictures %s_*.png", names, found.box, stem)
 
 
-def draw_top(stem, attn, meta, found):
-    """<id>_topK.png: the image beside the maps of its heads."""
+def draw_top(stem: Path, attn: np.ndarray, meta: Meta, found: Grounding) -> None:
+    """Write <id>_topK.png: the image beside the maps of its heads."""
     image = load_image(in_repository(meta["image_file"]))
     figure = viz.grounding_figure(image, meta["query"], storage.as_maps(attn, meta), meta["region"], found)
     save_figure(figure, storage.beside(stem, "_topK.png"))

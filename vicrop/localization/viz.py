@@ -1,6 +1,8 @@
 """Pictures of localization heads: their maps on the image, mask and box, and all heads of a model at a glance."""
 
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,27 +11,27 @@ from PIL import Image
 
 from vicrop.files import atomic_path
 from vicrop.heads import FIRST_LAYER, chord_elbow, head_name
+from vicrop.layouts import Region
+from vicrop.localization.grounding import Grounding, Head
 from vicrop.plots import overlay
 
-MASK_COLOR = (0, 158, 115)  # green that colour-blind people tell from the box's red
-PANEL = 3.4  # inches, the longer side of a picture
-LETTER, LINE = 0.07, 0.15  # inches that a letter and a line of a panel's title take, about
-SHOWN_HEADS = 6  # of those that made a map; "all" has hundreds
+MASK_COLOR = (0, 158, 115)  # a green that colour-blind people can tell from the box's red
+PANEL = 3.4  # inches: the longer side of a picture
+LETTER, LINE = 0.07, 0.15  # inches: about the width of a letter and the height of a line of a panel's title
+SHOWN_HEADS = 6  # of the heads that made a map: logic.selection=all has hundreds
 
 
-def masked(image, mask, strength=0.45):
+def masked(image: Image.Image, mask: np.ndarray, strength: float = 0.45) -> Image.Image:
     """The image with a mask (height, width) laid over it."""
     tinted = Image.blend(image, Image.new("RGB", image.size, MASK_COLOR), strength)
     return Image.composite(tinted, image, Image.fromarray(mask.astype(np.uint8) * 255))
 
 
-def grounding_figure(image, query, attention, region, found):
-    """A Figure: the image with its box, the map of each head on it, and what they make together.
+def grounding_figure(image: Image.Image, query: str, attention: np.ndarray, region: Region, found: Grounding) -> Figure:
+    """A Figure: the image with its box, the map of each head on it, and the map that they make together.
 
     Args:
-        image: PIL image; query: the text.
         attention: (layers, heads, h, w); region: xyxy pixels of the image that a map covers.
-        found: the grounding.Grounding.
     """
     panels = [(image, query)]
     for head in found.heads[:SHOWN_HEADS]:
@@ -57,23 +59,25 @@ def grounding_figure(image, query, attention, region, found):
 
 
 def wrapped(text: str, letters: float) -> str:
-    """A text in lines of so many letters; by hand, for matplotlib takes "$" for mathematics where it wraps a title."""
+    """A text in lines of at most `letters` letters. Matplotlib's own wrapping would read "$" as mathematics."""
     return "\n".join(textwrap.fill(line, max(8, int(letters))) for line in text.split("\n"))
 
 
-def draw_mask(mask, path):
-    """<id>_mask.png: white where the mask (height, width) is, black elsewhere."""
+def draw_mask(mask: np.ndarray, path: Path) -> None:
+    """Write <id>_mask.png: white where the mask (height, width) is true, black elsewhere."""
     with atomic_path(path) as temporary:
         Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
 
 
-def heads_figure(sums, entropy, heads, counts=None, title=None):
-    """A Figure of all heads of a model: S and entropy of each, the elbow of S, and the chosen heads framed.
+def heads_figure(
+    sums: np.ndarray, entropy: np.ndarray, heads: Sequence[Head], counts: np.ndarray | None = None, title: str = ""
+) -> Figure:
+    """A Figure of all heads of a model: S and entropy of each, the elbow of S, and frames around the chosen heads.
 
     Args:
         sums, entropy: (layers, heads), of one sample or means over many; infinite entropy stays blank.
-        heads: [(layer, head)] to frame.
-        counts: (layers, heads) in how many samples each head counts, a panel more.
+        heads: the heads to frame.
+        counts: (layers, heads), in how many samples each head counts; shown in a further panel.
     """
     grids = [(sums, "attention to the image (S)", "viridis"), (entropy, "spatial entropy", "viridis_r")]
     if counts is not None:

@@ -1,4 +1,4 @@
-"""One large file over a bad line: goes on where a broken download stopped, and checks that all of it came."""
+"""The download of one large file: it goes on where a broken download stopped, and checks that the file is complete."""
 
 import time
 import urllib.error
@@ -14,14 +14,14 @@ CHUNK = 1 << 20
 
 
 class Unavailable(Exception):
-    """A file that cannot be had; the sentence says why and what to do."""
+    """A file cannot be downloaded; the message says why, and what to do."""
 
 
-def download(url, path):
-    """Fetch a URL to a path, unless it is there already; returns the path.
+def download(url: str, path: str | Path) -> Path:
+    """Fetch a URL to a path, unless the file exists already; returns the path.
 
-    What has come is kept in `path`.part, and a later call (or try) asks for the rest only. The file gets its name once
-    it has as many bytes as the server said.
+    What has arrived is kept in `path`.part, and a later call or try asks only for the rest. The file gets its name when
+    it has as many bytes as the server announced.
 
     Raises:
         Unavailable: the server refuses, or all tries have failed.
@@ -31,16 +31,17 @@ def download(url, path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
+    failure: Exception | str = ""
     for attempt in range(TRIES):
         if attempt:
             time.sleep(PAUSE * 2 ** (attempt - 1))
         try:
             size = _fetch_rest(url, part, path.name)
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # there is more than there should be
+            if error.code == 416:  # the part is larger than the file
                 part.unlink(missing_ok=True)
-            elif error.code < 500 and error.code not in (408, 429):  # too slow, too many: later perhaps
-                raise Unavailable(f"{url} cannot be had: {error.code} {error.reason}") from error
+            elif error.code < 500 and error.code not in (408, 429):  # 408 and 429 (too slow, too often) may pass
+                raise Unavailable(f"{url} cannot be downloaded: {error.code} {error.reason}") from error
             failure = error
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
             failure = error
@@ -50,23 +51,25 @@ def download(url, path):
                 part.replace(path)
                 part.with_name(part.name + ".version").unlink(missing_ok=True)
                 return path
-            failure = f"{have} of {size} bytes came"
+            failure = f"{have} of {size} bytes arrived"
             if have > size:
                 part.unlink()
-    raise Unavailable(f"{url} could not be fetched in {TRIES} tries: {failure}; the same command goes on from there")
+    raise Unavailable(
+        f"{url} could not be fetched in {TRIES} tries: {failure}; run the same command again to go on from there"
+    )
 
 
-def _fetch_rest(url, part, name):
-    """Append to `part` what is missing of it; the size of the whole, or None if the server does not say."""
+def _fetch_rest(url: str, part: Path, name: str) -> int | None:
+    """Append the missing rest to `part`; returns the size of the whole file, or None if the server does not tell it."""
     version = part.with_name(part.name + ".version")
-    have = part.stat().st_size if part.exists() and version.exists() else 0  # of what version is it else?
-    # All of it comes again if the file has changed since.
+    have = part.stat().st_size if part.exists() and version.exists() else 0  # without its version, the rest may not fit
+    # If the file has changed since, the server sends all of it.
     headers = {"Range": f"bytes={have}-", "If-Range": version.read_text()} if have else {}
     try:
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
     except urllib.error.HTTPError as error:
         if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
-            return have  # nothing is missing: a kill came before the last step
+            return have  # nothing is missing: an earlier call was killed before it renamed the file
         raise
     with answer:
         resumed = answer.status == 206
@@ -75,7 +78,7 @@ def _fetch_rest(url, part, name):
         length = answer.headers.get("Content-Length")
         size = None if length is None else have + int(length)
         marks = [answer.headers.get(field, "W/") for field in ("ETag", "Last-Modified")]
-        strong = [mark for mark in marks if not mark.startswith("W/")]  # weak ones say nothing of bytes
+        strong = [mark for mark in marks if not mark.startswith("W/")]  # a weak one does not promise equal bytes
         if strong:
             version.write_text(strong[0])
         else:

@@ -1,11 +1,14 @@
-"""From a benchmark's official files to data/<dataset>/: questions in the toolkit's format, images beside them.
+"""Makes data/<dataset>/ of a benchmark's official files: questions in the toolkit's format, and the images.
 
-    python -m tools.prepare_data textvqa --source DIR        # the official release, as you have it, anywhere below DIR
+    python -m tools.prepare_data textvqa --source DIR        # the files of the official release, anywhere below DIR
     python -m tools.prepare_data pope --download             # fetch the public files first, into data/<dataset>/source
     python -m tools.prepare_data vqav2 --source DIR --sample 5000 --seed 0
 
-Every image is checked to be there before anything is written.
+Nothing is written before all images have been found.
 """
+
+# A field that is optional in other records is not in a released file: pyright takes that for an oversight.
+# pyright: reportGeneralTypeIssues=false
 
 import argparse
 import filecmp
@@ -18,9 +21,9 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -52,25 +55,25 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 # ------------------------------------------------------------------------------------------------------ official files
 class Source:
-    """A folder somewhere in which a release's files lie, under their official names."""
+    """A folder that has a release's files, at any depth, under their official names."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise ValueError(f"no folder {folder}: --source is where the official files are")
-        self.at = ""  # which entry of which file is being converted, for the sentence of an error
-        self.by_name = {}
-        seen = set()  # folders, for links may go round in circles
-        for folder, inner, names in os.walk(self.folder, followlinks=True):
-            if os.path.realpath(folder) in seen:
+            raise ValueError(f"no folder {folder}: --source must be the folder of the official files")
+        self.at = ""  # the file and entry that is being converted, for error messages
+        self.by_name: dict[str, list[Path]] = {}
+        seen = set()  # folders: links may lead in a circle
+        for below, inner, names in os.walk(self.folder, followlinks=True):
+            if os.path.realpath(below) in seen:
                 inner.clear()
                 continue
-            seen.add(os.path.realpath(folder))
+            seen.add(os.path.realpath(below))
             for name in names:
-                self.by_name.setdefault(name, []).append(Path(folder) / name)
+                self.by_name.setdefault(name, []).append(Path(below) / name)
 
-    def find(self, pattern):
-        """The only file whose name matches; the sentence of the error says what to put there."""
+    def find(self, pattern: str) -> Path:
+        """The only file whose name matches; a ValueError if there is none, or more than one."""
         found = sorted(path for paths in self.by_name.values() for path in paths if path.match(pattern))
         if len(found) != 1:
             names = ", ".join(str(path.relative_to(self.folder)) for path in found[:5]) or "none"
@@ -78,36 +81,40 @@ class Source:
             raise ValueError(f"{self.folder} must hold one {pattern}, found: {names}{packed}")
         return found[0]
 
-    def json(self, pattern):
+    def json(self, pattern: str) -> Any:
+        """The content of the only JSON file whose name matches."""
         return read_json(self.find(pattern))
 
-    def lines(self, pattern):
+    def lines(self, pattern: str) -> list[dict[str, Any]]:
+        """The objects of the only file of JSON lines whose name matches."""
         return read_rows(self.find(pattern))
 
-    def each(self, entries, where, field):
-        """The entries of a file, one after the other; `at` tells which one it is, by the field that names it."""
+    def each(self, entries: Iterable[Any], where: str, field: str) -> Iterator[Any]:
+        """Yield the entries of the file `where`; meanwhile `at` names the entry, by its `field` if it has that."""
         for number, entry in enumerate(entries):
             named = isinstance(entry, dict) and field in entry
             self.at = f"{where}: " + (f"{field} {shown(entry[field])}" if named else f"entry {number}")
             yield entry
         self.at = ""
 
-    def image(self, name):
-        """The file of an image, given by its official name, which may have folders before it; None if it is missing.
+    def image(self, name: str) -> Path | None:
+        """The file of an image, by its official name, which may begin with folders; None if it is missing.
 
         Raises:
-            ValueError: there are several, and they differ.
+            ValueError: there are several such files, and they differ.
         """
         found = [path for path in self.by_name.get(Path(name).name, ()) if path.as_posix().endswith("/" + name)]
         if not all(filecmp.cmp(found[0], other, shallow=False) for other in found[1:]):
-            raise ValueError(f"which one is {name}? {', '.join(map(str, found[:5]))} differ: give a narrower --source")
+            raise ValueError(
+                f"which one is {name}? {', '.join(map(str, found[:5]))} differ: choose a --source with one of them"
+            )
         return min(found, default=None)
 
     def packed(self, is_wanted: Callable[[PurePosixPath], bool]) -> str:
-        """What to do about files that are not there: which archive has one and is to be unpacked; "" if none has.
+        """The end of an error about missing files: which archive has one and must be unpacked; "" if none has.
 
         Args:
-            is_wanted: `(PurePosixPath of a member) -> bool`.
+            is_wanted: is this member of an archive one of the missing files?
         """
         archives = [path for name, paths in self.by_name.items() if name.lower().endswith(ARCHIVES) for path in paths]
         for path in sorted(archives):
@@ -118,7 +125,7 @@ class Source:
 
 
 def members_of(path: Path) -> list[str]:
-    """The names in a zip or tar archive; none of one that is broken."""
+    """The names of the members of a zip or tar archive; no names if it is broken."""
     try:
         if path.name.lower().endswith(".zip"):
             with zipfile.ZipFile(path) as archive:
@@ -131,14 +138,14 @@ def members_of(path: Path) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------ official types
 class ByNumber(msgspec.Struct):
-    """How COCO's datasets name their entries and images."""
+    """The ids in the datasets about COCO's images."""
 
     question_id: Id
     image_id: Annotated[int, Meta(ge=0, description="{} is a whole number")]
 
 
 class ByName(msgspec.Struct):
-    """How the others do."""
+    """The ids in the other datasets."""
 
     question_id: Id
     questionId: Id  # noqa: N815 (DocVQA's name)
@@ -162,13 +169,13 @@ class Single(Question, kw_only=True):
 
 
 class YesOrNo(Single, kw_only=True):
-    """POPE's."""
+    """A record of POPE: the label is yes or no."""
 
     labels: Annotated[str, Meta(pattern=r"^(?i:yes|no)\Z", description='labels are "yes" or "no"')]
 
 
 class Letter(Single, kw_only=True):
-    """V*'s: the letter of an option."""
+    """A record of V*: the label is the letter of an option."""
 
     category: Text
 
@@ -177,7 +184,7 @@ class Letter(Single, kw_only=True):
 
 
 class WithChoices(Listed, kw_only=True):
-    """A-OKVQA's."""
+    """A record of A-OKVQA: also the choices of its multiple choice."""
 
     choices: Annotated[list[Text] | None, Meta(description="{} are a list of texts")] = None
     correct_choice_idx: Annotated[int | None, Meta(description="{} is the number of a choice")] = None
@@ -192,16 +199,16 @@ class WithChoices(Listed, kw_only=True):
 
 
 def official(entry: dict, field: str, kind: type) -> str | int:
-    """A field of an official entry that names it or its image; a ValueError shows the entry."""
+    """A field of an official entry that has its id or that of its image; an error shows the entry."""
     if field not in entry:
         raise KeyError(field)
     return field_of(entry, field, kind, f"entry {shown(entry)}")
 
 
 # ---------------------------------------------------------------------------------------------------------- converters
-# Each takes a Source and yields records; their image_path is the official name of the image.
-def textvqa(source):
-    """TextVQA 0.5.1, validation; with gt_bbox where jrzhang/TextVQA_GT_bbox lies beside it, as JSON or JSON lines."""
+# Each takes a Source and yields records; image_path is the official name of the image.
+def textvqa(source: Source) -> Iterator[dict[str, Any]]:
+    """TextVQA 0.5.1, validation; with gt_bbox if the source also has jrzhang/TextVQA_GT_bbox, as JSON or JSON lines."""
     boxes = {}
     if any(Path(name).match("*TextVQA_GT_bbox*.json*") for name in source.by_name):
         path = source.find("*TextVQA_GT_bbox*.json*")
@@ -219,7 +226,7 @@ def textvqa(source):
         yield record | ({"gt_bbox": boxes[record["id"]]} if record["id"] in boxes else {})
 
 
-def docvqa(source):
+def docvqa(source: Source) -> Iterator[dict[str, Any]]:
     """DocVQA task 1, validation (`val_v1.0*.json`)."""
     for entry in source.each(source.json("val_v1.0*.json")["data"], "val_v1.0*.json", "questionId"):
         yield {
@@ -230,7 +237,7 @@ def docvqa(source):
         }  # fmt: skip (the folder's name differs between releases)
 
 
-def gqa(source):
+def gqa(source: Source) -> Iterator[dict[str, Any]]:
     """GQA, balanced test-dev questions."""
     for key, entry in source.json("testdev_balanced_questions.json").items():
         source.at = f"testdev_balanced_questions.json: {key!r}"
@@ -238,7 +245,7 @@ def gqa(source):
                "image_path": f"{official(entry, 'imageId', ByName)}.jpg"}  # fmt: skip
 
 
-def aokvqa(source):
+def aokvqa(source: Source) -> Iterator[dict[str, Any]]:
     """A-OKVQA 1.0, validation: direct answers, and the choices for the official multiple choice."""
     kept = ("choices", "correct_choice_idx", "difficult_direct_answer")
     for entry in source.each(source.json("aokvqa_v1p0_val.json"), "aokvqa_v1p0_val.json", "question_id"):
@@ -247,7 +254,7 @@ def aokvqa(source):
         yield record | {name: entry[name] for name in kept if name in entry}
 
 
-def pope(source):
+def pope(source: Source) -> Iterator[dict[str, Any]]:
     """POPE on COCO: its three files, each a category."""
     for split in ("random", "popular", "adversarial"):
         name = f"coco_pope_{split}.json"
@@ -257,10 +264,10 @@ def pope(source):
                    "image_path": entry["image"], "category": split}  # fmt: skip
 
 
-def vstar(source):
-    """V*Bench: the question with its options as published; the map is made for the bare question.
+def vstar(source: Source) -> Iterator[dict[str, Any]]:
+    """V*Bench: the question with its options as published; its map is made for the question without options.
 
-    The label is the option's letter. gt_bbox encloses the targets of the annotation beside the image, if it is there.
+    The label is the option's letter. gt_bbox encloses the targets of the annotation beside the image, if there is one.
     """
     for entry in source.each(source.lines("test_questions.jsonl"), "test_questions.jsonl", "question_id"):
         key = official(entry, "question_id", ByName)
@@ -275,11 +282,11 @@ def vstar(source):
         yield record
 
 
-def targets(annotation, image, name):
-    """The boxes (xyxy) of a V* annotation; each must lie in the image, if that is there.
+def targets(annotation: Path, image: Path | None, name: str) -> list[list[float]]:
+    """The boxes (xyxy) of a V* annotation; each must lie in the image, if there is one.
 
     Raises:
-        ValueError: beginning with `name`: no box, or one that cannot be of that image.
+        ValueError: beginning with `name`: there is no box, or one that does not lie in the image.
     """
     size, boxes = image and size_as_seen(image), []
     for box in read_json(annotation)["bbox"]:
@@ -290,7 +297,7 @@ def targets(annotation, image, name):
     return boxes
 
 
-def vqav2(source):
+def vqav2(source: Source) -> Iterator[dict[str, Any]]:
     """VQAv2, validation: questions and annotations."""
     rows = source.json("v2_mscoco_val2014_annotations.json")["annotations"]
     refuse_bad_ids(rows, "v2_mscoco_val2014_annotations.json", "question_id")
@@ -315,7 +322,7 @@ COCO = "http://images.cocodataset.org/zips"
 VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 POPE = "https://raw.githubusercontent.com/AoiDragon/POPE/main/output/coco"
 BOXES = "to have gt_bbox, save https://huggingface.co/datasets/jrzhang/TextVQA_GT_bbox as TextVQA_GT_bbox.json there"
-# dataset -> the public files; archives are unpacked.
+# dataset -> its public files; archives among them are unpacked after the download.
 DOWNLOADS = {
     "textvqa": ["https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json",
                 "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip"],
@@ -327,14 +334,14 @@ DOWNLOADS = {
     "vqav2": [f"{VQA}/v2_Questions_Val_mscoco.zip", f"{VQA}/v2_Annotations_Val_mscoco.zip", f"{COCO}/val2014.zip"],
 }  # fmt: skip
 HUB = {"vstar": "craigwu/vstar_bench"}  # datasets that are files on the Hugging Face hub
-LICENSED = {"docvqa": "https://rrc.cvc.uab.es/?ch=17&com=downloads"}  # those whose licence must be accepted on a page
+LICENSED = {"docvqa": "https://rrc.cvc.uab.es/?ch=17&com=downloads"}  # dataset -> the page to accept its licence on
 
 
-def fetch(dataset, folder):
-    """All public files of a dataset into a folder.
+def fetch(dataset: str, folder: str | Path) -> None:
+    """Download all public files of a dataset into a folder.
 
     Raises:
-        Unavailable: a page has to be visited first, or a file cannot be had.
+        Unavailable: the licence must be accepted on a page first, or a file cannot be downloaded.
     """
     if dataset in LICENSED:
         page = LICENSED[dataset]
@@ -351,8 +358,8 @@ def fetch(dataset, folder):
         print(BOXES.replace("there", f"in {folder}"))
 
 
-def unpack(path):
-    """An archive into its own folder, once; members that would leave it are refused."""
+def unpack(path: Path) -> None:
+    """Unpack an archive, once, into the folder that it lies in; members outside of that folder are refused."""
     done = path.with_name(path.name + ".unpacked")
     if done.exists() or not path.name.endswith((".zip", ".tar.gz")):
         return
@@ -361,7 +368,7 @@ def unpack(path):
             with zipfile.ZipFile(path) as archive:  # checks each member's CRC, and keeps all within the folder
                 archive.extractall(path.parent)
         else:
-            with gzip.open(path) as stream:  # to its end, where its CRC is: tarfile does not read so far
+            with gzip.open(path) as stream:  # to its end, where the CRC is: tarfile does not read that far
                 while stream.read(CHUNK):
                     pass
             with tarfile.open(path) as archive:
@@ -373,29 +380,31 @@ def unpack(path):
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
-def prepare(dataset, source, target, sample=None, seed=0, copy=False):
+def prepare(
+    dataset: str, source: str | Path, target: str | Path, sample: int | None = None, seed: int = 0, copy: bool = False
+) -> list[dict]:
     """Convert a release, check its images, and write `target`/data.json and `target`/images. Returns the records.
 
     Args:
-        sample: keep so many records, drawn with `seed`; None keeps all.
-        copy: copy images; else they are hard-linked where the file system can.
+        sample: the number of records to draw with `seed`; None keeps all.
+        copy: copy images; else they are hard-linked if the file system allows it.
     """
-    source = Source(source)
+    release = Source(source)
     try:
-        records = list(CONVERTERS[dataset](source))
+        records = list(CONVERTERS[dataset](release))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{source.at or source.folder}: an entry of {dataset} is not as in its official files, or has no {error} "
+            f"{release.at or release.folder}: an entry of {dataset} is not as in its official files, or has no {error} "
             f"({type(error).__name__})"
         ) from error
     if not records:
-        raise ValueError(f"{source.folder} has no questions of {dataset}")
-    refuse_bad_ids(records, source.folder)
+        raise ValueError(f"{release.folder} has no questions of {dataset}")
+    refuse_bad_ids(records, release.folder)
     for record in records:
         checked(record, KINDS[dataset], name_of(record))
     if sample is not None:
         if not 0 < sample <= len(records):
-            raise ValueError(f"--sample {sample} is not between 1 and the {len(records)} records of {dataset}")
+            raise ValueError(f"--sample must be from 1 to {len(records)}, the records of {dataset}, not {sample}")
         chosen = set(random.Random(seed).sample(range(len(records)), sample))
         records = [record for number, record in enumerate(records) if number in chosen]
     for record in records:
@@ -403,13 +412,14 @@ def prepare(dataset, source, target, sample=None, seed=0, copy=False):
             raise ValueError(
                 f"record {record['id']!r}: its image {record['image_path']!r} would leave the image folder"
             )
-    images = {record["image_path"]: source.image(record["image_path"]) for record in records}
-    missing = [name for name, path in images.items() if path is None]
+    found = {record["image_path"]: release.image(record["image_path"]) for record in records}
+    images = {name: path for name, path in found.items() if path is not None}
+    missing = [name for name in found if name not in images]
     if missing:
         named, names = ", ".join(missing[:5]), {Path(name).name for name in missing}
-        packed = source.packed(lambda member: member.name in names)
+        packed = release.packed(lambda member: member.name in names)
         raise ValueError(
-            f"{len(missing)} of {len(images)} images of {dataset} are not in {source.folder}: {named}{packed}"
+            f"{len(missing)} of {len(found)} images of {dataset} are not in {release.folder}: {named}{packed}"
         )
     refuse_what_images_contradict(records, images)
     for name, path in tqdm(images.items(), desc="images", unit="image"):
@@ -418,8 +428,8 @@ def prepare(dataset, source, target, sample=None, seed=0, copy=False):
     return load_task(Path(target) / "data.json")
 
 
-def refuse_what_images_contradict(records, images):
-    """ValueError, naming the record, if an image_size or a gt_bbox is not one of its image; only headers are read.
+def refuse_what_images_contradict(records: Sequence[dict], images: Mapping[str, Path]) -> None:
+    """ValueError, naming the record, if its image_size or gt_bbox does not fit its image; reads only the header.
 
     Args:
         images: {image_path: file}.
@@ -432,23 +442,23 @@ def refuse_what_images_contradict(records, images):
             box_of(record, image_size=sizes[record["image_path"]])
 
 
-def place(path, target, copy):
-    """A file at another path as well: linked or copied; the same one that is there already stays."""
+def place(path: Path, target: Path, copy: bool) -> None:
+    """Link or copy a file to `target`, unless the same file is there already."""
     if target.exists() and (os.path.samefile(path, target) or filecmp.cmp(path, target, shallow=False)):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     if not copy:
         try:
-            os.link(path.resolve(), target)  # a link's own file, for the link may be a relative one
+            os.link(path.resolve(), target)  # resolved: the path may be a relative symbolic link
             return
         except OSError:
             pass  # another file system, or one without hard links
     shutil.copyfile(path, target)
 
 
-def describe(records):
-    """A line of counts."""
+def describe(records: Sequence[dict]) -> str:
+    """The numbers of questions, images, categories and boxes, in one line."""
     counts = [f"{len(records)} questions about {len({record['image_path'] for record in records})} images"]
     counts += [
         f"{number} {name}" for name, number in Counter(r["category"] for r in records if "category" in r).items()
@@ -458,7 +468,7 @@ def describe(records):
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "prepare_data") -> None:
-    """The command; `prog` is what it is called."""
+    """The command; `prog` is its name in messages."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -467,9 +477,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "prepare_data") -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--source", help="folder with the official files, at any depth")
     where.add_argument("--download", action="store_true", help="fetch them into data/<dataset>/source")
-    add("--target", help="folder to write; default: data/<dataset>")
-    add("--sample", type=int, help="only so many questions, drawn at random")
-    add("--seed", type=int, default=0, help="of the sample")
+    add("--target", help="folder to write to; default: data/<dataset>")
+    add("--sample", type=int, help="number of questions to draw at random; default: all")
+    add("--seed", type=int, default=0, help="seed of the sample")
     add("--copy", action="store_true", help="copy images instead of linking them")
     args = parser.parse_args(argv)
     target = Path(args.target) if args.target else in_repository(TASKS[args.dataset]["question_path"]).parent
