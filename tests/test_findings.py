@@ -208,7 +208,7 @@ def test_a_record_that_cannot_be_scored_or_placed_is_named_and_left_out(tmp_path
         (["sizes", "--total_chunks", "2"], "by one process"),
         (["depth"], "invalid choice: 'depth'"),
         (["sizes", "--max_image_pixels", "178956971"], "max_image_pixels must be 1 to 178956970, got 178956971"),
-        (["sizes", "--model", "lava"], "invalid choice: 'lava'"),
+        (["sizes", "--model", "lava"], "unknown model 'lava': choose from llava, "),
         (["attention", "--limit", "1", "--question_path", "gone.json"], "gone.json"),
     ],
 )

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from vicrop.attention import brought_in, device_of
 from vicrop.layouts import Layout, Size
@@ -62,7 +63,7 @@ def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
     """
     kind = model.config.model_type
     module = module_for(kind, getattr(getattr(model.config, "vision_config", None), "model_type", None))
-    if module is None and type(model.config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    if module is None and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ValueError(f"no adapter knows {kind} models: known are {', '.join(REGISTRY)}")
     return importlib.import_module(module or DEFAULT_MODULE).ADAPTER
 
