@@ -106,7 +106,7 @@ class QuestionBatch:
     def find(self, method: Method, numbers: Sequence[int] | None = None) -> list[Found]:
         """[methods.Found] of a method that is bound to the session's model, for some questions (default: all)."""
         asked = range(len(self.prompts)) if numbers is None else numbers
-        prompts, of = ([values[number] for number in asked] for values in (self.map_prompts, self.of))
+        prompts, of = [self.map_prompts[number] for number in asked], [self.of[number] for number in asked]
         records = [self.records[number] for number in asked if number < len(self.records)]
         return method.find(Questions(self.session, prompts, self.general, of, records))
 

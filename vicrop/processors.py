@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel, ProcessorMixin, Qwen2_5_VLProcessor
 from transformers.processing_utils import MODALITY_TO_AUTOPROCESSOR_MAPPING
-from transformers.utils import is_torchvision_available
+from transformers.utils.import_utils import is_torchvision_available
 
 from vicrop.attention import replaced
 

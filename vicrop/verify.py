@@ -133,7 +133,7 @@ def stock_inputs(session: ImageSession, prompt: str, images: Sequence[Image.Imag
     adapter = session.adapter
     prepared = adapter.preprocess(images)
     layouts = adapter.layouts(prepared, [image.size for image in images])
-    ids = adapter.tokenize(prompt, [layout.num_tokens for layout in layouts]).to(session.device)
+    ids = adapter.tokenize(prompt, layouts).to(session.device)
     own = adapter.stock_inputs(prompt, ids, adapter.placed(prepared))
     theirs = processor_inputs(session, prompt, images)
     if theirs is None or theirs["pixel_values"].shape != own["pixel_values"].shape:
@@ -158,7 +158,9 @@ def processor_inputs(session: ImageSession, prompt: str, images: Sequence[Image.
     if len(images) != 1 or not callable(session.processor):
         return None
     try:
-        made = session.processor(images=list(images), text=[prompt], return_tensors="pt", add_special_tokens=not begun)
+        made: Any = session.processor(
+            images=list(images), text=[prompt], return_tensors="pt", add_special_tokens=not begun
+        )
     except (ValueError, TypeError):  # of prompts about which it has another opinion
         return None
     return {name: value for name, value in made.items() if isinstance(value, Tensor)}
@@ -190,7 +192,7 @@ def own_logits(session: ImageSession, prompt: str, crop: Image.Image | None = No
 def on_map(session: ImageSession, stock: dict[nn.Module, Tensor], prompt: str) -> Tensor:
     """(layers, heads, h, w): the last token's row of attentions, or of what has their shapes, laid out as the map."""
     (layout,), model = session.layouts, session.model
-    ids = session.adapter.tokenize(prompt, [layout.num_tokens])
+    ids = session.adapter.tokenize(prompt, [layout])
     at = (ids == model.config.image_token_id).nonzero()[:, 0]
     rows = torch.stack([stock[module][0, :, -1].cpu() for module in session.attention_modules.values()])[..., at]
     if session.adapter.connector:
@@ -203,7 +205,8 @@ def layout_differs(session: ImageSession) -> tuple[str, list[str]]:
     """(how the layout of a session's only image was checked, what is wrong with it): its formula against the probe."""
     (image,), (layout,) = session.images, session.layouts
     pixels, owners = pixels_of(session.adapter, image.size), token_owners(session.adapter, session.inputs)
-    edges = tuple(edge / side for edge, side in zip(layout.region, (*image.size, *image.size), strict=True))
+    (left, top, right, bottom), (width, height) = layout.region, image.size
+    edges = left / width, top / height, right / width, bottom / height
     try:
         token = owned(pixels, owners)
     except Overlap:
@@ -343,7 +346,8 @@ class Comparison:
             wanted, steps = stock_answer(session, stock_inputs(session, self.prompt, images)[0])
             with session.frozen.frozen_eval():
                 rows = [session.row(query)] if crop is None else session.rows_with_crops([query], [crop])
-                (found,) = session.greedy_decode(session.prefill(rows)[0])
+                (answer,) = session.greedy_decode(session.prefill(rows)[0], [()])
+                found = answer.tokens
             number = next((at for at, pair in enumerate(zip(found, wanted, strict=False)) if len(set(pair)) > 1), None)
             if number is None and len(found) == len(wanted):
                 continue

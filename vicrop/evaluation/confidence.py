@@ -1,7 +1,6 @@
 """How sure a model was of the answers in a result file, and which of two answers that favours. Needs no torch."""
 
 from collections.abc import Sequence
-from numbers import Real
 
 from vicrop.evaluation.result_files import ResultFile
 
@@ -14,9 +13,8 @@ def sureness(record: dict) -> tuple[float, float] | None:
         return 0.0, 0.0
     kept = record.get("confidence")
     found = [kept.get(name) for name in BOTH] if isinstance(kept, dict) else []
-    if not found or not all(isinstance(p, Real) and 0 <= p <= 1 for p in found):
-        return None
-    return float(found[0]), float(found[1])
+    numbers = [float(p) for p in found if isinstance(p, int | float) and 0 <= p <= 1]
+    return (numbers[0], numbers[1]) if len(numbers) == len(BOTH) else None
 
 
 def has_confidence(records: Sequence[dict]) -> bool:

@@ -101,7 +101,7 @@ def compared(first: ResultFile, second: ResultFile, options: ScoreOptions) -> li
         with_crop = [np.array([pair[1] for pair in pairs]) for pairs in common.pairs]
         row = {"metric": common.metric, "n": len(with_crop[0]), "left_out": common.left_out}
         row |= {"first": with_crop[0].mean(), "second": with_crop[1].mean()}
-        row |= common.change(*with_crop, options)
+        row |= common.change(with_crop[0], with_crop[1], options)
         outcomes = zip(*([outcome(pair) for pair in pairs] for pairs in common.pairs), strict=True)
         rows.append(row | {"outcomes": Counter(outcomes)})
     return rows

@@ -51,12 +51,6 @@ def prepare(model: PreTrainedModel, processor: Any) -> None:
     guard.admit_model(model, processor, _WEIGHTS.get(processor))
 
 
-class ImageTokens(int):
-    """How many tokens stand for an image; `text` is what the processor writes for it, with marks in between."""
-
-    text: str
-
-
 class DefaultAdapter(Adapter):
     """A model of no known family (see adapter.Adapter)."""
 
@@ -107,12 +101,12 @@ class DefaultAdapter(Adapter):
     def phrase(self, text: str) -> str:
         return processors.chat_prompt(self.processor, text)
 
-    def tokenize(self, prompt: str, counts: Sequence[int]) -> Tensor:
+    def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         """See Adapter: an image is what the processor writes for it, in one place for all of them."""
         token, tokenizer = self.image_placeholder, self.processor.tokenizer
         if prompt.count(token) != 1:
             raise ValueError(f"a prompt holds {token} exactly once, this one {prompt.count(token)} times: {prompt!r}")
-        written = prompt.replace(token, "".join(getattr(count, "text", token * count) for count in counts))
+        written = prompt.replace(token, "".join(layout.text for layout in layouts))
         begun = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
         return tokenizer(written, return_tensors="pt", add_special_tokens=not begun).input_ids[0]
 
@@ -143,11 +137,9 @@ class DefaultAdapter(Adapter):
         known, kind = _OWNERS.setdefault(self.model, {}), _kind_of(inputs)
         if kind not in known:
             known[kind] = token_owners(self, self.placed(inputs))
-        tokens = ImageTokens(known[kind].count)
-        tokens.text = self.written[kind]
         index, edges = probed_grid(pixels_of(self, size), known[kind])
         left, top, right, bottom = (round(edge * side) for edge, side in zip(edges, (*size, *size), strict=True))
-        return Layout(tokens, index, (left, top, right, bottom))
+        return Layout(known[kind].count, index, (left, top, right, bottom), self.written[kind])
 
     def encode_images(self, inputs: dict[str, Tensor], count: int) -> list[ImageFeatures]:
         """Each by itself: features of an image that had company differ by rounding."""
