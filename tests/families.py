@@ -176,14 +176,17 @@ def glm46v():
 
 
 # ------------------------------------------------------------------------------------------------------------- tiles
-def internvl():
+def internvl(side=28, patch=7, most=6):
     tokenizer = make_tokenizer([GENERAL], start_image_token="<img>", end_image_token="</img>",
                                context_image_token="<IMG_CONTEXT>", video_token="<video>")  # fmt: skip
-    image_processor = GotOcr2ImageProcessorPil(size=square(28), crop_to_patches=True, min_patches=1, max_patches=6)
-    processor = without_videos(transformers.InternVLProcessor, image_processor, tokenizer, None, image_seq_length=4,
-                               chat_template=template("<IMG_CONTEXT>"))  # fmt: skip
-    tower = untyped(vision(side=[28, 28], patch=[7, 7]))
-    return model_of("InternVL", vision_config=tower, text_config=text(tokenizer, "qwen2"), image_seq_length=4,
+    length = (side // patch // 2) ** 2
+    image_processor = GotOcr2ImageProcessorPil(size=square(side), crop_to_patches=True, min_patches=1, max_patches=most)
+    chat = template("<IMG_CONTEXT>")
+    processor = without_videos(
+        transformers.InternVLProcessor, image_processor, tokenizer, None, image_seq_length=length, chat_template=chat
+    )
+    tower = untyped(vision(side=[side, side], patch=[patch, patch]))
+    return model_of("InternVL", vision_config=tower, text_config=text(tokenizer, "qwen2"), image_seq_length=length,
                     image_token_id=tokenizer.context_image_token_id), processor  # fmt: skip
 
 
@@ -207,19 +210,21 @@ def aya_vision():
                     image_token_index=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>")), processor  # fmt: skip
 
 
-def idefics3(name="Idefics3", image_processor=Idefics3ImageProcessorPil, make=None):
+def idefics3(name="Idefics3", image_processor=Idefics3ImageProcessorPil, make=None, side=28, patch=7, most=3):
     places = {f"row_{row}_col_{column}_token": f"<row_{row}_col_{column}>"
               for row in range(1, 5) for column in range(1, 5)}  # fmt: skip
     tokenizer = make_tokenizer(
         [GENERAL], fake_image_token="<fake_token_around_image>", image_token="<image>",
         end_of_utterance_token="<end_of_utterance>", global_image_token="<global-img>", **places,
     )  # fmt: skip
-    image_processor = image_processor(size={"longest_edge": 3 * 28}, max_image_size={"longest_edge": 28})
+    image_processor = image_processor(size={"longest_edge": most * side}, max_image_size={"longest_edge": side})
     make = make or (lambda *parts, **options: transformers.Idefics3Processor(*parts, **options))
-    processor = make(image_processor, tokenizer, image_seq_len=4, chat_template=template("<image>"))
+    processor = make(
+        image_processor, tokenizer, image_seq_len=(side // patch // 2) ** 2, chat_template=template("<image>")
+    )
     return model_of(
         name,
-        vision_config=untyped(vision(side=28, patch=7)),
+        vision_config=untyped(vision(side=side, patch=patch)),
         text_config=text(tokenizer),
         scale_factor=2,
         image_token_id=tokenizer.image_token_id,
@@ -237,17 +242,18 @@ def smolvlm():
     return idefics3("SmolVLM", SmolVLMImageProcessorPil, make)
 
 
-def llava_onevision(most="anyres_max_9"):
+def llava_onevision(side=28, patch=7, tiles=4, most="anyres_max_9"):
     tokenizer = make_tokenizer([GENERAL], image_token="<image>", video_token="<video>")
-    pinpoints = [[28 * rows, 28 * columns] for rows in range(1, 5) for columns in range(1, 5)]
+    pinpoints = [[side * rows, side * columns] for rows in range(1, tiles + 1) for columns in range(1, tiles + 1)]
     processor = without_videos(
         transformers.LlavaOnevisionProcessor,
-        LlavaOnevisionImageProcessorPil(size=square(28), image_grid_pinpoints=pinpoints), tokenizer, None,
-        num_image_tokens=16, vision_feature_select_strategy="full", vision_aspect_ratio=most,
+        LlavaOnevisionImageProcessorPil(size=square(side), image_grid_pinpoints=pinpoints), tokenizer, None,
+        num_image_tokens=(side // patch) ** 2, vision_feature_select_strategy="full", vision_aspect_ratio=most,
         chat_template=template("<image>"),
     )  # fmt: skip
     return model_of(
-        "LlavaOnevision", vision_config=siglip(28, 7), text_config=text(tokenizer, "qwen2"), vision_aspect_ratio=most,
+        "LlavaOnevision", vision_config=siglip(side, patch), text_config=text(tokenizer, "qwen2"),
+        vision_aspect_ratio=most,
         image_token_index=tokenizer.image_token_id, video_token_index=tokenizer.video_token_id,
         image_grid_pinpoints=pinpoints,
     ), processor  # fmt: skip
@@ -302,22 +308,24 @@ def pixtral_processor():
     return importlib.import_module("transformers.models.pixtral.processing_pixtral").PixtralProcessor
 
 
-def rows(name, merge, **more):
+def rows(name, merge, patch=7, side=None, **more):
+    side = side or 4 * patch * (1 + merge)
     marks = {"image_mark": "[IMG]", "break_mark": "[IMG_BREAK]", "end_mark": "[IMG_END]"}
     tokenizer = make_tokenizer([GENERAL], **marks)
-    size = {"longest_edge": 28 * (1 + merge)}
-    image_processor = image_processing_pil_pixtral.PixtralImageProcessorPil(size=size, patch_size=square(7))
+    size = {"longest_edge": side}
+    image_processor = image_processing_pil_pixtral.PixtralImageProcessorPil(size=size, patch_size=square(patch))
     processor = pixtral_processor()(
-        image_processor, tokenizer, patch_size=7, spatial_merge_size=merge, chat_template=template("[IMG]")
+        image_processor, tokenizer, patch_size=patch, spatial_merge_size=merge, chat_template=template("[IMG]")
     )
     return model_of(
-        name, vision_config=vision("pixtral", 84, 7, head_dim=16), image_token_index=tokenizer.image_mark_id,
+        name, vision_config=vision("pixtral", max(side, 84), patch, head_dim=16),
+        image_token_index=tokenizer.image_mark_id,
         text_config=text(tokenizer, "mistral", sliding_window=None), vision_feature_layer=-1, **more,
     ), processor  # fmt: skip
 
 
-def mistral3():
-    return rows("Mistral3", 2, spatial_merge_size=2)
+def mistral3(**size):
+    return rows("Mistral3", 2, spatial_merge_size=2, **size)
 
 
 def pixtral():

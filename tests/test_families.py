@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from builders import photo
-from families import FAMILIES
+from families import FAMILIES, idefics3, internvl, llava_onevision, mistral3, qwen3_vl
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from test_engine import own_logits
@@ -299,6 +299,37 @@ def test_the_canvas_shows_the_region_that_a_map_covers(family, size):
     inside = (slice(4, -4), slice(4, -4))  # at the edges the region may show padding
     assert np.abs(shown - wanted)[inside].mean() < 4
     assert np.abs(np.roll(shown, 6, 1) - wanted)[inside].mean() > 8
+
+
+def qwen3_vl_of_any_size():
+    model, processor = qwen3_vl()
+    processor.image_processor.size = {"shortest_edge": 256**2, "longest_edge": 4096**2}
+    return model, processor
+
+
+# Towers of real sizes, one of each kind of layout: (builder, the grids of the pictures in LARGE).
+REAL_SIZES = {
+    "qwen3_vl": (qwen3_vl_of_any_size, [(34, 60), (62, 19)]),
+    "internvl": (functools.partial(internvl, 448, 14, 12), [(32, 64), (48, 16)]),
+    "idefics3": (functools.partial(idefics3, side=364, patch=14, most=4), [(39, 52), (52, 26)]),
+    "llava_onevision": (functools.partial(llava_onevision, 384, 14, 6), [(60, 108), (162, 48)]),
+    "mistral3": (functools.partial(mistral3, patch=14, side=1540), [(31, 55), (55, 17)]),
+}
+LARGE = [(1920, 1080), (600, 2000)]
+
+
+@pytest.mark.parametrize(("build", "grids"), REAL_SIZES.values(), ids=REAL_SIZES)
+def test_at_real_sizes_the_model_makes_as_many_features_as_the_layout_says(build, grids):
+    model, processor = build()
+    for size, grid in zip(LARGE, grids, strict=True):
+        session = ImageSession([photo(*size)], model, processor)
+        (layout,), adapter = session.layouts, session.adapter
+        with torch.no_grad():
+            assert len(session.encoded[0].features.pooled) == layout.num_tokens > layout.index.max()
+        assert layout.grid == grid
+        assert np.abs(np.subtract(layout.region, (0, 0, *size))).max() <= 7  # a part of a cell may be padding
+        shown = adapter.canvas(session.prepared["pixel_values"], session.prepared, layout)
+        assert abs(shown.shape[3] / shown.shape[2] * grid[0] / grid[1] - 1) < 0.05
 
 
 # ----------------------------------------------------------------------------------------------------------- registry
