@@ -46,6 +46,18 @@ def overlay(image: Image.Image, att_map: np.ndarray, region: Region, strength: f
     return mixed
 
 
+def heat_over(image: Image.Image, att_map: np.ndarray, region: Region, most: float = 0.5) -> Image.Image:
+    """As `overlay`, but opacity follows the map: its smallest value hides nothing, its largest `most` of the image."""
+    share = from_0_to_1(att_map)
+    heat = Image.fromarray((255 * matplotlib.colormaps[HEAT](share)[..., :3]).round().astype(np.uint8))
+    left, top, right, bottom = region
+    size, nearest = (right - left, bottom - top), Image.Resampling.NEAREST
+    opacity = Image.fromarray((255 * most * share).round().astype(np.uint8)).resize(size, nearest)
+    mixed = image.copy()
+    mixed.paste(heat.resize(size, nearest), (left, top), opacity)
+    return mixed
+
+
 def finding_figure(image: Image.Image, question: str, title: str, finding: "CropResult") -> Figure:
     """A Figure of up to three panels: the picture and the map, both with the box, and the crop, where there is one.
 
