@@ -46,7 +46,7 @@ def overlay(image: Image.Image, att_map: np.ndarray, region: Region, strength: f
     return mixed
 
 
-def heat_over(image: Image.Image, att_map: np.ndarray, region: Region, most: float = 0.5) -> Image.Image:
+def heat_over(image: Image.Image, att_map: np.ndarray, region: Region, most: float = 0.4) -> Image.Image:
     """As `overlay`, but opacity follows the map: its smallest value hides nothing, its largest `most` of the image."""
     share = from_0_to_1(att_map)
     heat = Image.fromarray((255 * matplotlib.colormaps[HEAT](share)[..., :3]).round().astype(np.uint8))

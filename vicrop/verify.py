@@ -145,7 +145,7 @@ def stock_inputs(session: ImageSession, prompt: str, images: Sequence[Image.Imag
         whole = not theirs[name].is_floating_point()
         if whole and not torch.equal(theirs[name].to(ids.device).long(), own[name].long()):
             differs.append(f"the model is given another {name} than its processor makes")
-    lacking = [name for name in theirs if name in taken and name not in own]
+    lacking = [name for name in theirs if name in taken and name not in own and name != "labels"]  # only for a loss
     if lacking:
         differs.append(f"the model is given no {', '.join(lacking)}, which its processor makes")
     return own | {name: theirs[name].to(ids.device) for name in lacking}, differs

@@ -59,6 +59,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "vicrop app") -> None:
         parser.error(f"--port must be 1 to 65535, got {given.port}")
     if given.max_upload_mb < 1:
         parser.error(f"--max_upload_mb must be at least 1, got {given.max_upload_mb}")
+    serve(given, names, prog)
+
+
+def serve(given: argparse.Namespace, names: Sequence[str], prog: str) -> None:
+    """Serve the app until it is stopped; exit with a sentence where that cannot be."""
     if find_spec("gradio") is None:
         sys.exit(f"{prog} {NEEDS_GRADIO}")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported

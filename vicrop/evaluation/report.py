@@ -156,9 +156,9 @@ def shown_answer(
     fields |= {"confidence": sure} if sure and "error" not in record else {}
     if saved_map:
         fields["map"] = shown_map(*saved_map)
+    if image is None:
+        return fields
     for x1, y1, x2, y2 in fields["boxes"]:
-        if image is None:
-            break
         box = max(0, int(x1)), max(0, int(y1)), min(image.width, int(x2)), min(image.height, int(y2))
         if box[0] < box[2] and box[1] < box[3]:
             crop = partial(image.crop, box)
