@@ -277,7 +277,8 @@ def refuse_another_family(config: dict[str, Any], shown: str, module: ModuleType
 
 def refuse_missing_parts(config: dict[str, Any], shown: str, module: ModuleType) -> None:
     """ValueError if a config lacks that of a part of the model: transformers would build the default, of 7B weights."""
-    parts = list(CONFIG_MAPPING[config["model_type"]].sub_configs)
+    known_parts: Any = CONFIG_MAPPING[config["model_type"]].sub_configs
+    parts = list(known_parts)
     if module.__name__ == DEFAULT_MODULE:  # others may well be left out
         parts = [name for name in parts if name in ("text_config", "vision_config")]
     for name in parts:

@@ -69,14 +69,14 @@ def pixels_of(adapter: Adapter, size: Size) -> Pixels:
     x = brightness(((np.arange(width) + 0.5) / width * 255)[None, :, None])
     y = brightness(((np.arange(height) + 0.5) / height * 255)[:, None, None])
     colour = np.where(shows, np.argmax([brightness(np.eye(3)[each] * 255) for each in range(3)], 0), -1)
-    lines = _straight(x, shows, -1), _straight(y, shows, -2)
-    if lines[0] is None or lines[1] is None:
+    across, down = _straight(x, shows, -1), _straight(y, shows, -2)
+    if across is None or down is None:
         return Pixels(x, y, colour, shows, shows)
     in_tiles = np.broadcast_to(shows.any((-1, -2, -3), keepdims=True), shows.shape)
     planes = np.moveaxis(colour, -3, 0)
     for plane in planes:
         plane[:] = plane.max()
-    return Pixels(*lines, colour, shows, in_tiles)
+    return Pixels(across, down, colour, shows, in_tiles)
 
 
 def _straight(values: np.ndarray, shows: np.ndarray, axis: int) -> np.ndarray | None:

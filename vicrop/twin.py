@@ -56,10 +56,10 @@ def smaller(config: Any, narrow: bool = True) -> Any:
 
 def _shorten(text: Any, wanted: int) -> None:
     """Fewer layers, of each kind some, in the order in which the config has them."""
-    depth, kinds = text.num_hidden_layers, getattr(text, "layer_types", None)
+    depth, kinds = text.num_hidden_layers, getattr(text, "layer_types", None) or []
     if depth <= wanted:
         return
-    firsts = [number for number, kind in enumerate(kinds or ()) if kinds[:number].count(kind) < 2]  # two of each kind
+    firsts = [number for number, kind in enumerate(kinds) if kinds[:number].count(kind) < 2]  # two of each kind
     others = [number for number in range(depth) if number not in firsts]
     numbers = sorted([*firsts, *others[: max(0, wanted - len(firsts))]])
     for name, value in vars(text).items():

@@ -155,10 +155,11 @@ def processor_inputs(session: ImageSession, prompt: str, images: Sequence[Image.
     """What the checkpoint's processor makes of a prompt and its only image; None where it takes no such call."""
     tokenizer = session.processor.tokenizer
     begun = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)  # a chat template writes it itself
-    if len(images) != 1 or not callable(session.processor):
+    call: Any = session.processor
+    if len(images) != 1 or not callable(call):
         return None
     try:
-        made = session.processor(images=list(images), text=[prompt], return_tensors="pt", add_special_tokens=not begun)
+        made = call(images=list(images), text=[prompt], return_tensors="pt", add_special_tokens=not begun)
     except (ValueError, TypeError):  # of prompts about which it has another opinion
         return None
     return {name: value for name, value in made.items() if isinstance(value, Tensor)}
@@ -203,7 +204,8 @@ def layout_differs(session: ImageSession) -> tuple[str, list[str]]:
     """(how the layout of a session's only image was checked, what is wrong with it): its formula against the probe."""
     (image,), (layout,) = session.images, session.layouts
     pixels, owners = pixels_of(session.adapter, image.size), token_owners(session.adapter, session.inputs)
-    edges = tuple(edge / side for edge, side in zip(layout.region, (*image.size, *image.size), strict=True))
+    (width, height), (left, top, right, bottom) = image.size, layout.region
+    edges = left / width, top / height, right / width, bottom / height
     try:
         token = owned(pixels, owners)
     except Overlap:
