@@ -159,7 +159,7 @@ def processor_inputs(session: ImageSession, prompt: str, images: Sequence[Image.
     if len(images) != 1 or not callable(call):
         return None
     try:
-        made = call(images=list(images), text=[prompt], return_tensors="pt", add_special_tokens=not begun)
+        made: Any = call(images=list(images), text=[prompt], return_tensors="pt", add_special_tokens=not begun)
     except (ValueError, TypeError):  # of prompts about which it has another opinion
         return None
     return {name: value for name, value in made.items() if isinstance(value, Tensor)}
