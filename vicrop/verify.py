@@ -155,7 +155,8 @@ def processor_inputs(session: ImageSession, prompt: str, images: Sequence[Image.
     """What the checkpoint's processor makes of a prompt and its only image; None where it takes no such call."""
     tokenizer = session.processor.tokenizer
     begun = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)  # a chat template writes it itself
-    if len(images) != 1 or not callable(session.processor):
+    call: Any = session.processor
+    if len(images) != 1 or not callable(call):
         return None
     try:
         made: Any = session.processor(
