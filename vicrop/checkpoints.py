@@ -42,7 +42,7 @@ SETTINGS = ("generation_config.json", "processor_config.json", "chat_template.js
 OLDER_SETTINGS = ("preprocessor_config.json", "special_tokens_map.json", "added_tokens.json")
 # Options of cached_file: a file that the hub has not, or that cannot be asked for, is None.
 QUIET = [f"_raise_exceptions_for_{what}" for what in ("missing_entries", "gated_repo", "connection_errors")]
-FLAT = "qwen2_5_vl"  # its official configs have the fields of text_config at the top
+FLAT = ("qwen2_5_vl", "qwen2_vl")  # their official configs have the fields of text_config at the top
 BOM = "\N{BYTE ORDER MARK}"  # transformers does not read JSON that begins with it
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER = "{} is an adapter (adapter_config.json), not a whole checkpoint: merge it into its base model first"
@@ -287,7 +287,7 @@ def refuse_missing_parts(config: dict[str, Any], shown: str, module: ModuleType)
         parts = [name for name in parts if name in ("text_config", "vision_config")]
     for name in parts:
         part = config.get(name)
-        at_the_top = name == "text_config" and part is None and config["model_type"] == FLAT and "hidden_size" in config
+        at_the_top = name == "text_config" and part is None and config["model_type"] in FLAT and "hidden_size" in config
         if not at_the_top and not (part and isinstance(part, dict)):
             given = json.dumps(part) if name in config else "missing"
             raise ValueError(f"{shown}/config.json has no {name}: it must be an object with fields, and is {given}")
