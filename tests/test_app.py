@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import weakref
@@ -134,16 +135,19 @@ def browser():
 @pytest.fixture(scope="module")
 def address():
     """Where the app is served, by a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "vicrop", "app", "--port", "17860", "--device", "cpu", "--max_upload_mb", "1",
+    command = [sys.executable, "-m", "vicrop", "app", "--port", port, "--device", "cpu", "--max_upload_mb", "1",
                "--max_image_pixels", "1000000"]  # fmt: skip
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     for line in server.stdout:
-        if "127.0.0.1:17860" in line:
+        if f"127.0.0.1:{port}" in line:
             break
     else:
         pytest.fail("the app ended before it listened")
-    yield "http://127.0.0.1:17860"
+    yield f"http://127.0.0.1:{port}"
     server.terminate()
     server.wait(30)
 
