@@ -110,8 +110,10 @@ def test_overhead_counts_what_each_method_does(folder):
     table, _ = find(folder, "overhead", *COMMON, 4, "--method", "rel_att,loc_att,center_crop")
     passes = {way: row["forward passes"]["mean"] for way, row in table["rows"].items()}
     assert list(passes) == ["no crop", "rel_att", "loc_att", "center_crop"]
-    assert passes["loc_att"] == passes["center_crop"]  # its map is read off the answer's own pass
-    assert passes["rel_att"] == passes["loc_att"] + 1  # and the general prompt
+    # A map of loc_att is read off the answer's own pass, and rel_att reads the general prompt besides. A crop's answer
+    # is one pass where the first answer was confirmed, and each token that differs is one more.
+    assert 0 <= passes["loc_att"] - passes["center_crop"] <= 1
+    assert 0 <= passes["rel_att"] - passes["center_crop"] - 1 <= 1
     assert all(row["seconds"]["mean"] > 0 for row in table["rows"].values())
 
 

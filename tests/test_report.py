@@ -343,7 +343,7 @@ def test_shares_of_a_right_answer_are_shown_and_the_metric_that_gives_them(opene
         assert tags == ["✔ fixed", "○ both wrong", "● both right"]  # better is not fixed yet, nor broken
         page.locator("#figures summary").click()
         rows = page.locator("#scores tbody tr").all_inner_texts()
-        assert all(row.split("\t")[-2:] == ["1", "0"] for row in rows)  # fixed, broken: as in the gallery
+        assert all(row.split("\t")[-3:-1] == ["1", "0"] for row in rows)  # fixed, broken: as in the gallery
 
 
 def test_texts_are_shown_as_they_are_and_errors_are_said(opened, tmp_path):

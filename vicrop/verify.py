@@ -7,6 +7,7 @@ The stock model is transformers' own forward with eager attention, given what th
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -174,10 +175,14 @@ def stock_answer(session: ImageSession, inputs: dict[str, Any]) -> tuple[list[in
         made = session.model.generate(**inputs, **greedy, return_dict_in_generate=True, output_logits=True)
     steps = [each[0].float() for each in made.logits]
     tokens = made.sequences[0, -len(steps) :].tolist()
+    return without_end(session, tokens), steps
+
+
+def without_end(session: ImageSession, tokens: Sequence[int]) -> list[int]:
+    """The tokens of an answer up to the first that ends it."""
     configs = [model.generation_config for model in (session.model, session.adapter.speaker)]
     ends = end_tokens(*configs, tokenizer=session.processor.tokenizer)
-    length = next((number for number, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[:length], steps
+    return list(itertools.takewhile(lambda token: token not in ends, tokens))
 
 
 # ------------------------------------------------------------------------------------------------------------- sessions
@@ -348,7 +353,7 @@ class Comparison:
             with session.frozen.frozen_eval():
                 rows = [session.row(query)] if crop is None else session.rows_with_crops([query], [crop])
                 (answer,) = session.greedy_decode(session.prefill(rows)[0], [()])
-                found = answer.tokens
+                found = without_end(session, answer.tokens)
             number = next((at for at, pair in enumerate(zip(found, wanted, strict=False)) if len(set(pair)) > 1), None)
             if number is None and len(found) == len(wanted):
                 continue
