@@ -113,14 +113,15 @@ def look(models: OneModel, name: str, method: str, path: str | None, question: s
         batch = QuestionBatch(loaded.session([image]), [question])
         (found,) = batch.results(methods[method], batch.original_answers(methods))
         seconds = time.perf_counter() - begun
+    box = found.bbox or (0, 0, *image.size)  # without a gate there always is one
     drawn, scale = smaller(image)
     if found.att_map is not None:
         drawn = heat_over(drawn, found.att_map, scaled(found.region, scale))
-    with_box(drawn, found.bbox, scale)
-    crop, _ = smaller(image.crop(found.bbox))
+    with_box(drawn, box, scale)
+    crop, _ = smaller(image.crop(box))
     larger = max(1.0, CROP_SIDE / max(crop.size))
     crop = crop.resize((round(crop.width * larger), round(crop.height * larger)), Image.Resampling.BICUBIC)
-    return Seen(drawn, crop, found.original_answer, found.crop_answer, found.bbox, seconds)
+    return Seen(drawn, crop, found.original_answer, found.crop_answer, box, seconds)
 
 
 def settings_of(name: str) -> Model:
