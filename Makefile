@@ -15,7 +15,7 @@ test: .venv/ready-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .venv/ready: requirements.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("needs Python 3.11 or newer, not " + sys.version.split()[0])'
@@ -24,7 +24,7 @@ test: .venv/ready-tests
 	touch $@
 
 .venv/ready-tests: .venv/ready
-	$(BIN)/pip install -q pytest ruff 'pyright[nodejs]' nbclient ipykernel playwright -c constraints.txt
+	$(BIN)/pip install -q pytest pytest-xdist ruff 'pyright[nodejs]' nbclient ipykernel playwright -c constraints.txt
 	touch $@
 
 clean:

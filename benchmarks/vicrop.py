@@ -6,12 +6,17 @@
     work and weights not frozen, one question at a time;
 (a') separate: the same passes with SDPA, of the attention only the rows that are needed, and all questions together;
 (b) two answers: stock `generate` about the image, and about image and crop; nothing is found out;
-(c) ours: both answers and the map.
+(c) ours: both answers and the map; the first answer is a draft of the second (of random weights it is no good one). So
+    three ways more: with no draft; with the very answer that will come out, computed beforehand; with a wrong one.
 Weights are random (but for --shape tiny), and every answer has a forced length. Each round runs all ways one after the
-other; medians and quartiles.
+other, every second round in the opposite order; medians and quartiles, of ratios those of the rounds. A ratio is left
+out whose quartiles are further apart than it is from 1: on a busy machine it would say nothing.
+
+    python -m benchmarks.vicrop --agreement data/results/*-rel_att.json     # how often drafts are confirmed, really
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -31,6 +36,7 @@ from vicrop.attention import capture_attention, replaced
 from vicrop.attribution import edge_mask
 from vicrop.boxes import bbox_in_region
 from vicrop.crop import QuestionBatch, model_module
+from vicrop.decoding import Decoding
 from vicrop.prefix_cache import PrefixStore, Row
 from vicrop.session import ImageSession, Read
 from vicrop.tables import GENERAL_PROMPT
@@ -50,18 +56,41 @@ class Trial:
         coarse = [Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)) for _ in range(batch_size)]
         self.images = [image.resize((640, 480), Image.Resampling.BICUBIC) for image in coarse]
         self.questions = [QUESTIONS[number % 2] for number in range(batch_size)]
-        self.layers = self.bound.layers(self.model)
+        self.layers, self.known = self.bound.layers(self.model), {}
         session_module.end_tokens = lambda *_, **__: [-1]
         for model in (self.model, getattr(self.model, "language_model", None)):
             if hasattr(model, "generation_config"):
                 model.generation_config.eos_token_id = None
 
-    def ours(self):
-        """Boxes by the toolkit's way, with both answers."""
+    def ours(self, drafts=None):
+        """Boxes by the toolkit's way, with both answers; `drafts` in the place of the first answers."""
+        return [found.bbox for found in self.asked(drafts)[0]]
+
+    def asked(self, drafts=None):
+        """([CropResult], the tokens of the answers with crop)."""
         session_module.MAX_NEW_TOKENS, count = self.tokens, len(self.images)
         batch = QuestionBatch(self.session(self.images), self.questions, range(count), [None] * count, [{}] * count)
         originals = batch.original_answers({self.method: self.bound})
-        return [found.bbox for found in batch.results(self.bound, originals)]
+        if drafts is not None:
+            originals = [answer._replace(tokens=draft) for answer, draft in zip(originals, drafts, strict=True)]
+        results = batch.results(self.bound, originals)
+        return results, [batch.with_crop[number, found.bbox].tokens for number, found in enumerate(results)]
+
+    def no_draft(self):
+        return self.ours([()] * len(self.images))
+
+    def draft_accepted(self):
+        return self.ours(self.right)
+
+    def draft_rejected(self):
+        return self.ours([(WRONG + (draft[0] == WRONG), *draft[1:]) for draft in self.right])
+
+    @property
+    def right(self):
+        """The tokens of the answers with crop, computed once for each length."""
+        if self.tokens not in self.known:
+            self.known[self.tokens] = self.asked([()] * len(self.images))[1]
+        return self.known[self.tokens]
 
     def session(self, images):
         """A fresh session: nothing is shared with another."""
@@ -112,8 +141,8 @@ class Stock:
             prepared = adapter.preprocess(crops)
             self.shown.append(adapter.placed(prepared))
             layouts.append(adapter.layouts(prepared, [crop.size for crop in crops]))
-        counts = [[layout.num_tokens for layout in each] for each in zip(*layouts, strict=True)]
-        rows = [adapter.tokenize(prompt, own) for prompt, own in zip(self.prompts, counts, strict=True)]
+        owned = zip(*layouts, strict=True)
+        rows = [adapter.tokenize(prompt, own) for prompt, own in zip(self.prompts, owned, strict=True)]
         width, pad = max(map(len, rows)), session.processor.tokenizer.pad_token_id
         self.ids = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=pad) for row in rows])
         self.ids = self.ids.to(session.device)
@@ -173,7 +202,10 @@ def whole_pass(session, texts, reading, layers=(), graph=False, images=None):
     rows = [Row(None, call) for call in calls]
     cache, shifts = PrefixStore(session.decoder).begin(rows, len(session.decoder.layers))
     with reading(session, layers, graph) if layers else nullcontext({}) as found:
-        output = cache.extend(session.decoder, calls)
+        if reading is all_softmaxes:  # one question, as the model is loaded: eager
+            output = session.decoder(**calls[0].arguments(), past_key_values=cache.cache, use_cache=True)
+        else:
+            output = cache.extend(session.decoder, calls)
     hidden = output.last_hidden_state if reading is all_softmaxes else output.last_hidden_state[:, -1:]
     v = session.model.get_output_embeddings()(hidden)[:, -1].float().log_softmax(-1).amax(-1)
     return v, found, queries, Read(output, cache, rows, shifts)
@@ -223,7 +255,12 @@ WAYS = {
     "separate": Trial.separate,
     "two answers": Trial.two_answers,
     "ours": Trial.ours,
+    "no draft": Trial.no_draft,
+    "draft accepted": Trial.draft_accepted,
+    "draft rejected": Trial.draft_rejected,
 }
+BASES = "two answers", "no draft"  # what the others are divided by
+WRONG = 5  # a token, no special one
 
 
 def count_work(trial, way):
@@ -303,16 +340,46 @@ def compare(shape, args):
         print(f"note: the boxes of (a) and (c) differ for {shape}", file=sys.stderr)
     parameters = sum(parameter.numel() for parameter in trial.model.parameters()) / 1e6
     for trial.tokens in args.tokens:
-        rounds = [{name: timed(trial, way) for name, way in WAYS.items()} for _ in range(args.rounds)]
+        if not confirmed(trial):
+            print(f"note: the draft of {shape} holds a special token, and is confirmed only in part", file=sys.stderr)
+        changed = sum(one != other for one, other in zip(trial.right, trial.asked(trial.right)[1], strict=True))
+        if changed:  # none in float32; in bfloat16 rounding may decide between two tokens
+            print(f"note: a draft changed {changed} of {len(trial.right)} answers of {shape}", file=sys.stderr)
+        rounds = []
+        for number in range(args.rounds):
+            names = list(WAYS)[:: -1 if number % 2 else 1]
+            rounds.append({name: timed(trial, WAYS[name]) for name in names})
         for name, way in WAYS.items():
             low, middle, high = statistics.quantiles([each[name] for each in rounds], n=4)
-            ratio = statistics.median(each[name] / each["ours"] for each in rounds)
+            ratios = [ratio_of([each[name] / each[base] for each in rounds]) for base in BASES]
             images, tokens = count_work(trial, way)
             row = [f"{shape}, {parameters:.0f} M", trial.tokens, name, f"{middle:.3f} ({low:.3f} to {high:.3f})",
-                   f"{ratio:.2f}", f"{images:.0f}", f"{tokens:.0f}"]  # fmt: skip
+                   *ratios, f"{images:.0f}", f"{tokens:.0f}"]  # fmt: skip
             if not args.no_memory:
                 row.append(f"{peak_memory(name, shape=shape, tokens=trial.tokens, **same) / 1e6:.0f}")
             print("|", *(f"{cell} |" for cell in row), flush=True)
+
+
+def ratio_of(ratios):
+    """A median with quartiles; nothing where these are further apart than the median is from 1."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})" if high - low <= abs(middle - 1) else "-"
+
+
+def confirmed(trial):
+    """Does the draft that is right save all decoding steps of the answer with crop?"""
+    steps, add, right = [], Decoding.add, trial.right
+    with replaced(Decoding, "add", lambda self, scores: steps.append(None) or add(self, scores)):
+        trial.ours(right)
+    return len(steps) < trial.tokens  # those of the first answer
+
+
+def print_agreement(paths):
+    """Of result files the share of questions with one answer, without and with crop: their draft was confirmed."""
+    for path in paths:
+        records = [record for record in json.loads(Path(path).read_text()) if "error" not in record]
+        same = sum(record["original_answer"] == record["crop_answer"] for record in records)
+        print(f"{Path(path).stem}: {100 * same / len(records):.1f} % of {len(records)}")
 
 
 def main():
@@ -326,7 +393,11 @@ def main():
     add("--rounds", type=int, default=5)
     add("--no_memory", action="store_true", help="do not measure peak memory (a process for each way)")
     add("--peak_of", choices=WAYS, help=argparse.SUPPRESS)
+    add("--agreement", nargs="+", metavar="FILE", help="nothing but how often both answers of result files agree")
     args = parser.parse_args()
+    if args.agreement:
+        print_agreement(args.agreement)
+        return
     if args.rounds < 2:
         parser.error(f"--rounds {args.rounds} is not at least 2: there are quartiles to tell")
     transformers_logging.disable_progress_bar()
@@ -335,7 +406,15 @@ def main():
         return
     print(f"{args.method}, batch {args.batch_size}, {args.device}, {torch.get_num_threads()} threads, "
           f"torch {torch.__version__}, transformers {transformers.__version__}\n")  # fmt: skip
-    columns = ["shape", "tokens", "way", "s per question", "x ours", "images encoded", "tokens prefilled"]
+    columns = [
+        "shape",
+        "tokens",
+        "way",
+        "s per question",
+        *(f"/ {base}" for base in BASES),
+        "images encoded",
+        "tokens prefilled",
+    ]
     columns += [] if args.no_memory else ["peak MB"]
     print("|", *(f"{column} |" for column in columns))
     print("|" + "---|" * len(columns))

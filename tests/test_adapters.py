@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from builders import GENERAL, QUESTION, build_blip, build_llava_next, build_qwen2_5, photo
-from transformers import LlavaProcessor
+from transformers import AutoModelForImageTextToText, LlavaProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from tiny.models import make_tokenizer
@@ -294,7 +295,7 @@ def test_the_map_of_tiles_is_the_image_without_padding(llava_next, size):
     model, processor = llava_next
     session = ImageSession([photo(*size)], model, processor)
     (layout,), (h, w) = session.layouts, session.layouts[0].grid
-    ids = session.adapter.tokenize(QUESTION, [layout.num_tokens])
+    ids = session.adapter.tokenize(QUESTION, [layout])
     inputs = processor(images=photo(*size), text=QUESTION, return_tensors="pt")
     assert torch.equal(ids, inputs.input_ids[0])  # so many tokens as the stock processor gives
     assert abs(w / h - size[0] / size[1]) < 0.35 * size[0] / size[1]
@@ -345,7 +346,11 @@ def test_every_family_of_the_registry_has_its_adapter():
     for kind, module in REGISTRY.items():
         family = importlib.import_module(module)
         assert issubclass(family.ADAPTER, Adapter)
-        assert family.MODEL_CLASS.config_class.model_type == kind
+        if family.MODEL_CLASS is AutoModelForImageTextToText:  # a module for several families
+            assert kind.partition("+")[0] in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        else:
+            assert family.MODEL_CLASS.config_class.model_type == kind
+        assert family.rel_att.__name__.startswith("rel_attention_")
 
 
 def test_a_model_that_no_adapter_knows_is_refused_by_its_kind(llava, monkeypatch):

@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_family_is_sent_to_its_own(saved, refused, kind,
         assert f"model.family={other}" in said  # what it is called in localization
 
 
-@pytest.mark.parametrize("family", ["bert", "mllama", "idefics3", "a-new-one"])
+@pytest.mark.parametrize("family", ["bert", "mllama", "idefics2", "a-new-one"])
 def test_a_family_that_the_toolkit_does_not_know_is_said_with_those_that_it_knows(copied, refused, family):
     folder = copied("llava")
     edit(folder / "config.json", model_type=family)

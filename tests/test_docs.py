@@ -34,7 +34,7 @@ WORK = {
     "vicrop.findings.attention": ("attention",), "vicrop.findings.layers": ("layers",),
     "vicrop.findings.overhead": ("overhead",), "vicrop.prepare.releases": ("fetch", "prepare"),
     "vicrop.localization.evaluate_boxes": ("evaluate",), "vicrop.localization.refcoco": ("convert",),
-    "tiny.scenes": ("write_dataset",),
+    "tiny.scenes": ("write_dataset",), "vicrop.app.command": ("serve",),
 }  # fmt: skip
 COMMANDS = [*(module for module, _ in cli.COMMANDS.values()), "vicrop.localization.evaluate_boxes",
             "vicrop.localization.refcoco", "tiny.scenes"]  # fmt: skip

@@ -110,8 +110,10 @@ def test_overhead_counts_what_each_method_does(folder):
     table, _ = find(folder, "overhead", *COMMON, 4, "--method", "rel_att,loc_att,center_crop")
     passes = {way: row["forward passes"]["mean"] for way, row in table["rows"].items()}
     assert list(passes) == ["no crop", "rel_att", "loc_att", "center_crop"]
-    assert passes["loc_att"] == passes["center_crop"]  # its map is read off the answer's own pass
-    assert passes["rel_att"] == passes["loc_att"] + 1  # and the general prompt
+    # A map of loc_att is read off the answer's own pass, and rel_att reads the general prompt besides. A crop's answer
+    # is one pass where the first answer was confirmed, and each token that differs is one more.
+    assert 0 <= passes["loc_att"] - passes["center_crop"] <= 1
+    assert 0 <= passes["rel_att"] - passes["center_crop"] - 1 <= 1
     assert all(row["seconds"]["mean"] > 0 for row in table["rows"].values())
 
 
@@ -208,7 +210,7 @@ def test_a_record_that_cannot_be_scored_or_placed_is_named_and_left_out(tmp_path
         (["sizes", "--total_chunks", "2"], "by one process"),
         (["depth"], "invalid choice: 'depth'"),
         (["sizes", "--max_image_pixels", "178956971"], "max_image_pixels must be 1 to 178956970, got 178956971"),
-        (["sizes", "--model", "lava"], "invalid choice: 'lava'"),
+        (["sizes", "--model", "lava"], "unknown model 'lava': choose from llava, "),
         (["attention", "--limit", "1", "--question_path", "gone.json"], "gone.json"),
     ],
 )

@@ -49,7 +49,7 @@ def opened(browser):
         return page
 
     yield open_page
-    assert fetched == [uri for _, uri in pages]
+    assert {url.partition("#")[0] for url in fetched} == {uri for _, uri in pages}
     assert said == []
     for page, _ in pages:
         page.close()
@@ -167,7 +167,7 @@ def test_the_keyboard_goes_through_the_page(opened, page_file):
     page.keyboard.press("Escape")
     assert not page.locator("#viewer").is_visible()
     page.keyboard.press("m")
-    assert not page.locator("canvas").first.is_visible()
+    assert not page.locator(".stage canvas").first.is_visible()
     page.keyboard.press("/")
     page.keyboard.type("no such m")
     assert page.input_value("#text") == "no such m"
@@ -218,7 +218,7 @@ def test_what_one_does_with_the_mouse_leaves_the_keyboard_alone(opened, page_fil
     page.keyboard.press("ArrowRight")
     assert "current" in cards.nth(5).get_attribute("class")
     page.keyboard.press("m")
-    assert page.locator("canvas").first.is_visible()
+    assert page.locator(".stage canvas").first.is_visible()
     page.locator("#size button", has_text="small").focus()
     page.keyboard.press("Space")
     assert page.evaluate("document.activeElement.value") == "small"
@@ -226,7 +226,9 @@ def test_what_one_does_with_the_mouse_leaves_the_keyboard_alone(opened, page_fil
 
 
 def test_the_score_table_is_that_of_get_score(opened, results, page_file):
-    shown = [row.split("\t") for row in opened(page_file).locator("#scores tbody tr").all_inner_texts()]
+    page = opened(page_file)
+    page.locator("#figures summary").click()
+    shown = [row.split("\t") for row in page.locator("#scores tbody tr").all_inner_texts()]
     path = results / "llava_tiny-demo-rel_att.json"
     rows = rows_of(ResultFile.read(path), ScoreOptions())
     assert [row["part"] for row in rows] == ["all", "small", "medium", "large"]
@@ -248,7 +250,7 @@ def test_a_map_lies_exactly_on_its_region(opened, tmp_path, region):
         wanted = {"x": image["x"] + scale * x1, "y": image["y"] + scale * y1}
         wanted |= {"width": scale * (x2 - x1), "height": scale * (y2 - y1)}
         assert found == pytest.approx(wanted, abs=0.6)
-    pixels = "[...document.querySelector('canvas').getContext('2d').getImageData(0, 0, 4, 3).data]"
+    pixels = "[...document.querySelector('.stage canvas').getContext('2d').getImageData(0, 0, 4, 3).data]"
     strengths = page.evaluate(pixels)[3::4]  # how opaque each cell is
     assert strengths == sorted(strengths)
     assert len(set(strengths)) == 12  # row by row, from the smallest to the largest
@@ -314,10 +316,12 @@ def luminance(color):
 def test_a_phone_shows_all_and_all_texts_can_be_read(opened, page_file, scheme):
     page = opened(page_file, width=390, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator("#figures summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     color = "element => getComputedStyle(element)."
     paper = [page.locator(name).first.evaluate(color + "backgroundColor") for name in ("body", ".card")]
     assert (luminance(paper[0]) > 0.5) == (scheme == "light")
-    for name in ("h1", ".card h2", ".card .faint", "dt", "dd", ".tag", ".yes", ".no", "th", "#count"):
+    for name in ("h1", ".card h2", ".card .faint", "dt", "dd", ".tag", ".yes", ".no", "th", "#count", ".legend"):
         ink = page.locator(name).first.evaluate(color + "color")
         low, high = sorted((luminance(ink), luminance(paper[name.startswith((".", "d"))])))
         assert (high + 0.05) / (low + 0.05) >= 4.5, name
@@ -337,8 +341,9 @@ def test_shares_of_a_right_answer_are_shown_and_the_metric_that_gives_them(opene
         assert f'by the metric "{metric}"' in page.locator("#count").inner_text()
         tags = page.locator(".tag").all_text_contents()
         assert tags == ["✔ fixed", "○ both wrong", "● both right"]  # better is not fixed yet, nor broken
+        page.locator("#figures summary").click()
         rows = page.locator("#scores tbody tr").all_inner_texts()
-        assert all(row.split("\t")[-2:] == ["1", "0"] for row in rows)  # fixed, broken: as in the gallery
+        assert all(row.split("\t")[-3:-1] == ["1", "0"] for row in rows)  # fixed, broken: as in the gallery
 
 
 def test_texts_are_shown_as_they_are_and_errors_are_said(opened, tmp_path):
@@ -480,6 +485,206 @@ def test_maps_that_were_made_again_are_kept(results, tmp_path, capsys, monkeypat
     for key, (att_map, region) in maps.items():
         assert saved[key][1] == region
         assert np.abs(saved[key][0] - att_map).max() <= 1e-3 * att_map.max()
+
+
+@pytest.fixture(scope="session")
+def page_of_two(results):
+    """The page of two methods, side by side."""
+    out = results / "two.html"
+    files = [str(results / f"llava_tiny-demo-{method}.json") for method in ("rel_att", "center_crop")]
+    report.main([*files, "--out", str(out)])
+    return out
+
+
+def records_of(results, method):
+    return json.loads((results / f"llava_tiny-demo-{method}.json").read_text())
+
+
+def hit(record):
+    """Whether a record's crop contains the middle of the true place."""
+    (x1, y1, x2, y2), (left, top, right, bottom) = record["gt_bbox"], record["bbox"]
+    return left <= (x1 + x2) / 2 <= right and top <= (y1 + y2) / 2 <= bottom
+
+
+@pytest.mark.parametrize(("width", "share"), [(1300, 0.7), (390, 0.9)])
+def test_enlarge_enlarges(opened, page_file, width, share):
+    page = opened(page_file, width=width)
+    card = page.locator(".card").first
+    small = card.locator("img").first.bounding_box()
+    card.locator("h2").click()
+    picture = page.locator("#large .stage")
+    large = picture.bounding_box()
+    assert large["width"] > 1.3 * small["width"]
+    assert large["width"] >= share * width or large["height"] >= share * 900
+    assert large["x"] >= 0
+    assert large["x"] + large["width"] <= width
+    assert page.evaluate("document.getElementById('viewer').scrollWidth") <= width
+    image, shown = page.locator("#large .plane img"), page.locator("#whole")
+
+    for key, times in (("+", 1.5), ("=", 2.25), ("-", 1.5)):
+        page.keyboard.press(key)
+        assert image.bounding_box()["width"] == pytest.approx(times * large["width"], rel=0.01)
+        assert shown.inner_text() == f"{100 * times:.0f} %"
+    page.keyboard.press("0")
+    assert image.bounding_box() == pytest.approx(large, abs=1)
+
+    x, y = large["x"] + large["width"] / 4, large["y"] + large["height"] / 4
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -400)  # a picture grows about the pointer
+    page.wait_for_function("document.getElementById('whole').textContent !== '100 %'")
+    zoomed = image.bounding_box()
+    assert (x - zoomed["x"]) / zoomed["width"] == pytest.approx(0.25, abs=0.01)
+    page.mouse.down()
+    page.mouse.move(x - 40, y - 30)
+    page.mouse.up()
+    moved = image.bounding_box()
+    assert [moved["x"] - zoomed["x"], moved["y"] - zoomed["y"]] == pytest.approx([-40, -30], abs=1)
+    page.mouse.dblclick(x, y)
+    assert image.bounding_box() == pytest.approx(large, abs=1)  # the whole picture again
+
+
+def test_two_fingers_pinch(opened, page_file):
+    page = opened(page_file, width=390)
+    page.locator(".card h2").first.click()
+    large = page.locator("#large .stage").bounding_box()
+    x, y = large["x"] + large["width"] / 2, large["y"] + large["height"] / 2
+    session = page.context.new_cdp_session(page)
+    for kind, apart in (("Start", 40), ("Move", 60), ("Move", 80), ("End", None)):
+        points = [] if apart is None else [{"x": x - apart, "y": y, "id": 0}, {"x": x + apart, "y": y, "id": 1}]
+        session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    expect(page.locator("#whole")).to_have_text("200 %")
+    assert page.locator("#large .plane img").bounding_box()["width"] == pytest.approx(2 * large["width"], rel=0.01)
+
+
+def test_the_hottest_cell_hides_nothing(opened, page_file):
+    """However the slider stands, what lies below can be seen; the hottest cells have a line around them."""
+    page = opened(page_file)
+    slider = page.locator("nav .strength")
+    slider.fill("0.7")  # as far as it goes
+    assert slider.get_attribute("max") == "0.7"
+    assert page.locator(".stage canvas").first.evaluate("e => Number(getComputedStyle(e).opacity)") <= 0.7
+    assert page.locator("#legend").evaluate("e => Number(getComputedStyle(e).opacity)") == 0.7  # in the map's colours
+    cells = """element => {
+        const pixels = (canvas) => [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data];
+        const legend = new Map(), own = pixels(document.getElementById("legend"));
+        for (let at = 0; at < own.length; at += 4) legend.set(own[at + 3], own.slice(at, at + 3).join());
+        const all = pixels(element);
+        return all.every((_, at) => at % 4 || !all[at + 3] || legend.get(all[at + 3]) === all.slice(at, at + 3).join());
+    }"""
+    assert page.locator(".stage canvas").first.evaluate(cells)  # a cell's colour is the legend's of its value
+    assert page.locator(".stage svg path").first.get_attribute("d").startswith("M")
+
+
+def test_methods_and_sizes_are_one_matrix(opened, results, page_of_two):
+    page = opened(page_of_two)
+    assert page.locator("#matrix thead th").all_inner_texts()[1:] == ["all", "small", "medium", "large"]
+    lines = page.locator("#matrix tbody tr")
+    assert [lines.nth(n).locator("td").first.inner_text() for n in range(3)] == [
+        "without crop", "rel_att", "center_crop",
+    ]  # fmt: skip
+    for number, method, field in ((0, "rel_att", 0), (1, "rel_att", 1), (2, "center_crop", 1)):
+        shown = [text.split() for text in lines.nth(number).locator("td").all_inner_texts()[1:]]
+        for size, (share, _, count) in zip((None, "small", "medium", "large"), shown, strict=True):
+            pairs = [score(r, "exact") for r in records_of(results, method) if size in (None, r["size"])]
+            assert count == str(len(pairs))
+            assert float(share) == pytest.approx(np.mean([pair[field] for pair in pairs]), abs=0.051)
+
+
+def test_filters_tell_where_methods_disagree_and_what_was_hit(opened, results, page_of_two):
+    page = opened(page_of_two)
+    one, other = (records_of(results, method) for method in ("rel_att", "center_crop"))
+    differ = [a["id"] for a, b in zip(one, other, strict=True) if a["crop_answer"] != b["crop_answer"]]
+    assert differ
+    page.locator("#methods button", has_text="methods disagree").click()
+    assert page.locator("#count").inner_text().startswith(f"{len(differ)} of 24")
+    page.locator("#methods button").first.click()
+    for number, records in enumerate((one, other)):
+        page.select_option("#result", str(number))
+        for name, count in (("true place hit", sum(map(hit, records))), ("missed", sum(not hit(r) for r in records))):
+            button = page.locator("#place button", has_text=name)
+            if count:
+                button.click()
+                assert page.locator(".card").count() == count
+
+
+def test_the_address_says_what_is_shown_and_back_goes_back(opened, page_of_two):
+    page = opened(page_of_two)
+    page.locator("#size button", has_text="small").click()
+    page.locator("#methods button", has_text="disagree").click()
+    small = page.locator(".card").count()
+    page.locator(".card h2").first.click()
+    page.keyboard.press("ArrowRight")
+    second = page.evaluate("shown[1].id")
+    expect(page).to_have_url(re.compile(rf"#size=small&methods=disagree&id={second}&large=yes$"))
+    large, url = page.locator("#large .card").text_content(), page.url
+    page.go_back()
+    expect(page.locator("#viewer")).to_be_hidden()
+    assert page.locator(".card").count() == small
+    page.go_back()
+    assert "methods" not in page.url
+    assert page.locator("#methods button").first.get_attribute("aria-pressed") == "true"
+    page.go_forward()
+    assert page.locator(".card").count() == small
+
+    page.goto("about:blank")
+    page.goto(url)  # shared, or reloaded
+    assert page.locator("#large .card").text_content() == large
+    page.keyboard.press("Escape")
+    assert page.locator(".card").count() == small
+    expect(page).to_have_url(re.compile("#size=small&methods=disagree&id=[^&]+$"))
+    page.fill("#text", "the & sign #1")
+    expect(page).to_have_url(re.compile("text=the\\+%26\\+sign\\+%231"))
+    page.goto("about:blank")
+    page.goto(page_of_two.as_uri() + "#size=huge&result=9&id=gone&large=yes")  # what there is not is not asked for
+    assert page.locator("#count").inner_text().startswith("24 of 24")
+
+
+def test_ids_of_what_is_shown_are_copied(opened, results, page_file):
+    page = opened(page_file)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#size button", has_text="small").click()
+    page.locator("#copy").click()
+    small = {record["id"] for record in records_of(results, "rel_att") if record["size"] == "small"}
+    expect(page.locator("#copy")).to_have_text(f"copied {len(small)} ids")
+    copied = page.evaluate("navigator.clipboard.readText()").split()
+    assert len(copied) == len(small)
+    assert set(copied) == small
+
+
+def test_the_page_says_how_its_results_were_made(opened, results, page_of_two):
+    page = opened(page_of_two)
+    page.locator("#made summary").click()
+    about = json.loads((results / "llava_tiny-demo-rel_att.meta.json").read_text())["settings"]
+    rows = {row.split("\t")[0]: row.split("\t")[1:] for row in page.locator("#settings tr").all_inner_texts()}
+    assert rows["weights"] == [about["weights"]]  # alike, said once
+    assert rows["method"] == ["rel_att", "center_crop"]
+    assert rows["dtype"] == ["float32"]
+    assert "torch" in rows
+
+
+def test_gated_records_confidence_and_several_boxes_are_shown(opened, tmp_path):
+    records = [{"bbox": None, "gated": True, "confidence": {"original": 0.973, "crop": 0.973}},
+               {"bboxes": [[9, 9, 99, 99], [200, 100, 300, 200]], "gt_bbox": [240, 140, 260, 160],
+                "confidence": "high"},
+               {"bboxes": "none"}]  # fmt: skip
+    report.main([str(hand_made(tmp_path, records)), "--maps", "saved"])
+    page = opened(tmp_path / "mine-demo-rel_att.html")
+    gated, several, plain = (page.locator(".card").nth(number) for number in range(3))
+    assert "97 % sure" in gated.text_content()
+    assert "no crop: sure enough" in gated.text_content()
+    assert gated.locator(".box").count() == gated.locator(".crop").count() == 0
+    assert several.locator(".box:not(.gt)").count() == several.locator(".crop").count() == 2
+    assert "sure" not in several.text_content() + plain.text_content()
+    assert plain.locator(".box").count() == 1
+    page.locator("#gt").check()
+    assert page.locator("#place button").count() == 0  # all that have a true place hit it
+
+
+def test_pictures_are_large_where_there_are_few(tmp_path):
+    few = [ResultFile.read(hand_made(tmp_path, [{}]))]
+    many = [{"image_path": f"{number}.jpg"} for number in range(5000)]
+    assert report.sides_of(few) == (1600, 320)
+    assert report.sides_of([ResultFile.read(hand_made(tmp_path, many))])[0] < 300
 
 
 def test_the_template_is_whole():

@@ -74,6 +74,13 @@ def results(dataset, method):
     return json.loads((dataset / "out" / f"llava-demo-{method}.json").read_text())
 
 
+def alike(found, wanted):
+    """Records are equal but for the last digits of probabilities, which depend on what was read together."""
+    assert [{**each, "confidence": None} for each in found] == [{**each, "confidence": None} for each in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.get("confidence") == pytest.approx(other.get("confidence"), rel=1e-3)
+
+
 def test_every_method_writes_its_file_and_the_score_lists_it(checkpoint, dataset, capsys):
     run.main(options(checkpoint, dataset, "--method", ",".join(METHODS)))
     records = json.loads((dataset / "data.json").read_text())
@@ -83,7 +90,8 @@ def test_every_method_writes_its_file_and_the_score_lists_it(checkpoint, dataset
         assert [r["id"] for r in found] == ["1", "2", "3"]
         for record, result in zip(records, found, strict=True):
             assert result.items() >= record.items()
-            assert result.keys() - record.keys() == {"original_answer", "crop_answer", "bbox"}
+            added = {"views"} if method.endswith(("_high", "_zoom")) else set()
+            assert result.keys() - record.keys() == {"original_answer", "crop_answer", "bbox", "confidence"} | added
             width, height = load_image(dataset / "images" / record["image_path"]).size
             x1, y1, x2, y2 = result["bbox"]
             assert 0 <= x1 < x2 <= width
@@ -108,7 +116,7 @@ def test_a_list_of_methods_gives_what_each_gives_alone(checkpoint, dataset):
     together = {method: results(dataset, method) for method in ("rel_att", "grad_att", "pure_grad")}
     for method, found in together.items():
         run.main(options(checkpoint, dataset, "--method", method, "--overwrite"))
-        assert results(dataset, method) == found
+        alike(results(dataset, method), found)
 
 
 def test_vicrop_qa_is_what_the_command_writes(checkpoint, dataset):
@@ -146,7 +154,7 @@ def test_a_device_map_gives_the_same_file(checkpoint, dataset):
     run.main(options(checkpoint, dataset))
     found = results(dataset, "rel_att")
     run.main(options(checkpoint, dataset, "--device_map", "auto", "--overwrite"))
-    assert results(dataset, "rel_att") == found
+    alike(results(dataset, "rel_att"), found)
 
 
 @pytest.mark.parametrize("size", [2, 3, 16])
@@ -155,7 +163,8 @@ def test_batches_make_the_same_file(checkpoint, dataset, size):
     run.main(options(checkpoint, dataset, "--method", ",".join(methods)))
     one_by_one = {method: results(dataset, method) for method in methods}
     run.main(options(checkpoint, dataset, "--method", ",".join(methods), "--batch_size", str(size), "--overwrite"))
-    assert {method: results(dataset, method) for method in methods} == one_by_one
+    for method in methods:
+        alike(results(dataset, method), one_by_one[method])
 
 
 def test_one_bad_image_in_a_batch_is_its_own_error(checkpoint, dataset):
@@ -175,7 +184,7 @@ def test_chunks_make_the_same_file(checkpoint, dataset):
     (dataset / "out" / "llava-demo-rel_att.json").unlink()
     for chunk in ("1", "0"):
         run.main(options(checkpoint, dataset, "--total_chunks", "2", "--chunk_id", chunk))
-    assert results(dataset, "rel_att") == whole
+    alike(results(dataset, "rel_att"), whole)
 
 
 @pytest.mark.parametrize("parts", [["--total_chunks", "2", "--chunk_id"], ["--limit"]], ids=["chunks", "limits"])
@@ -255,17 +264,17 @@ TOO_LITTLE += [MemoryError("Unable to allocate memory")]
 @pytest.mark.parametrize("error", TOO_LITTLE, ids=["gpu", "cpu", "numpy"])
 def test_out_of_memory_costs_a_batch_nothing_and_a_single_record_itself(checkpoint, dataset, monkeypatch, error):
     run.main(options(checkpoint, dataset))
-    fine, answer = results(dataset, "rel_att"), ImageSession.answer
+    fine, answer = results(dataset, "rel_att"), ImageSession.answers
 
     def crowded(session, prompts, **more):
         if len(prompts) > 1 or session.images[0].width > 1000:
             raise error
         return answer(session, prompts, **more)
 
-    monkeypatch.setattr(ImageSession, "answer", crowded)
+    monkeypatch.setattr(ImageSession, "answers", crowded)
     run.main(options(checkpoint, dataset, "--batch_size", "3", "--overwrite"))
     found = results(dataset, "rel_att")
-    assert found[0::2] == fine[0::2]
+    alike(found[0::2], fine[0::2])
     assert "memory" in found[1]["error"]
     assert (found[1]["original_answer"], found[1]["crop_answer"], found[1]["bbox"]) == ("", "", None)
 
@@ -274,7 +283,7 @@ def test_an_error_in_the_code_is_not_taken_for_a_bad_record(checkpoint, dataset,
     def wrong(*_, **__):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(ImageSession, "answer", wrong)
+    monkeypatch.setattr(ImageSession, "answers", wrong)
     with pytest.raises(RuntimeError, match="mat1"):
         run.main(options(checkpoint, dataset))
 
@@ -368,9 +377,9 @@ def test_labels_of_a_wrong_type_are_an_error_of_their_record_before_it_is_asked(
     records = json.loads((dataset / "data.json").read_text())
     records[1]["labels"] = labels
     write(dataset, records)
-    asked, answer = [], ImageSession.answer
+    asked, answer = [], ImageSession.answers
     monkeypatch.setattr(
-        ImageSession, "answer", lambda self, *a, **b: asked.append(self.images[0].size) or answer(self, *a, **b)
+        ImageSession, "answers", lambda self, *a, **b: asked.append(self.images[0].size) or answer(self, *a, **b)
     )
     run.main(options(checkpoint, dataset, "--method", "center_crop"))
     errors = [record.get("error") for record in results(dataset, "center_crop")]
@@ -478,7 +487,7 @@ def test_a_restart_by_a_launcher_goes_on_also_with_overwrite(checkpoint, dataset
     run.main(options(checkpoint, dataset, "--method", "center_crop"))
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     run.main(options(checkpoint, dataset, "--overwrite"))
-    asked = count_calls(monkeypatch, ImageSession, "answer")
+    asked = count_calls(monkeypatch, ImageSession, "answers")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     run.main(options(checkpoint, dataset, "--overwrite"))
     assert not asked
@@ -566,7 +575,8 @@ def test_methods_share_the_tiles(checkpoint, dataset, monkeypatch):
     encoded = count_calls(monkeypatch, LlavaAdapter, "encode_images")
     methods = ["rel_att", "rel_att_high", "grad_att_high"]
     run.main(options(checkpoint, dataset, "--method", ",".join(methods)))
-    crops = len(methods) * len(results(dataset, "rel_att"))
+    boxes = zip(*([record["bbox"] for record in results(dataset, method)] for method in methods), strict=True)
+    crops = sum(len(set(map(tuple, each))) for each in boxes)  # methods that agree on a box share its answer
     assert len(encoded) == 2 + 2 + crops  # two images, two sets of tiles
 
 

@@ -14,18 +14,45 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from vicrop.attention import brought_in, device_of
 from vicrop.layouts import Layout, Size
 from vicrop.tables import OPTIONS
 
-# A config's model_type -> the module whose ADAPTER knows the family; imported when it is needed.
+# A config's model_type -> the module whose ADAPTER knows the family; imported when it is needed. "whole+vision" is for
+# configs of one kind around a vision tower of another, which lays out images differently.
 REGISTRY = {
     "llava": "vicrop.models.llava",
     "llava_next": "vicrop.models.llava_next",
     "instructblip": "vicrop.models.instructblip",
     "qwen2_5_vl": "vicrop.models.qwen2_5_vl",
+    "qwen2_vl": "vicrop.models.merged_patches",
+    "qwen3_vl": "vicrop.models.merged_patches",
+    "qwen3_vl_moe": "vicrop.models.merged_patches",
+    "qwen3_5": "vicrop.models.merged_patches",
+    "qwen3_5_moe": "vicrop.models.merged_patches",
+    "glm4v": "vicrop.models.merged_patches",
+    "glm46v": "vicrop.models.merged_patches",
+    "internvl": "vicrop.models.tiled",
+    "aya_vision": "vicrop.models.tiled",
+    "idefics3": "vicrop.models.idefics3",
+    "smolvlm": "vicrop.models.idefics3",
+    "gemma3": "vicrop.models.squares",
+    "vipllava": "vicrop.models.squares",
+    "paligemma": "vicrop.models.paligemma",
+    "llava_onevision": "vicrop.models.llava_onevision",
+    "mistral3": "vicrop.models.pixtral",
+    "llava+pixtral": "vicrop.models.pixtral",
 }
+
+DEFAULT_MODULE = "vicrop.models.default"  # for all others: it admits what equals the stock model, once it was checked
+INSTRUCTION = "{question} Answer the question using a single word or phrase."
+
+
+def module_for(kind: str, vision: str | None = None) -> str | None:
+    """The module that knows models of a config's model_type and that of its vision_config; None where none does."""
+    return REGISTRY.get(f"{kind}+{vision}", REGISTRY.get(kind))
 
 
 def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
@@ -35,9 +62,10 @@ def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
         ValueError: no adapter knows models of this kind; names those that are known.
     """
     kind = model.config.model_type
-    if kind not in REGISTRY:
+    module = module_for(kind, getattr(getattr(model.config, "vision_config", None), "model_type", None))
+    if module is None and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ValueError(f"no adapter knows {kind} models: known are {', '.join(REGISTRY)}")
-    return importlib.import_module(REGISTRY[kind]).ADAPTER
+    return importlib.import_module(module or DEFAULT_MODULE).ADAPTER
 
 
 class ImageFeatures(NamedTuple):
@@ -67,6 +95,8 @@ class Adapter:
         bbox_size: base side of the crop window in image pixels.
         layer_constant: what the family's module calls the layer to read.
         square_tiles: would a tile that is not square lose something, or gain padding?
+        knows_pixels: can `canvas` lay out its pixels? pure_grad needs that.
+        whole_cells: is a cell a whole number of pixels of the canvas? If not, a pixel belongs to the cell it lies in.
         connector: the attention module between image and decoder (a Q-Former's), and the model that holds it, if any.
     """
 
@@ -74,18 +104,23 @@ class Adapter:
     options: dict[str, Any] = {"geometry": "exact"}  # option -> what it is where nothing is said
     layer_constant = "ATT_LAYER"
     square_tiles = False
+    whole_cells = True
+    knows_pixels = True
     connector: tuple[nn.Module, PreTrainedModel] | None = None
 
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         self.check(model, **options)
         self.model, self.processor = model, processor
-        self.given = {**self.options, **options}
+        self.given = {"prompt": None, **self.options, **options}
         self.bbox_size: Any = getattr(getattr(model.config, "vision_config", None), "image_size", None)
 
     @classmethod
     def check(cls, model: PreTrainedModel, **options: Any) -> None:
         """Raises ValueError, before any image is loaded, for a model or an option that this adapter cannot have."""
         for name, value in options.items():
+            if name == "prompt":
+                refuse_bad_prompt(value)
+                continue
             if name not in cls.options:
                 raise ValueError(f"{cls.__name__} has no option {name!r}: it has {', '.join(cls.options)}")
             choices = OPTIONS.get(name, {}).get("choices", (value,))
@@ -111,8 +146,12 @@ class Adapter:
 
     # -- text
     def prompt(self, question: str) -> str:
-        """The whole prompt of a question about one image: the family's template, filled in."""
-        return family_constant(type(self), "PROMPT").format(question=question)
+        """The whole prompt of a question about one image: the family's template, or the option `prompt`, filled in."""
+        template, given = family_constant(type(self), "PROMPT"), self.given["prompt"]
+        if given is not None:  # in place of the instruction, unless it is a whole template
+            whole = INSTRUCTION not in template or self.image_placeholder in given
+            template = given if whole else template.replace(INSTRUCTION, given)
+        return template.replace("{question}", question)
 
     def phrase(self, text: str) -> str:
         """A prompt of an image and a text, without roles or instructions."""
@@ -123,19 +162,20 @@ class Adapter:
         """The text that stands for an image in a prompt; it holds the image token once."""
         return self.processor.image_token
 
-    def tokenize(self, prompt: str, counts: Sequence[int]) -> Tensor:
-        """(T,) token ids of a prompt about images of so many tokens each; it names one image.
+    def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
+        """(T,) token ids of a prompt about images of these layouts; it names one image.
 
         Raises:
             ValueError: the prompt has no place for an image, or several, or nothing after it.
         """
         block, token = self.image_placeholder, self.processor.image_token
-        if prompt.count(block) != 1 or prompt.count(token) != 1:
-            found = f"{prompt.count(block)} times, and {token} {prompt.count(token)} times"
-            raise ValueError(f"a prompt holds {block} exactly once, this one {found}: {prompt!r}")
-        if prompt.endswith(block):
-            raise ValueError(f"a prompt ends with a question, not with the image: {prompt!r}")
-        text = prompt.replace(block, "".join(block.replace(token, token * count) for count in counts))
+        _refuse_other_places(prompt, block, token)
+        texts = [layout.text or token * layout.num_tokens for layout in layouts]
+        text = prompt.replace(block, "".join(block.replace(token, each) for each in texts))
+        return self.token_ids(text)
+
+    def token_ids(self, text: str) -> Tensor:
+        """(T,) token ids of a prompt in which everything stands that the model reads of images."""
         return self.processor.tokenizer(text, return_tensors="pt").input_ids[0]
 
     # -- images
@@ -197,10 +237,19 @@ class Adapter:
 
     # -- layers
     @classmethod
-    def default_layer(cls, model: PreTrainedModel) -> int:
-        """The layer to read where none is given: the checkpoint's `config.att_layer`, else the family's constant."""
+    def default_layer(cls, model: PreTrainedModel) -> int | str:
+        """The layer to read where none is given: the checkpoint's `config.att_layer`, else the family's constant.
+
+        "mean" for all layers that have attention.
+        """
         own = getattr(model.config, "att_layer", None)
         return family_constant(cls, cls.layer_constant) if own is None else own
+
+
+def refuse_bad_prompt(template: Any) -> None:
+    """ValueError unless a template has one place for the question; None is the family's own."""
+    if template is not None and (not isinstance(template, str) or template.count("{question}") != 1):
+        raise ValueError(f"prompt must hold {{question}} exactly once, got {template!r}")
 
 
 def family_constant(adapter: type[Adapter], name: str) -> Any:
@@ -208,6 +257,15 @@ def family_constant(adapter: type[Adapter], name: str) -> Any:
     modules = [sys.modules[kind.__module__] for kind in adapter.__mro__]
     owner = next((module for module in modules if hasattr(module, name)), modules[0])
     return getattr(owner, name)
+
+
+def _refuse_other_places(prompt: str, block: str, token: str) -> None:
+    """ValueError unless a prompt holds the place of an image once, and ends with something else."""
+    if prompt.count(block) != 1 or prompt.count(token) != 1:
+        found = f"{prompt.count(block)} times, and {token} {prompt.count(token)} times"
+        raise ValueError(f"a prompt holds {block} exactly once, this one {found}: {prompt!r}")
+    if prompt.endswith(block):
+        raise ValueError(f"a prompt ends with a question, not with the image: {prompt!r}")
 
 
 def _by_image(values: Any, count: int) -> list[Tensor]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vicrop.choices import MethodChoice, ModelChoice
 from vicrop.crop import QuestionBatch
+from vicrop.files import safe_name
 from vicrop.images import load_image
 from vicrop.loaded import load_chosen
 from vicrop.plots import finding_figure, save_figure
@@ -21,12 +22,15 @@ def ask(image_path: str, question: str, choice: ModelChoice, how: MethodChoice, 
     loaded = load_chosen(choice, how)
     if hasattr(loaded.model.config, "reads"):  # an embedded model
         print(f"{choice.name} {loaded.model.config.reads}")
-    batch = QuestionBatch(loaded.session([image]), [question])
+    batch = QuestionBatch(loaded.session([image]), [question], crop_below=how.crop_below)
     original = batch.original_answers(loaded.methods)
     folder.mkdir(parents=True, exist_ok=True)
     for name, method in loaded.methods.items():
         (found,) = batch.results(method, original)
-        path = folder / f"{Path(image_path).stem}-{choice.name}-{name}.png"
+        path = folder / f"{Path(image_path).stem}-{safe_name(choice.name)}-{name}.png"
         save_figure(finding_figure(image, question, name, found), path)
-        print(f"{name}: box {found.bbox}, drawn in {path}")
-        print(f"  without crop: {found.original_answer}\n  with crop:    {found.crop_answer}")
+        what = "no crop, the first answer is sure enough" if found.gated else f"box {found.bbox}"
+        print(f"{name}: {what}, drawn in {path}")
+        sure = {when: f"p {p:.2f}" for when, p in found.confidence.items()}
+        print(f"  without crop: {found.original_answer} ({sure['original']})")
+        print(f"  with crop:    {found.crop_answer} ({sure['crop']})")

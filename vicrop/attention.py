@@ -20,7 +20,7 @@ Got = TypeVar("Got")
 # Arguments of an attention function that change nothing beside mask and scaling: how to run it, or what masks say.
 KNOWN_ARGUMENTS = {
     "is_causal", "sliding_window", "position_ids", "cache_position", "use_cache", "return_dict", "output_attentions",
-    "output_hidden_states", "num_items_in_batch",
+    "output_hidden_states", "num_items_in_batch", "logits_to_keep", "output_router_logits",
 }  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """What a session's answers come from: attention to the image, attention weighted by its gradient, pixel gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vicrop.attention import frozen_eval
+from vicrop.decoding import Answer
 from vicrop.edges import edge_mask as strong_edges
 from vicrop.edges import high_pass_filter
 from vicrop.prefix_cache import PrefixStore, Row
@@ -44,44 +45,60 @@ def weighted_attention(session: ImageSession, prompts: Prompts, layers: Sequence
     Raises:
         ValueError: a quantised model's layers hand no gradients on.
     """
-    queries, maps = session.queries(prompts, of), []
-    weigh = _through_connector if session.adapter.connector else _on_top
-    with session.frozen.checked_gradients():
-        for batch, rows in session.batches(queries, [session.row(query) for query in queries]):
-            maps += weigh(session, batch, rows, layers)
-    return maps
+    queries, layers = session.queries(prompts, of), tuple(layers)
+    new = [query for query in dict.fromkeys(queries) if (query, layers) not in session.weighted]
+    for _ in _weigh(session, new, layers):
+        pass
+    return [session.weighted[query, layers] for query in queries]
 
 
-def _on_top(session: ImageSession, queries: list[Query], rows: list[Row], layers: Sequence[int]) -> list[Tensor]:
-    """The part of a pass that needs no graph is done without; the last token is the rest.
+@frozen_eval
+def answers_with_gradients(session: ImageSession, prompts: Prompts, layers: Sequence[int],
+                           of: Of = None) -> list[Answer]:  # fmt: skip
+    """`session.answers`, of whose own first pass `weighted_attention` and `attention` of these layers are kept."""
+    queries, answers = session.queries(prompts, of), {}
+    for batch, read in _weigh(session, list(dict.fromkeys(queries)), tuple(layers)):
+        answers |= dict(zip(batch, session.greedy_decode(read, [()] * len(batch)), strict=True))
+    return [answers[query] for query in queries]
 
-    A prompt's last token influences no other token, so a single-token step on top of the cached rest gives the exact
-    gradient.
+
+def _weigh(session: ImageSession, queries: list[Query], layers: tuple[int, ...]) -> Iterator[tuple[list[Query], Read]]:
+    """Keep the weighted maps of queries, and the maps; yields what was read for them, on which their answers may go on.
+
+    Where a connector is in between, all after its softmax depends on it: its rows are the leaf, and the whole pass
+    keeps its graph. Else the part of a pass that needs no graph is done without, and the last token is the rest: it
+    influences no other token, so a single-token step on top of the cached rest gives the exact gradient. Where others
+    see it after all (PaliGemma's prompts), they are read in that step as well.
     """
-    before = [row.rest.part(row.rest.start, row.rest.length - 1) for row in rows]
-    cache, shifts = session.store.begin(rows, len(session.decoder.layers))
-    if cache.pending or any(part.tokens for part in before):
-        cache.extend(session.decoder, before)
-    last = [row.rest.part(row.rest.length - 1) for row in rows]
-    with torch.enable_grad(), session.capture(layers, graph=True) as captured:
-        read = Read(cache.extend(session.decoder, last), cache, rows, shifts)
-        v = confidence(session, read).sum()
-    weighted = _weighted(captured.probs, v)
-    return session.maps(weighted, layers, queries, read)
+    connector = session.adapter.connector is not None
+    with session.frozen.checked_gradients():
+        with torch.set_grad_enabled(connector):
+            rows = [_with_graph(session, query) if connector else session.row(query) for query in queries]
+        for batch, some in session.batches(queries, rows):
+            cache, shifts = session.store.begin(some, len(session.decoder.layers))
+            parts = [row.rest for row in some]
+            if not connector:
+                ends = [part.start if part.sees_past(part.length - 1) else part.length - 1 for part in parts]
+                before = [part.part(part.start, end) for part, end in zip(parts, ends, strict=True)]
+                if cache.pending or any(part.tokens for part in before):
+                    cache.extend(session.decoder, before)
+                parts = [part.part(end) for part, end in zip(parts, ends, strict=True)]
+            with torch.enable_grad():
+                with session.capture(layers, graph=True, leaf=not connector) as captured:
+                    read = Read(cache.extend(session.decoder, parts), cache, some, shifts)
+                v = confidence(session, read).sum()
+            through = {number: row.rest.through for number, row in enumerate(some) if connector}
+            weighted = _weighted(through | captured.probs, v)
+            maps = session.maps(weighted, layers, batch, read, [weighted[number] for number in through])
+            session.weighted |= {(query, layers): each for query, each in zip(batch, maps, strict=True)}
+            session.remember(captured.probs, layers, batch, read)
+            read.output.last_hidden_state = read.output.last_hidden_state.detach()
+            cache.detach()
+            yield batch, read
 
 
-def _through_connector(session: ImageSession, queries, rows: list[Row], layers: Sequence[int]) -> list[Tensor]:
-    """All after the connector's softmax depends on it: its rows are the leaf, and the whole pass keeps its graph."""
-    with torch.enable_grad():
-        calls = [session.decoder_call(query, [session.encoded[query.image_index]], graph=True) for query in queries]
-        rows = [Row(None, call) for call in calls]
-        cache, shifts = session.store.begin(rows, len(session.decoder.layers))
-        with session.capture(layers, graph=True, leaf=False) as captured:
-            read = Read(cache.extend(session.decoder, calls), cache, rows, shifts)
-        v = confidence(session, read).sum()
-    connectors = {number: call.through for number, call in enumerate(calls)}
-    weighted = _weighted(connectors | captured.probs, v)
-    return session.maps(weighted, layers, queries, read, [weighted[number] for number in connectors])
+def _with_graph(session: ImageSession, query: Query) -> Row:
+    return Row(None, session.decoder_call(query, [session.encoded[query.image_index]], graph=True))
 
 
 def _weighted(probs: dict, v: Tensor) -> dict:

@@ -52,7 +52,7 @@ def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size
             if ratio == 1:
                 return 0, 0, int(width), int(height)
             continue
-        sums = _window_sums(att_map, n_x, n_y)
+        sums = window_sums(att_map, n_x, n_y)
         x, y = np.argwhere(sums.max() - noise <= sums.T)[0]  # smallest x first, then smallest y
         neighbours = [sums[j, i] for i, j in ((x - 1, y), (x + 1, y), (x, y - 1), (x, y + 1))
                       if 0 <= i < sums.shape[1] and 0 <= j < sums.shape[0]]  # fmt: skip
@@ -64,7 +64,7 @@ def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size
     return square_around(x, y, bbox_size * ratio, image_size)
 
 
-def _window_sums(att_map: np.ndarray, n_x: int, n_y: int) -> np.ndarray:
+def window_sums(att_map: np.ndarray, n_x: int, n_y: int) -> np.ndarray:
     """Sum of every n_y x n_x window, (h - n_y + 1, w - n_x + 1), from one integral image."""
     integral = np.pad(att_map.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     return integral[n_y:, n_x:] - integral[:-n_y, n_x:] - integral[n_y:, :-n_x] + integral[:-n_y, :-n_x]

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,12 +22,14 @@ import torch
 import transformers
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from vicrop.adapter import DEFAULT_MODULE, REGISTRY, module_for
 from vicrop.files import PACKAGE, ROOT
-from vicrop.tables import MODELS, known
+from vicrop.tables import MODELS, checkpoint_of
 
 ENDS = 1 << 20  # bytes of a checkpoint file's begin and end that tell it from another
 # Files of a checkpoint's folder on which answers depend: weights, and the settings of model, processor and tokenizer.
@@ -39,7 +42,7 @@ SETTINGS = ("generation_config.json", "processor_config.json", "chat_template.js
 OLDER_SETTINGS = ("preprocessor_config.json", "special_tokens_map.json", "added_tokens.json")
 # Options of cached_file: a file that the hub has not, or that cannot be asked for, is None.
 QUIET = [f"_raise_exceptions_for_{what}" for what in ("missing_entries", "gated_repo", "connection_errors")]
-FLAT = "qwen2_5_vl"  # its official configs have the fields of text_config at the top
+FLAT = ("qwen2_5_vl", "qwen2_vl")  # their official configs have the fields of text_config at the top
 BOM = "\N{BYTE ORDER MARK}"  # transformers does not read JSON that begins with it
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER = "{} is an adapter (adapter_config.json), not a whole checkpoint: merge it into its base model first"
@@ -50,7 +53,7 @@ NAMED = 3  # weights that a sentence names
 # ------------------------------------------------------------------------------------------------------ where and what
 def local_or_hub(name: str, model_id: str | Path | None = None) -> str | Path:
     """Where a checkpoint is: a folder (also one given relative to the repository), or a hub id."""
-    source = model_id or MODELS[name]["id"]
+    source = model_id or checkpoint_of(name)
     return next(filter(Path.is_dir, (ROOT / source, PACKAGE.parent / source)), source)
 
 
@@ -71,8 +74,41 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def model_module(name: str) -> ModuleType:
-    """The module that knows a model of info.MODELS."""
-    return importlib.import_module(MODELS[known(name, MODELS, "model")]["module"])
+    """The module that knows a model: of a name of info.MODELS, or of a hub id or folder by its config.json.
+
+    Raises:
+        ValueError, OSError: there is no such model; it is no image-text model of transformers.
+    """
+    if name in MODELS:
+        return importlib.import_module(MODELS[name]["module"])
+    source = local_or_hub(name)
+    if not Path(source).exists() and not re.search(r"[/\\]", name):
+        raise ValueError(f"unknown model {name!r}: choose from {', '.join(MODELS)}, or give a hub id or a folder")
+    config_file = config_file_of(source, name, None, None)
+    return importlib.import_module(module_of(read_object(config_file, f"{name}/config.json"), name))
+
+
+def kind_of(config: dict[str, Any], shown: str) -> str:
+    """The model_type of a config (an object)."""
+    kind = config.get("model_type")
+    if not kind or not isinstance(kind, str):
+        raise ValueError(f"{shown}/config.json names no model_type: it is no checkpoint as transformers saves it")
+    return kind
+
+
+def known_module(config: dict[str, Any], shown: str) -> str | None:
+    """The module that knows models of a config (an object); None where none does."""
+    vision = config.get("vision_config")
+    return module_for(kind_of(config, shown), vision.get("model_type") if isinstance(vision, dict) else None)
+
+
+def module_of(config: dict[str, Any], shown: str) -> str:
+    """The name of the module for models of a config; the default one where no test covers them."""
+    module, kind = known_module(config, shown), kind_of(config, shown)
+    if module or kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return module or DEFAULT_MODULE
+    raise ValueError(f"{shown} is a {kind} checkpoint, and that is no image-text model of transformers; known are "
+                     f"{', '.join(REGISTRY)}, and others of AutoModelForImageTextToText")  # fmt: skip
 
 
 def weights_of(
@@ -98,7 +134,7 @@ def weights_of(
 def load_model(name: str, model_id: str | Path | None = None, device: torch.device | str | None = None,
                dtype: torch.dtype | None = None, device_map: Any = None, revision: str | None = None,
                cache_dir: str | Path | None = None) -> tuple[PreTrainedModel, Any]:  # fmt: skip
-    """(model, processor) of a name of info.MODELS; a checkpoint that comes quantised loads as it is.
+    """(model, processor) of a name of info.MODELS, a hub id or a folder; one that comes quantised loads as it is.
 
     Args:
         model_id: another checkpoint of the same family, hub id or folder.
@@ -166,7 +202,7 @@ def broken_setting(folder: Path, shown: str) -> str | None:
 # -------------------------------------------------------------------------------------- before anything is loaded
 def shown_name(name: str, model_id: str | Path | None) -> str:
     """A checkpoint as it was called by whoever asked for it."""
-    return str(model_id or MODELS[name]["id"])
+    return str(model_id or checkpoint_of(name))
 
 
 def checked_source(
@@ -230,14 +266,11 @@ def hub_config_file(hub_id: str, **where: Any) -> Path:
 
 def refuse_another_family(config: dict[str, Any], shown: str, module: ModuleType) -> None:
     """ValueError if a config (an object) is not one of the module's family."""
-    kind = config.get("model_type")
-    if not kind or not isinstance(kind, str):
-        raise ValueError(f"{shown}/config.json names no model_type: it is no checkpoint as transformers saves it")
-    if kind == module.MODEL_CLASS.config_class.model_type:
+    kind = kind_of(config, shown)
+    if module.__name__ in (DEFAULT_MODULE, known_module(config, shown)):
         return
-    families = {}  # model_type -> the first name of info.MODELS
-    for name in MODELS:
-        families.setdefault(model_module(name).MODEL_CLASS.config_class.model_type, name)
+    named = {row["module"]: name for name, row in reversed(MODELS.items())}  # the first name of each family
+    families = {own: named[place] for own, place in REGISTRY.items() if place in named}  # model_type -> name
     if kind in families:
         name = families[kind]
         raise ValueError(f"{shown} is a {kind} checkpoint: use --model {name} (in localization, model.family={name})")
@@ -248,9 +281,13 @@ def refuse_another_family(config: dict[str, Any], shown: str, module: ModuleType
 
 def refuse_missing_parts(config: dict[str, Any], shown: str, module: ModuleType) -> None:
     """ValueError if a config lacks that of a part of the model: transformers would build the default, of 7B weights."""
-    for name in module.MODEL_CLASS.config_class.sub_configs:
+    kind: Any = CONFIG_MAPPING[config["model_type"]]
+    parts = list(kind.sub_configs)
+    if module.__name__ == DEFAULT_MODULE:  # others may well be left out
+        parts = [name for name in parts if name in ("text_config", "vision_config")]
+    for name in parts:
         part = config.get(name)
-        at_the_top = name == "text_config" and part is None and config["model_type"] == FLAT and "hidden_size" in config
+        at_the_top = name == "text_config" and part is None and config["model_type"] in FLAT and "hidden_size" in config
         if not at_the_top and not (part and isinstance(part, dict)):
             given = json.dumps(part) if name in config else "missing"
             raise ValueError(f"{shown}/config.json has no {name}: it must be an object with fields, and is {given}")

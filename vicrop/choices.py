@@ -4,16 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vicrop.tables import VIEWS
+
 
 @dataclass(frozen=True)
 class ModelChoice:
     """A model, and how it is to be loaded and asked (see loaded.load_chosen).
 
     Attributes:
-        name: of tables.MODELS; model_id: another checkpoint of the same family, hub id or folder; revision: on the hub.
+        name: of tables.MODELS, or a hub id or folder; revision: on the hub.
+        model_id: another checkpoint of the same family as `name`, hub id or folder.
         dtype: a name of tables.DTYPES; auto: bfloat16 on CUDA, float32 elsewhere.
         device: a torch device; None: the GPU of this process, else the CPU. device_map: "auto" spreads the model.
-        options: of the model's adapter, each with its value (geometry, ...).
+        options: of the model's adapter, each with its value (geometry, ...); `prompt` where one was given.
     """
 
     name: str
@@ -34,9 +37,21 @@ class MethodChoice:
         layer: for methods that read layers: a number from 0, "mean", or None for the model's own.
         heads: for loc_att: the heads (layer, head); None: the best ones of each image.
         max_image_pixels: open images of up to so many pixels; None: Pillow's own limit.
+        crop_below: crop only where the model is less sure of its first answer than this (see `wants_crop`).
+        views: of the `_zoom` methods, how many views of an image they may take.
     """
 
     names: tuple[str, ...] = ("rel_att",)
     layer: int | str | None = None
     heads: tuple[tuple[int, int], ...] | None = None
     max_image_pixels: int | None = None
+    crop_below: float | None = None
+    views: int = VIEWS
+
+
+def wants_crop(confidence: float, crop_below: float | None) -> bool:
+    """Is a question to be answered with a crop, given how probable its first answer was? Always if nothing is said.
+
+    A bound of 1 or more is always, too, and one of 0 never.
+    """
+    return crop_below is None or crop_below >= 1 or confidence < crop_below

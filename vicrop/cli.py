@@ -18,6 +18,8 @@ COMMANDS = {
     "report": ("vicrop.evaluation.report", "a page to look at results: maps, crops, answers"),
     "findings": ("vicrop.findings.command", "the papers' findings, measured on a model and a dataset"),
     "ground": ("vicrop.localization.ground_command", "ground a phrase in a picture with localization heads"),
+    "app": ("vicrop.app.command", "ask about pictures in a browser, and see where the model looks"),
+    "check": ("vicrop.check", "does a checkpoint give here what transformers' own model gives?"),
     "prepare": ("vicrop.prepare.releases", "make data.json of a benchmark as it is released"),
 }
 

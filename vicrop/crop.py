@@ -9,34 +9,58 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from transformers import PreTrainedModel
 
 from vicrop import boxes
 from vicrop.adapter import Adapter
+from vicrop.attribution import answers_with_gradients
 from vicrop.checkpoints import load_model as load_model  # notebooks import it from here
 from vicrop.checkpoints import model_module
+from vicrop.choices import wants_crop
 from vicrop.dataset import refuse_other_size
+from vicrop.decoding import Answer
 from vicrop.images import ImageSource
 from vicrop.known_heads import heads_of
-from vicrop.layouts import Region
+from vicrop.layouts import Region, whole
 from vicrop.methods import CropBaseline, Found, Method, Questions
 from vicrop.session import ImageSession
-from vicrop.tables import GENERAL_PROMPT, METHODS, known
+from vicrop.tables import GENERAL_PROMPT, METHODS, VIEWS, known
+from vicrop.zoom import ZoomMethod
 
 
 @dataclass
 class CropResult:
     """What a method found: both answers, the crop's box (xyxy pixels), and its map with the region that it covers.
 
-    `fields` are what the model's records carry besides.
+    Attributes:
+        bbox: None where no crop was made, as the model was sure enough: then the answers are one, and there is no map.
+        confidence: {"original", "crop"}: the probabilities of both answers.
+        views: how many views of the image the map took, where that is not one.
+        fields: what the model's records carry besides.
     """
 
     original_answer: str
     crop_answer: str
-    bbox: Region
+    bbox: Region | None
     att_map: np.ndarray | None
     region: Region
+    confidence: dict[str, float]
+    views: int | None = None
     fields: dict = field(default_factory=dict)
+
+    @property
+    def gated(self) -> bool:
+        """Was the model sure enough for no crop to be made?"""
+        return self.bbox is None
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """The fields that this adds to a record."""
+        fields = {"original_answer": self.original_answer, "crop_answer": self.crop_answer,
+                  "bbox": None if self.bbox is None else list(self.bbox), "confidence": self.confidence}  # fmt: skip
+        fields |= {"gated": True} if self.gated else {}
+        return fields | ({} if self.views is None else {"views": self.views}) | self.fields
 
 
 class QuestionBatch:
@@ -48,76 +72,109 @@ class QuestionBatch:
         of: for each the number of its image.
         short_questions: for each None, or what is asked in its place for the map only (V*).
         records: their data records, for boxes that come from them (gt_crop, random_crop).
+        crop_below: a crop is made only where the first answer is less probable than this (see choices.wants_crop).
     Raises:
         ValueError: a question is empty, or a record says that its image has another size than it has.
     """
 
     def __init__(self, session: ImageSession, questions: Sequence[str], of: Sequence[int] = (0,),
-                 short_questions: Sequence[str | None] = (None,), records: Sequence[dict] = ({},)):  # fmt: skip
+                 short_questions: Sequence[str | None] = (None,), records: Sequence[dict] = ({},),
+                 crop_below: float | None = None):  # fmt: skip
         for question in questions:
             if not question or not question.strip():
                 raise ValueError("the question is empty")
         ask = session.adapter.prompt
-        self.session, self.of, self.records = session, list(of), records
+        self.session, self.of, self.records, self.crop_below = session, list(of), records, crop_below
+        self.with_crop: dict[tuple[int, Region], Answer] = {}  # (question, box) -> its answer, for methods that agree
         for record, number in zip(records, self.of, strict=False):  # notebooks' questions have none
             refuse_other_size(record, session.images[number].size)
         self.prompts, self.general = [ask(question) for question in questions], ask(GENERAL_PROMPT)
         self.map_prompts = [ask(short) if short else prompt
                             for short, prompt in zip(short_questions, self.prompts, strict=True)]  # fmt: skip
 
-    def original_answers(self, methods: Mapping[str, Method]) -> list[str]:
+    def original_answers(self, methods: Mapping[str, Method]) -> list[Answer]:
         """The answers without a crop; rows that maps of the same prompts will need are read off their first pass."""
-        layers = set()
+        model, layers, gradient = self.session.model, set(), []
         if self.map_prompts == self.prompts:
-            layers.update(*(method.prefill_layers(self.session.model) for method in methods.values()))
-        return self.session.answer(self.prompts, layers=sorted(layers), of=self.of)
+            layers.update(*(method.prefill_layers(model) for method in methods.values()))
+            gradient = [each for each in (method.gradient_layers(model) for method in methods.values()) if each]
+        # Not where a gate may let a question go: its gradients would have been for nothing.
+        if gradient and layers <= {*gradient[0]} and wants_crop(1.0, self.crop_below):
+            return answers_with_gradients(self.session, self.prompts, gradient[0], self.of)
+        return self.session.answers(self.prompts, layers=sorted(layers), of=self.of)
 
-    def find(self, method: Method) -> list[Found]:
-        """[methods.Found] of a method that is bound to the session's model."""
-        return method.find(Questions(self.session, self.map_prompts, self.general, self.of, self.records))
+    def find(self, method: Method, numbers: Sequence[int] | None = None) -> list[Found]:
+        """[methods.Found] of a method that is bound to the session's model, for some questions (default: all)."""
+        asked = range(len(self.prompts)) if numbers is None else numbers
+        prompts, of = [self.map_prompts[number] for number in asked], [self.of[number] for number in asked]
+        records = [self.records[number] for number in asked if number < len(self.records)]
+        return method.find(Questions(self.session, prompts, self.general, of, records))
 
-    def results(self, method: Method, original_answers: Sequence[str]) -> list[CropResult]:
-        """What a method found for each question, and the answers with its crops."""
-        found, session = self.find(method), self.session
-        crops = [session.images[number].crop(each.bbox) for number, each in zip(self.of, found, strict=True)]
-        answers = session.answer(self.prompts, crops=crops, of=self.of)
-        fields = [session.adapter.record_fields(session.layouts[number], crop)
-                  for number, crop in zip(self.of, crops, strict=True)]  # fmt: skip
-        return [CropResult(original, answer, *each, more) for original, answer, each, more
-                in zip(original_answers, answers, found, fields, strict=True)]  # fmt: skip
+    def results(self, method: Method, original_answers: Sequence[Answer]) -> list[CropResult]:
+        """What a method found for each question, and the answers with its crops.
+
+        Questions whose answers are sure enough take no part: neither is a map made of them, nor are they asked again.
+        """
+        images = [self.session.images[number] for number in self.of]
+        results = [CropResult(text, text, None, None, whole(image.size), {"original": sure, "crop": sure})
+                   for (text, sure, _), image in zip(original_answers, images, strict=True)]  # fmt: skip
+        asked = [number for number, answer in enumerate(original_answers)
+                 if wants_crop(answer.confidence, self.crop_below)]  # fmt: skip
+        found = self.find(method, asked) if asked else []
+        crops = {(number, each.bbox): images[number].crop(each.bbox) for number, each in zip(asked, found, strict=True)}
+        self._answer_with(crops, original_answers)
+        for number, (bbox, att_map, region, views) in zip(asked, found, strict=True):
+            original, answer = original_answers[number], self.with_crop[number, bbox]
+            fields = self.session.adapter.record_fields(self.session.layouts[self.of[number]], crops[number, bbox])
+            sure = {"original": original.confidence, "crop": answer.confidence}
+            results[number] = CropResult(original.text, answer.text, bbox, att_map, region, sure, views, fields)
+        return results
+
+    def _answer_with(self, crops: Mapping[tuple[int, Region], Image.Image], drafts: Sequence[Answer]) -> None:
+        """Answer questions with crops that were not among those before; the original answers are drafts of theirs."""
+        new = [place for place in crops if place not in self.with_crop]
+        if not new:
+            return
+        prompts, of, tokens = zip(*((self.prompts[n], self.of[n], drafts[n].tokens) for n, _ in new), strict=True)
+        shown = [crops[place] for place in new]
+        answers = self.session.answers(list(prompts), crops=shown, of=of, drafts=tokens)
+        self.with_crop |= dict(zip(new, answers, strict=True))
 
 
 def build_methods(module: ModuleType, methods: Sequence[str], model: PreTrainedModel, layer: Any = None,
-                  heads: Any = None, **options: Any) -> dict[str, Method]:  # fmt: skip
+                  heads: Any = None, views: int = VIEWS, **options: Any) -> dict[str, Method]:  # fmt: skip
     """{name: the Method, bound to a model}.
 
     Args:
         layer: for every method that makes a map; heads: for those that read attention heads (see methods.MapMethod).
+        views: how many views of an image a `_zoom` method may take.
         options: those of the model's adapter.
     Raises:
         ValueError: an unknown method; a model or an option that the adapter cannot have; a layer or a head that the
             model does not have, or a layer for a method that reads none.
     """
     module.ADAPTER.check(model, **options)
-    found = {name: method_of(module, name) for name in methods}
+    found = {name: method_of(module, name, views) for name in methods}
     if layer is not None and not any(method.makes_map for method in found.values()):
         raise ValueError(f"layer={layer!r} has no meaning here: {', '.join(found)} reads no layer")
     return {name: method.bind(model, layer if method.makes_map else None, heads if "heads" in method.reads else None)
             for name, method in found.items()}  # fmt: skip
 
 
-def method_of(module: ModuleType, name: str) -> Method:
-    """The Method of a family's module under a name of info.METHODS."""
+def method_of(module: ModuleType, name: str, views: int = VIEWS) -> Method:
+    """The Method of a family's module under a name of info.METHODS; a `_zoom` one takes up to so many views."""
     row = METHODS[known(name, METHODS, "method")]
     if "box" in row:
         return CropBaseline(getattr(boxes, row["box"]))
     method = getattr(module, row["map"])
+    if row.get("zoom"):
+        return ZoomMethod(method, views)
     return method.tiled() if row["tiles"] else method
 
 
 def vicrop_qa(model_name: str, method_name: str, image_path: ImageSource, question: str, model: PreTrainedModel,
               processor: Any, short_question: str | None = None,
-              **options: Any) -> tuple[str, str, Region]:  # fmt: skip
+              **options: Any) -> tuple[str, str, Region | None]:  # fmt: skip
     """One question about one picture, for notebooks.
 
     Args:
@@ -126,16 +183,18 @@ def vicrop_qa(model_name: str, method_name: str, image_path: ImageSource, questi
         question: the bare question; the model's template is put around it.
         model, processor: as loaded by `load_model` or by transformers, in any dtype, with any attention implementation.
         short_question: asked in place of the question for the map only.
-        options: `layer=`, `heads=` (as methods.MapMethod takes them; by default those of `heads_of`), and options of
-            the model's adapter (`geometry=`, ...).
+        options: `layer=`, `heads=` (as methods.MapMethod takes them; by default those of `heads_of`), `crop_below=`
+            (see QuestionBatch), `views=` of a `_zoom` method, and options of the model's adapter (`geometry=`, ...).
     Returns:
-        (original_answer, crop_answer, bbox): strings and (x1, y1, x2, y2) ints in pixels of the image.
+        (original_answer, crop_answer, bbox): strings and (x1, y1, x2, y2) ints in pixels of the image; the box is None
+        where `crop_below` let no crop be made.
     """
     module, layer = model_module(model_name), options.pop("layer", None)
+    crop_below, views = options.pop("crop_below", None), options.pop("views", VIEWS)
     heads = options.pop("heads", None) or heads_of(model_name, model.name_or_path)
-    methods = build_methods(module, [method_name], model, layer, heads, **options)
+    methods = build_methods(module, [method_name], model, layer, heads, views, **options)
     session = ImageSession([image_path], model, processor, **options)
-    batch = QuestionBatch(session, [question], short_questions=[short_question])
+    batch = QuestionBatch(session, [question], short_questions=[short_question], crop_below=crop_below)
     (found,) = batch.results(methods[method_name], batch.original_answers(methods))
     return found.original_answer, found.crop_answer, found.bbox
 

@@ -44,6 +44,11 @@ class MaskRule:
         starts = range(0, stop, BLOCK)
         return any(bool(self.make(q_length=min(BLOCK, stop - at), q_offset=at, **later).any()) for at in starts)
 
+    def causal(self, start: int, stop: int) -> bool:
+        """Does none of the tokens from `start` to `stop` see a later one of them?"""
+        rows = self.rows(start, stop) if start < stop else None
+        return rows is None or not bool(rows[..., start:].triu(1).any())
+
 
 def _rule(batch_size: int, device: Any, mask_function: Callable, attention_mask=None, **options: Any) -> MaskRule:
     """The mask function of "deferred": it keeps how a mask is made, and makes none."""
@@ -149,6 +154,11 @@ class DecoderCall:
         """Does any of the first `stop` tokens see a later one? Then they cannot be read without it."""
         return any(mask is not None and mask.sees_past(stop, self.length) for mask in self.masks.values())
 
+    def causal_from(self, stop: int) -> bool:
+        """Does no token see a later one from number `stop` on? Then those may be read that turn out to be wrong."""
+        return not self.sees_past(stop) and all(mask is None or mask.causal(stop, self.length)
+                                                for mask in self.masks.values())  # fmt: skip
+
     def begins_like(self, other: "DecoderCall", stop: int) -> bool:
         """Is the decoder handed the very same for the first `stop` tokens, and do they see nothing behind?"""
         if min(self.length, other.length) < stop or not torch.equal(self.ids[:stop], other.ids[:stop]):
@@ -183,6 +193,14 @@ def arguments_of(embeds: Tensor, positions: Tensor, masks: Any, deepstack: tuple
     return found | per_token
 
 
+class _Unread(BaseModelOutputWithPast):
+    """A decoder's output that has nothing else that a model may look for behind it (what went to which experts)."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 def captured_call(model: nn.Module, decoder: PreTrainedModel, inputs: dict[str, Any], ids: Tensor,
                   image_at: Tensor) -> DecoderCall:  # fmt: skip
     """The DecoderCall of a prompt: the model's own forward runs, and its decoder only keeps what it is handed.
@@ -198,7 +216,7 @@ def captured_call(model: nn.Module, decoder: PreTrainedModel, inputs: dict[str, 
 
     def keep(*, inputs_embeds, **others):  # by name, or nothing would say what an argument is
         kept.update(others, inputs_embeds=inputs_embeds)
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds[:, -1:])
+        return _Unread(last_hidden_state=inputs_embeds[:, -1:])
 
     with with_implementation("deferred", [decoder]), replaced(decoder, "forward", keep):
         model(**inputs, use_cache=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from vicrop.checkpoints import local_or_hub
 from vicrop.files import read_json
 from vicrop.heads import Head, parse_heads
-from vicrop.tables import MODELS, PER_SAMPLE, checkpoint_of, known
+from vicrop.tables import MODELS, PER_SAMPLE, checkpoint_of
 
 
 def heads_of(name: str, model_id: str | Path | None = None, given: str | Path | None = None) -> list[Head] | None:
@@ -19,14 +19,14 @@ def heads_of(name: str, model_id: str | Path | None = None, given: str | Path | 
         given: "L14H24,L14H13", a file that `localization.pipeline stage=batch_analyze` has written, or PER_SAMPLE.
             None: those of info.MODELS, if it is that very checkpoint; another one has other heads.
     """
-    row = MODELS[known(name, MODELS, "model")]
+    row = MODELS.get(name, {})
     if given is None:
         own = Path(local_or_hub(name)) == Path(local_or_hub(name, model_id))
         given = row.get("loc_heads", PER_SAMPLE) if own else PER_SAMPLE
     if given == PER_SAMPLE:
         return None
     if Path(given).suffix == ".json" or os.path.isfile(given):  # os.path's takes texts that no file name could be
-        given = heads_of_file(given, {row["id"], checkpoint_of(str(model_id))})
+        given = heads_of_file(given, {checkpoint_of(name), checkpoint_of(str(model_id))})
     return parse_heads(str(given))
 
 

@@ -1,8 +1,9 @@
 """Which token shows which part of an image, and which pixels a map covers: a function for each kind of layout.
 
-A layout is numbers only. Regions are xyxy pixels of the image, and may reach beyond it where a processor pads.
+Regions are xyxy pixels of the image, and may reach beyond it where a processor pads.
 """
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,11 +23,13 @@ class Layout(NamedTuple):
         index: (h, w) int array: the token in each cell of the map, row 0 at the top. Where a connector is in between (a
             Q-Former), the patch in each cell.
         region: the rectangle of the image that the map covers.
+        text: what stands for the image in a prompt, with the marks between its tokens; empty where there are none.
     """
 
     num_tokens: int
     index: np.ndarray
     region: Region
+    text: str = ""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -74,12 +77,36 @@ def any_resolution(rows: int, columns: int, side: int, size: Size, overview: int
     return raster(h, w, overview, after_row=1)
 
 
+def at_most(h: int, w: int, cells: int) -> tuple[int, int]:
+    """(h, w) of a grid once it is scaled down to about so many cells, which is done where it has over 1.21 as many."""
+    ratio = math.sqrt(h * w / cells)
+    return (int(h // ratio), int(w // ratio)) if ratio > 1.1 else (h, w)
+
+
 # ------------------------------------------------------------------------------------------------------------- regions
 def square_region(size: Size) -> Region:
     """The region of an image padded to a square, in the middle of it."""
     side = max(size)
     left, top = (-((side - length) // 2) for length in size)
     return left, top, left + side, top + side
+
+
+def any_resolution_region(rows: int, columns: int, side: int, cell: int, grid: tuple[int, int], size: Size) -> Region:
+    """The region of an image that lies in the middle of rows x columns tiles, of which whole cells remain.
+
+    Args:
+        side: cells of a tile's side; cell: pixels of a cell's; grid: (h, w) of the cells that are left in the middle.
+        size: (width, height) of the image.
+    """
+    canvas = columns * side * cell, rows * side * cell
+    scale = min(whole_side / length for whole_side, length in zip(canvas, size, strict=True))
+    edges = []
+    for length, whole_side, cells in zip(size, canvas, reversed(grid), strict=True):
+        shown = min(math.ceil(length * scale), whole_side)  # pixels that the image takes, padding beside it
+        start = (whole_side - cells * cell) // 2 - (whole_side - shown) // 2
+        edges.append((round(start * length / shown), round((start + cells * cell) * length / shown)))
+    (x1, x2), (y1, y2) = edges
+    return x1, y1, x2, y2
 
 
 def center_crop_region(region: Region, resize: dict[str, int] | None, crop: Size) -> Region:
@@ -120,6 +147,24 @@ def unpatchify(values: "Tensor", grid: tuple[int, int], merge: int, copies: int,
     values = values.reshape(h, w, merge, merge, 3, copies, side, side)
     pictures = values.permute(5, 4, 0, 2, 6, 1, 3, 7)  # (copies, 3, h, merge, side, w, merge, side)
     return pictures.reshape(copies, 3, h * merge * side, w * merge * side)
+
+
+def cell_means(picture: "Tensor", grid: tuple[int, int], whole_cells: bool = True) -> "Tensor":
+    """(h, w): means of a picture (H, W) over the cells of a grid.
+
+    Args:
+        whole_cells: cells are a whole number of pixels, and what is left over at the right and the bottom is not seen.
+            If not, all of the picture is the grid's, and a pixel belongs to the cell in which its middle lies.
+    """
+    (h, w), (height, width) = grid, picture.shape
+    if whole_cells:
+        rows, columns = height // h, width // w
+        return picture[: h * rows, : w * columns].reshape(h, rows, w, columns).mean((1, 3))
+    down, across = ((np.arange(side) + 0.5) * cells // side for side, cells in ((height, h), (width, w)))
+    cell = picture.new_tensor(down[:, None] * w + across).long().flatten()
+    total, count = (picture.new_zeros(h * w).index_add(0, cell, each.flatten())
+                    for each in (picture, picture.new_ones(picture.shape)))  # fmt: skip
+    return (total / count.clamp(min=1)).view(h, w)
 
 
 def join_tiles(values: "Tensor", rows: int, columns: int) -> "Tensor":

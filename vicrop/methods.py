@@ -5,6 +5,7 @@ All have one interface, `Method`: bound to a model, one gives the box, the map a
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vicrop.adapter import adapter_class
 from vicrop.attribution import attention, edge_mask, pixel_gradients, weighted_attention
 from vicrop.boxes import bbox_in_region
 from vicrop.heads import Criteria, Head, greedy, heads_map, parse_heads, valid_heads
 from vicrop.images import ImageSource
-from vicrop.layouts import Region, Size, whole
+from vicrop.layouts import Region, Size, cell_means, whole
 from vicrop.session import SESSION_IMAGES, ImageSession, Of, Prompts, layer_numbers, valid_layer
-from vicrop.tiles import join_maps
+from vicrop.tiles import join_maps, tile_grid
 
 
 # ------------------------------------------------------------------------------------------------------------ formulas
@@ -58,10 +60,7 @@ def pure_gradient(session: ImageSession, prompts: Prompts, general_prompt: str, 
         single = session.only(query.image_index)
         specific, general = pixel_gradients(single, [query.prompt, general_prompt])
         masked = ratio(specific, general) * edge_mask(single).to(specific.device)
-        h, w = single.layouts[0].grid
-        height, width = masked.shape[0] // h, masked.shape[1] // w
-        patches = masked[: h * height, : w * width].reshape(h, height, w, width)  # what no patch holds is not seen
-        maps.append(patches.mean((1, 3)))
+        maps.append(cell_means(masked, single.layouts[0].grid, single.adapter.whole_cells))
     return maps
 
 
@@ -106,6 +105,7 @@ class Found(NamedTuple):
     bbox: tuple[int, int, int, int]  # xyxy pixels of the image
     att_map: np.ndarray | None  # (h, w) float32
     region: Region
+    views: int | None = None  # of the image that this took, where that is not one for every method of its kind
 
 
 class Method:
@@ -138,6 +138,10 @@ class Method:
 
     def prefill_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
         """Those whose rows an answer's own first pass can hold."""
+        return ()
+
+    def gradient_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """Those whose weighted rows an answer's own first pass can hold, if autograd is at work in it."""
         return ()
 
     def find(self, questions: Questions) -> list[Found]:
@@ -199,6 +203,10 @@ class MapMethod(Method):
     def bind(self, model: PreTrainedModel, layer: Any = None, heads: Any = None) -> "MapMethod":
         """See Method; `layer` and `heads` as in a call."""
         super().bind(model, layer, heads)
+        if self.formula is pure_gradient and not adapter_class(model).knows_pixels:
+            kind = model.config.model_type
+            raise ValueError(f"pure_grad needs to know how {kind} models cut an image into pixels, and no adapter says "
+                             "it: use rel_att, grad_att or loc_att")  # fmt: skip
         if heads is not None:
             text = model.config.get_text_config()
             heads = parse_heads(heads) if isinstance(heads, str) else heads
@@ -226,6 +234,10 @@ class MapMethod(Method):
         """See Method."""
         return self.layers(model) if self.formula in PREFILL_METHODS and not self.of_tiles else ()
 
+    def gradient_layers(self, model: PreTrainedModel) -> tuple[int, ...]:
+        """See Method."""
+        return self.layers(model) if self.formula is gradient_attention and not self.of_tiles else ()
+
     def maps(self, session: ImageSession, prompts: Prompts, general_prompt: str, of: Of = None) -> list[np.ndarray]:
         """[float32 ndarray (h, w)] for a session that exists already; `prompts` and `of` as it takes them."""
         read = {"layers": self.layers(session.model), "heads": self.heads}
@@ -251,13 +263,14 @@ class MapMethod(Method):
             maps = [self.map_of_tiles(session, prompt, general, number)
                     for prompt, number in zip(prompts, of, strict=True)]  # fmt: skip
             regions = [whole(session.images[number].size) for number in of]
+            views = [math.prod(tile_grid(session.images[number].size)) for number in of]
         else:
             maps = self.maps(session, prompts, general, of)
-            regions = [session.layouts[number].region for number in of]
+            regions, views = [session.layouts[number].region for number in of], [None] * len(of)
         return [
             Found(bbox_in_region(att_map, region, session.images[number].size, session.adapter.bbox_size),
-                  att_map, region)
-            for att_map, region, number in zip(maps, regions, of, strict=True)
+                  att_map, region, count)
+            for att_map, region, number, count in zip(maps, regions, of, views, strict=True)
         ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import argparse
 
 from vicrop.choices import MethodChoice, ModelChoice
 from vicrop.images import MOST_PIXELS, refuse_bad_limit
-from vicrop.tables import DTYPES, METHODS, MODELS, OPTIONS, PER_SAMPLE, known
+from vicrop.tables import DTYPES, METHODS, MODELS, OPTIONS, PER_SAMPLE, VIEWS, known
 
 
 # ------------------------------------------------------------------------------------------------- values of options
@@ -21,6 +21,17 @@ def layer_option(text: str) -> int | str:
     if text != "mean" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f'{text!r} is neither a layer number (from 0) nor "mean"')
     return text if text == "mean" else int(text)
+
+
+def bound_option(text: str) -> float:
+    """A probability below which something is done: any number from 0, 1 or more meaning always."""
+    try:
+        bound = float(text)
+    except ValueError:
+        bound = -1.0
+    if not 0 <= bound < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 (never) to 1 (always)")
+    return bound
 
 
 def device_option(text: str) -> str:
@@ -40,8 +51,9 @@ def device_option(text: str) -> str:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which model looks, where and how; `model_choice` reads them."""
     add = parser.add_argument
-    add("--model", choices=MODELS, default="llava_tiny")
+    add("--model", default="llava_tiny", help="a hub id, a folder, or one of " + ", ".join(MODELS))
     add("--model_id", help="another checkpoint of the same family: hub id or folder")
+    add("--prompt", help='the instruction, or the whole template, as in "{question} Answer with one word."')
     add("--revision", help="branch, tag or commit of a checkpoint on the hub")
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on CUDA, float32 elsewhere")
     add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
@@ -57,6 +69,9 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     add("--layer", type=layer_option, help='layer to read, zero-based, or "mean"')
     add("--loc_heads", help='loc_att: heads to read, as in "L14H24,L14H13", a file of localization.pipeline '
         f"stage=batch_analyze, or {PER_SAMPLE}; default: those known of the model, if any")  # fmt: skip
+    add("--crop_below", type=bound_option, metavar="P", help="crop only where the model gives its first answer a "
+        "probability below P: 0 is never, 1 always; default: always")  # fmt: skip
+    add("--views", type=int, default=VIEWS, help=f"views of an image that a _zoom method may take (default {VIEWS})")
     add("--max_image_pixels", type=int, help="open images of up to so many pixels; default: 89478485, at most "
         f"{MOST_PIXELS}")  # fmt: skip
 
@@ -68,6 +83,7 @@ def model_choice(given: argparse.Namespace) -> ModelChoice:
     Raises:
         ValueError: naming an option that the model's adapter does not have.
     """
+    from vicrop.adapter import refuse_bad_prompt
     from vicrop.crop import adapter_of
 
     own = adapter_of(given.model).options
@@ -77,6 +93,9 @@ def model_choice(given: argparse.Namespace) -> ModelChoice:
             raise ValueError(f"--{name} has no meaning for {given.model}, which has {named}")
     typed = {name: getattr(given, name) for name in OPTIONS if name in own}
     options = {name: own[name] if value is None else value for name, value in typed.items()}
+    if given.prompt is not None:
+        refuse_bad_prompt(given.prompt)
+        options["prompt"] = given.prompt
     return ModelChoice(
         given.model, given.model_id, given.revision, given.dtype, given.device, given.device_map, options
     )
@@ -95,5 +114,8 @@ def method_choice(given: argparse.Namespace) -> MethodChoice:
     refuse_bad_limit(given.max_image_pixels)
     if given.loc_heads and not any("heads" in method_of(module, name).reads for name in names):
         raise ValueError(f"--loc_heads {given.loc_heads}: {', '.join(names)} reads no heads, loc_att does")
+    if given.views < 1:
+        raise ValueError(f"--views {given.views} is not at least 1")
     heads = heads_of(given.model, given.model_id, given.loc_heads)
-    return MethodChoice(names, given.layer, None if heads is None else tuple(heads), given.max_image_pixels)
+    heads = None if heads is None else tuple(heads)
+    return MethodChoice(names, given.layer, heads, given.max_image_pixels, given.crop_below, given.views)

@@ -46,8 +46,20 @@ def overlay(image: Image.Image, att_map: np.ndarray, region: Region, strength: f
     return mixed
 
 
+def heat_over(image: Image.Image, att_map: np.ndarray, region: Region, most: float = 0.4) -> Image.Image:
+    """As `overlay`, but opacity follows the map: its smallest value hides nothing, its largest `most` of the image."""
+    share = from_0_to_1(att_map)
+    heat = Image.fromarray((255 * matplotlib.colormaps[HEAT](share)[..., :3]).round().astype(np.uint8))
+    left, top, right, bottom = region
+    size, nearest = (right - left, bottom - top), Image.Resampling.NEAREST
+    opacity = Image.fromarray((255 * most * share).round().astype(np.uint8)).resize(size, nearest)
+    mixed = image.copy()
+    mixed.paste(heat.resize(size, nearest), (left, top), opacity)
+    return mixed
+
+
 def finding_figure(image: Image.Image, question: str, title: str, finding: "CropResult") -> Figure:
-    """A Figure of up to three panels: the picture and the map, both with the box, and the crop.
+    """A Figure of up to three panels: the picture and the map, both with the box, and the crop, where there is one.
 
     Args:
         image: PIL image; question: the text above.
@@ -56,15 +68,16 @@ def finding_figure(image: Image.Image, question: str, title: str, finding: "Crop
     whole = [(image, f"without crop: {finding.original_answer}")]
     if finding.att_map is not None:
         whole.append((overlay(image, finding.att_map, finding.region), f"where it looks ({title})"))
-    panels = [*whole, (image.crop(finding.bbox), f"with crop: {finding.crop_answer}")]
+    cropped = [(image.crop(finding.bbox), f"with crop: {finding.crop_answer}")] if finding.bbox else []
+    panels = [*whole, *cropped]
     figure = Figure(figsize=(4.2 * len(panels), 4.6), layout="constrained")
     figure.suptitle(question, fontsize=14, fontweight="bold", parse_math=False)
-    all_axes = figure.subplots(1, len(panels))
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (picture, caption) in zip(all_axes, panels, strict=True):
         axes.imshow(picture)
         axes.set_title(caption, fontsize=12, parse_math=False)
         axes.set_axis_off()
-    x1, y1, x2, y2 = finding.bbox
+    x1, y1, x2, y2 = finding.bbox or (0, 0, *image.size)
     for axes in all_axes[: len(whole)]:
         for color, width in (("white", 4), ("crimson", 2)):
             axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, linewidth=width)

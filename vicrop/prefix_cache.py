@@ -34,7 +34,7 @@ class PaddedBatch:
         padded = any(part.tokens < width for column, width in zip(columns, widths, strict=True) for part in column)
 
         def laid_out(values: Callable[[Any], Tensor], axis: int = 1, batch_axis: int = 0) -> Tensor:
-            blocks = [torch.cat([_padded(values(part), axis, width) for part in column], batch_axis)
+            blocks = [torch.cat([left_padded(values(part), axis, width) for part in column], batch_axis)
                       for column, width in zip(columns, widths, strict=True)]  # fmt: skip
             return torch.cat(blocks, axis) if len(blocks) > 1 else blocks[0]
 
@@ -52,7 +52,8 @@ class PaddedBatch:
         return cls(arguments_of(embeds, positions, None, deepstack, per_token, first.constants), real, padded)
 
 
-def _padded(values: Tensor, axis: int, width: int) -> Tensor:
+def left_padded(values: Tensor, axis: int, width: int) -> Tensor:
+    """The values with zeros before them along an axis, so that it is `width` long."""
     missing = list(values.shape)
     missing[axis] = width - values.shape[axis]
     return torch.cat([values.new_zeros(missing), values], axis) if missing[axis] else values
@@ -136,6 +137,30 @@ class PrefixCache:
         cache.layers = [_forked(layer, self.slots, None if same else rows) for layer in cache.layers]
         return PrefixCache(cache, self.real[rows], self.padded)
 
+    def drop(self, counts: Sequence[int]) -> None:
+        """Take back the last so many tokens of each row: those of all rows are cut, what others have more is masked."""
+        most, least = max(counts), min(counts)
+        if least:
+            self.real = self.real[:, :-least]
+            for layer in self._attending():
+                layer.keys, layer.values = (each[:, :, :-least] for each in (layer.keys, layer.values))
+        if most > least:
+            left = torch.tensor(counts, device=self.real.device)[:, None] - least  # (batch, 1)
+            behind = torch.arange(self.slots, 0, -1, device=self.real.device)  # 1 is the last slot
+            self.real, self.padded = self.real & (behind > left), True
+
+    def detach(self) -> None:
+        """Let go of autograd's graph."""
+        for layer in self._attending():
+            layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+
+    def step(self) -> dict[str, Any]:
+        """The arguments with which a model reads one more token of each row on top of this."""
+        if self.padded:
+            self.real = torch.cat([self.real, self.real.new_ones(len(self.real), 1)], 1)
+        mask = self.real.long() if self.padded else None
+        return {"attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
+
     def extend(self, decoder: PreTrainedModel, parts: Sequence[DecoderCall]) -> Any:
         """The decoder's output over what is pending and the rows' next parts, in one pass."""
         rows = zip(self.pending, parts, strict=True) if self.pending else ([part] for part in parts)
@@ -196,6 +221,7 @@ class PrefixStore:
         # pass end before the last layer? Not where later layers have states that would miss it.
         self.takes_padding = all(type(layer) is DynamicLayer for layer in layers)
         self.can_stop = not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+        self.takes_drafts = self.can_stop  # states cannot go back to before a wrong token, keys and values can
         self.prefixes: list[Prefix] = []
         self.caches: list[tuple[list[Prefix], PrefixCache]] = []
         self.beginnings: list[int | None] = []  # the image of each beginning that was new; None where it had no end

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedModel, ProcessorMixin, Qwen2_5_VLProcessor
+from transformers.processing_utils import MODALITY_TO_AUTOPROCESSOR_MAPPING
+from transformers.utils.import_utils import is_torchvision_available
+
+from vicrop.attention import replaced
 
 QUESTION = "what is it?"
 ROOT_TOKENIZER = "its tokenizer (tokenizer.json, or the vocabulary in place of it)"
@@ -102,6 +106,49 @@ def place_token(tokenizer: Any, rows: int) -> int:
     return usable[0]
 
 
+# --------------------------------------------------------------------------------------------------------- chat models
+def prepare_tokens(model: PreTrainedModel, processor: Any) -> None:
+    """The tokenizer fits the model, which has an embedding for the token of an image."""
+    image = processor.tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+    refuse_other_tokenizer(processor.tokenizer, ROOT_TOKENIZER, embeddings(model), image)
+    refuse_token_without_row(model, image)
+
+
+def prepare_chat(model: PreTrainedModel, processor: Any) -> None:
+    """As `prepare_tokens`, and there is a chat template."""
+    prepare_tokens(model, processor)
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    if not processor.chat_template:
+        raise ValueError("it has no chat template, neither chat_template.jinja nor one in tokenizer_config.json")
+
+
+# ------------------------------------------------------------------------------------------------- without torchvision
+class _NoVideos:
+    """Stands for the half of a processor that is for videos, which cannot be loaded without torchvision."""
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+
+def load_any(source: str | Path, **where: Any) -> ProcessorMixin:
+    """The processor of a folder or a hub id; without torchvision it has no half for videos."""
+    if is_torchvision_available():
+        return AutoProcessor.from_pretrained(source, **where)
+    table, proper = type(MODALITY_TO_AUTOPROCESSOR_MAPPING), ProcessorMixin.check_argument_for_proper_class
+    look_up = table.__getitem__
+
+    def without_videos(self: Any, key: str) -> Any:
+        return _NoVideos if key == "video_processor" else look_up(self, key)
+
+    def lenient(self: Any, name: str, value: Any) -> Any:
+        return None if value is None and name == "video_processor" else proper(self, name, value)
+
+    check = replaced(ProcessorMixin, "check_argument_for_proper_class", lenient)
+    with check, replaced(table, "__getitem__", without_videos):
+        return AutoProcessor.from_pretrained(source, **where)
+
+
 # ---------------------------------------------------------------------------------------------------------- Qwen-VL
 class ImageTextProcessor(Qwen2_5_VLProcessor):
     """Qwen2.5-VL's processor without its half for videos, which alone needs torchvision."""
@@ -122,9 +169,9 @@ def load_qwen_processor(source: str | Path, **where: Any) -> ImageTextProcessor:
     return processor
 
 
-def chat_prompt(processor: Any, text: str) -> str:
-    """The chat template of a checkpoint, filled in for a user's text about one image."""
-    content = [{"type": "image"}, {"type": "text", "text": text}]
+def chat_prompt(processor: Any, text: str, images: int = 1) -> str:
+    """The chat template of a checkpoint, filled in for a user's text about an image, or several."""
+    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 

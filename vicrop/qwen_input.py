@@ -42,6 +42,13 @@ def pixel_range(processor: Any, min_pixels: int | None = None, max_pixels: int |
     return {"shortest_edge": low, "longest_edge": max(low, high)}
 
 
+def refuse_bad_pixel_range(low: int | None, high: int | None) -> None:
+    """ValueError unless images can be scaled into a range of numbers of pixels; None: no limit is given."""
+    low = 1 if low is None else low
+    if low < 1 or (high is not None and high < low):
+        raise ValueError(f"min_pixels is at least 1, not {low}, and max_pixels at least min_pixels, not {high}")
+
+
 def prepare_qwen2_5_input(
     messages: Sequence[dict[str, Any]], processor: Any, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> "BatchFeature":

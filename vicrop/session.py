@@ -5,6 +5,7 @@ with a crop. They share one pass over the image. Nothing here knows a family: se
 """
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,9 +22,10 @@ from transformers import PreTrainedModel
 from vicrop.adapter import EncodedImage, adapter_class
 from vicrop.attention import FrozenModel, capture_attention, device_of, frozen_eval, replaced, with_implementation
 from vicrop.decoder_call import DecoderCall, captured_call
+from vicrop.decoding import Answer, Decoding, Draft
 from vicrop.images import ImageSource, load_image
 from vicrop.layouts import Layout
-from vicrop.prefix_cache import PrefixCache, PrefixStore, Row
+from vicrop.prefix_cache import PrefixCache, PrefixStore, Row, left_padded
 from vicrop.tiles import high_res_split_threshold, same_size
 
 Prompts = str | Sequence[str]  # see ImageSession
@@ -118,6 +120,7 @@ class ImageSession(ImageBatch):
         self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
         self.store, self.batched = PrefixStore(self.decoder, len(self.images)), None
         self.rows: dict[tuple[Query, int], Tensor] = {}  # (query, layer) -> its map (heads, h, w), once it was read
+        self.weighted: dict[tuple[Query, tuple[int, ...]], Tensor] = {}  # the same, weighted by gradients
         self._calls: OrderedDict[Query, Row] = OrderedDict()
         self._tiles: dict[int, tuple] = {}
 
@@ -162,7 +165,7 @@ class ImageSession(ImageBatch):
         features = [image.features.pooled.shape[-2] for image in images]
         if self.adapter.connector is None and counts != features:
             raise ValueError(f"{sum(counts)} places for image tokens, and {sum(features)} of them to fill in")
-        ids = self.adapter.tokenize(query.prompt, counts)
+        ids = self.adapter.tokenize(query.prompt, [image.layout for image in images])
         ids = torch.cat([ids, ids.new_tensor(query.forced_tokens)])
         image_at = (ids == self.model.config.image_token_id).nonzero()[:, 0][: images[0].layout.num_tokens]
         placed = ids.to(self.device)
@@ -228,14 +231,22 @@ class ImageSession(ImageBatch):
 
     def logits(self, read: Read) -> Tensor:
         """(batch, vocabulary) float32 after the last token, by the model's own code behind its decoder."""
-        last = copy.copy(read.output)
-        last.last_hidden_state = read.output.last_hidden_state[:, -1:]
-        ids = torch.stack([row.rest.ids[-1:] for row in read.rows]).to(self.device)
+        return self.last_logits(read, [1] * len(read.rows))[:, -1]
+
+    def last_logits(self, read: Read, counts: Sequence[int]) -> Tensor:
+        """(batch, tokens, vocabulary) float32 after the last tokens, so many of each row; others come before them."""
+        width, last = max(counts), copy.copy(read.output)
+        last.last_hidden_state = read.output.last_hidden_state[:, -width:]
+        ids = torch.stack([left_padded(row.rest.ids[-width:], 0, width) for row in read.rows]).to(self.device)
+        positions = [left_padded(row.rest.positions[..., -width:], -1, width) for row in read.rows]
         with replaced(self.decoder, "forward", lambda *_, **__: last):
-            return self._speak(ids, last_positions(read.rows))
+            scores = self._speak(ids, torch.cat(positions, -2))
+        for row, count in zip(scores, counts, strict=True):
+            finite(row[-count:])
+        return scores.float()
 
     def _speak(self, ids: Tensor, positions: Tensor, **cached: Any) -> Tensor:
-        return finite(self.adapter.speaker(input_ids=ids, position_ids=positions, **cached).logits[:, -1]).float()
+        return self.adapter.speaker(input_ids=ids, position_ids=positions, **cached).logits
 
     def maps(self, found: dict[nn.Module, Tensor], layers: Sequence[int], queries: Sequence[Query], read: Read,
              through: Sequence[Tensor | None] | None = None) -> list[Tensor]:  # fmt: skip
@@ -259,52 +270,75 @@ class ImageSession(ImageBatch):
             self.rows.update({(query, layer): att_map for layer, att_map in zip(layers, maps, strict=True)})
 
     # -- answers
-    @frozen_eval
     def answer(self, prompts: Prompts, crops: Sequence[Image.Image] | None = None, layers: Sequence[int] = (),
                of: Of = None) -> list[str]:  # fmt: skip
+        """The texts of `answers`."""
+        return [answer.text for answer in self.answers(prompts, crops, layers, of)]
+
+    @frozen_eval
+    def answers(self, prompts: Prompts, crops: Sequence[Image.Image] | None = None, layers: Sequence[int] = (),
+                of: Of = None, drafts: Sequence[Draft] | None = None) -> list[Answer]:  # fmt: skip
         """Greedy answers, at most MAX_NEW_TOKENS tokens, one per prompt.
 
         Args:
             prompts, of: see the class.
             crops: one more image per prompt (PIL), appended after the first; None asks about the images alone.
             layers: layers whose attention will be asked for: read off this answer's own prefill.
+            drafts: for each prompt what its answer may turn out to be: where it does, that takes no decoding steps.
+                Nothing else depends on it.
         Raises:
-            ValueError: the model's logits are not finite; layers of a prompt that also shows a crop.
+            ValueError: the model's logits are not finite; layers of a prompt that also shows a crop, or of a draft.
         """
-        if crops and layers:
-            raise ValueError("maps are those of the image alone: ask for layers without crops")
-        queries = self.queries(prompts, of)
+        if layers and (crops or drafts):
+            raise ValueError("maps are those of a prompt about the image alone: ask for layers without crops or drafts")
+        drafts = self._usable(drafts) if drafts and self.store.takes_drafts else []
+        queries = self.queries(prompts, of, [draft[:-1] for draft in drafts])
         rows = self.rows_with_crops(queries, crops) if crops else [self.row(query) for query in queries]
-        tokens = []
+        if not all(row.rest.causal_from(row.rest.length - len(query.forced_tokens))
+                   for row, query in zip(rows, queries, strict=True) if query.forced_tokens):  # fmt: skip
+            self.store.takes_drafts = False
+            return self.answers(prompts, crops, layers, of)
+        drafts, found = drafts or [()] * len(queries), []
         for asked, batch in self.batches(queries, rows):
-            read, found = self.prefill(batch, layers)
+            read, probs = self.prefill(batch, layers)
             if layers:
-                self.remember(found, layers, asked, read)
-            tokens += self.greedy_decode(read)
-        return [self.processor.tokenizer.decode(each, skip_special_tokens=True).strip() for each in tokens]
+                self.remember(probs, layers, asked, read)
+            found += self.greedy_decode(read, drafts[len(found) : len(found) + len(batch)])
+        return found
 
-    def greedy_decode(self, read: Read) -> list[list[int]]:
-        """Token ids per row, greedily, up to an end token: what `generate` gives, with nothing set up anew."""
+    def _usable(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """Drafts as far as they can be read behind a prompt: a mark of an image among them would be taken for one."""
+        config = vars(self.model.config).items()
+        named = [value for name, value in config if "_token_" in name and isinstance(value, int)]
+        special, cut = {*named, *self.processor.tokenizer.all_special_ids}, []
+        for draft in drafts:
+            stop = next((n for n, token in enumerate(draft, 1) if token in special), len(draft))
+            cut.append(tuple(draft[: min(stop, MAX_NEW_TOKENS)]))
+        return cut
+
+    def greedy_decode(self, read: Read, drafts: Sequence[Draft]) -> list[Answer]:
+        """The Answer of each row, greedily, up to an end token: what `generate` gives, with nothing set up anew.
+
+        Args:
+            drafts: for each row what its answer may turn out to be; the row has read all of it but the last token.
+        """
         configs = [model.generation_config for model in (self.model, self.adapter.speaker)]  # hashing one is slow
-        ends = torch.tensor(end_tokens(*configs, tokenizer=self.processor.tokenizer), device=self.device)
-        cache, positions = read.cache, last_positions(read.rows)
-        tokens = self.logits(read).argmax(-1, keepdim=True).to(self.device)  # (batch, 1)
-        answers, real = tokens, cache.real
+        ends, tokenizer = end_tokens(*configs, tokenizer=self.processor.tokenizer), self.processor.tokenizer
+        counts = [max(1, len(draft)) for draft in drafts]
+        answers, cache = Decoding(self.last_logits(read, counts), drafts, ends, MAX_NEW_TOKENS), read.cache
+        cache.drop(answers.unread)
+        said = torch.tensor([[len(tokens)] for tokens in answers.tokens], device=self.device)
+        asked = [row.rest.positions[..., -count, None] for row, count in zip(read.rows, counts, strict=True)]
+        positions = torch.cat(asked, -2) + said
         with with_implementation("captured", [self.decoder]):
-            while answers.shape[1] < MAX_NEW_TOKENS and not torch.isin(answers, ends).any(1).all():
-                positions = positions + 1  # (..., batch, 1)
-                real = torch.cat([real, real.new_ones(len(real), 1)], 1) if cache.padded else real
-                mask = real.long() if cache.padded else None
-                step = {"attention_mask": mask, "past_key_values": cache.cache, "use_cache": True}
-                tokens = self._speak(tokens, positions, **step).argmax(-1, keepdim=True).to(self.device)
-                answers = torch.cat([answers, tokens], 1)
-        ended = torch.isin(answers, ends).cumsum(1) > 0
-        return [row[~over].tolist() for row, over in zip(answers, ended, strict=True)]
-
-
-def last_positions(rows: Sequence[Row]) -> Tensor:
-    """(..., batch, 1) positions of the rows' last tokens."""
-    return torch.cat([row.rest.positions[..., -1:] for row in rows], -2)
+            while not answers.over:  # positions (..., batch, 1)
+                last = torch.tensor(answers.last, device=self.device)[:, None]
+                answers.add(finite(self._speak(last, positions, **cache.step())[:, -1]).float())
+                positions = positions + 1
+        texts = [tokenizer.decode([token for token in tokens if token not in answers.ends], skip_special_tokens=True)
+                 for tokens in answers.tokens]  # fmt: skip
+        return [Answer(text.strip(), float(f"{math.exp(sum(logs)):.5g}"), tuple(tokens))
+                for text, logs, tokens in zip(texts, answers.logs, answers.tokens, strict=True)]  # fmt: skip
 
 
 def finite(logits: Tensor) -> Tensor:
@@ -326,9 +360,9 @@ def layer_numbers(model: PreTrainedModel, layer: Any = None) -> tuple[int, ...]:
     """
     kind = adapter_class(model)
     available = sorted(kind.attention_modules(model))
+    layer = kind.default_layer(model) if layer is None else layer
     if layer == "mean":
         return tuple(available)
-    layer = kind.default_layer(model) if layer is None else layer
     numbers = layer if isinstance(layer, (list, tuple)) and layer else [layer]
     return tuple(sorted({valid_layer(number, available, "this model") for number in numbers}))
 
@@ -340,6 +374,8 @@ def valid_layer(number: Any, available: Sequence[int], whose: str) -> int:
         first, last = available[0], available[-1]
         whole = len(available) == last - first + 1
         named = f"{first} to {last}" if whole else ", ".join(map(str, available))
+        if integer and 0 <= number <= last:
+            raise ValueError(f"layer {number} has no attention: {whose} has it in layers {named}")
         raise ValueError(f"layer {number!r} does not exist: {whose} has layers {named}")
     return int(number)
 

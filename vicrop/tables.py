@@ -12,6 +12,26 @@ MODELS = {
     "llava_next": {"id": "llava-hf/llava-v1.6-vicuna-7b-hf", "module": "vicrop.models.llava_next"},
     "blip": {"id": "Salesforce/instructblip-vicuna-7b", "module": "vicrop.models.instructblip"},
     "qwen2_5": {"id": "Qwen/Qwen2.5-VL-3B-Instruct", "module": "vicrop.models.qwen2_5_vl"},
+    "llava_13b": {"id": "llava-hf/llava-1.5-13b-hf", "module": "vicrop.models.llava"},
+    "vipllava": {"id": "llava-hf/vip-llava-7b-hf", "module": "vicrop.models.squares"},
+    "qwen2_5_7b": {"id": "Qwen/Qwen2.5-VL-7B-Instruct", "module": "vicrop.models.qwen2_5_vl"},
+    "qwen2_vl": {"id": "Qwen/Qwen2-VL-7B-Instruct", "module": "vicrop.models.merged_patches"},
+    "qwen3_vl": {"id": "Qwen/Qwen3-VL-8B-Instruct", "module": "vicrop.models.merged_patches"},
+    "qwen3_vl_2b": {"id": "Qwen/Qwen3-VL-2B-Instruct", "module": "vicrop.models.merged_patches"},
+    "qwen3_vl_4b": {"id": "Qwen/Qwen3-VL-4B-Instruct", "module": "vicrop.models.merged_patches"},
+    "internvl3": {"id": "OpenGVLab/InternVL3-8B-hf", "module": "vicrop.models.tiled"},
+    "internvl3_2b": {"id": "OpenGVLab/InternVL3-2B-hf", "module": "vicrop.models.tiled"},
+    "llava_onevision": {
+        "id": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        "module": "vicrop.models.llava_onevision",
+    },
+    "gemma3": {"id": "google/gemma-3-4b-it", "module": "vicrop.models.squares"},
+    "smolvlm": {"id": "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "module": "vicrop.models.idefics3"},
+    "idefics3": {"id": "HuggingFaceM4/Idefics3-8B-Llama3", "module": "vicrop.models.idefics3"},
+    "pixtral": {"id": "mistral-community/pixtral-12b", "module": "vicrop.models.pixtral"},
+    "glm4v": {"id": "zai-org/GLM-4.1V-9B-Thinking", "module": "vicrop.models.merged_patches"},
+    "paligemma2": {"id": "google/paligemma2-3b-mix-448", "module": "vicrop.models.paligemma"},
+    "aya_vision": {"id": "CohereLabs/aya-vision-8b", "module": "vicrop.models.tiled"},
     "llava_tiny": {"id": "vicrop/embedded/llava", "module": "vicrop.models.llava", "loc_heads": "L2H6,L2H1,L2H2"},
     "blip_tiny": {"id": "vicrop/embedded/blip", "module": "vicrop.models.instructblip", "loc_heads": "L4H4,L2H3,L4H5"},
     "qwen2_5_tiny": {
@@ -75,8 +95,8 @@ TASKS = {
 # How large an object is: name -> below this part of the image (the ViCrop paper's analysis of TextVQA, section 3).
 SIZES = {"small": 0.005, "medium": 0.05, "large": float("inf")}
 
-# name -> the function of the model's module that makes the map ("tiles": of each tile of the image), or the function
-# of boxes.py that chooses the box without a map.
+# name -> the function of the model's module that makes the map ("tiles": of each tile of the image; "zoom": of windows,
+# see zoom.py), or the function of boxes.py that chooses the box without a map.
 METHODS: dict[str, dict[str, Any]] = {
     "rel_att": {"map": "rel_att", "tiles": False},
     "grad_att": {"map": "grad_att", "tiles": False},
@@ -86,6 +106,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "pure_grad_high": {"map": "pure_grad", "tiles": True},
     "loc_att": {"map": "loc_att", "tiles": False},
     "loc_att_high": {"map": "loc_att", "tiles": True},
+    "rel_att_zoom": {"map": "rel_att", "tiles": False, "zoom": True},
+    "grad_att_zoom": {"map": "grad_att", "tiles": False, "zoom": True},
+    "pure_grad_zoom": {"map": "pure_grad", "tiles": False, "zoom": True},
+    "loc_att_zoom": {"map": "loc_att", "tiles": False, "zoom": True},
     "gt_crop": {"box": "gt_crop"},
     "center_crop": {"box": "center_crop"},
     "random_crop": {"box": "random_crop"},
@@ -93,6 +117,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 # Of floating numbers; auto: bfloat16 on CUDA, float32 elsewhere.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+VIEWS = 8  # that a `_zoom` method may take of an image, where nothing is said
 
 PER_SAMPLE = "per_sample"  # in place of localization heads: the best ones of each image
 

@@ -20,17 +20,23 @@ def high_res_split_threshold(image: Image.Image, res_threshold: int = TILE_SIDE)
     Returns:
         (tiles, vertical_split, horizontal_split): PIL images row by row, number of rows, number of columns.
     """
-    width, height = image.size
+    (width, height), (rows, columns) = image.size, tile_grid(image.size, res_threshold)
+    xs = [round(column * width / columns) for column in range(columns + 1)]
+    ys = [round(row * height / rows) for row in range(rows + 1)]
+    tiles = [image.crop((xs[i], ys[j], xs[i + 1], ys[j + 1])) for j in range(rows) for i in range(columns)]
+    return tiles, rows, columns
+
+
+def tile_grid(size: tuple[int, int], res_threshold: int = TILE_SIDE) -> tuple[int, int]:
+    """(rows, columns) of the tiles of an image of (width, height) pixels."""
+    width, height = size
     columns, rows = math.ceil(width / res_threshold), math.ceil(height / res_threshold)
     while max(width / columns, height / rows) > TILE_ASPECT * min(width / columns, height / rows):
         if width / columns > height / rows:
             columns += 1
         else:
             rows += 1
-    xs = [round(column * width / columns) for column in range(columns + 1)]
-    ys = [round(row * height / rows) for row in range(rows + 1)]
-    tiles = [image.crop((xs[i], ys[j], xs[i + 1], ys[j + 1])) for j in range(rows) for i in range(columns)]
-    return tiles, rows, columns
+    return rows, columns
 
 
 def same_size(tiles: Sequence[Image.Image], square: bool = False) -> list[Image.Image]:

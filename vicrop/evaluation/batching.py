@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel
 
 from vicrop.crop import QuestionBatch
+from vicrop.decoding import Answer
 from vicrop.failures import recoverable_message
 from vicrop.methods import Method
 from vicrop.session import ImageSession
@@ -58,7 +59,7 @@ def take_result(future: Future[Made]) -> Callable[[], Made]:
 
 def answer_batch(
     batch: Sequence[dict], session: Callable[[], BatchSession], alone: Callable[[dict], BatchSession],
-    methods: dict[str, Method],
+    methods: dict[str, Method], crop_below: float | None = None,
 ) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """{method: [the fields that it adds to each record: answers and box, or an error instead of them]}.
 
@@ -68,10 +69,10 @@ def answer_batch(
 
     Args:
         session: returns the BatchSession of this batch; alone: returns the BatchSession of a single record.
-        methods: {name: Method}.
+        methods: {name: Method}; crop_below: as crop.QuestionBatch takes it.
     """
     try:
-        questions = question_batch(batch, *session())
+        questions = question_batch(batch, *session(), crop_below)
         originals = questions.original_answers(methods)
         if len(batch) > 1:
             return {name: outcomes(questions, method, originals) for name, method in methods.items()}
@@ -83,33 +84,30 @@ def answer_batch(
     if len(batch) == 1:
         return {name: [UNANSWERED | {"error": error}] for name in methods}
     questions = None
-    each = [answer_batch([record], partial(alone, record), alone, methods) for record in batch]
+    each = [answer_batch([record], partial(alone, record), alone, methods, crop_below) for record in batch]
     return {name: [fields for found in each for fields in found[name]] for name in methods}
 
 
-def question_batch(batch: Sequence[dict], session: ImageSession, of: Sequence[int]) -> QuestionBatch:
+def question_batch(
+    batch: Sequence[dict], session: ImageSession, of: Sequence[int], crop_below: float | None = None
+) -> QuestionBatch:
     """The QuestionBatch of some records about a session's images; `of` has the number of each record's image."""
     questions = [record["question"] for record in batch]
-    return QuestionBatch(session, questions, of, [record.get("short_question") for record in batch], batch)
+    short = [record.get("short_question") for record in batch]
+    return QuestionBatch(session, questions, of, short, batch, crop_below)
 
 
-def outcome_or_error(questions: QuestionBatch, method: Method, originals: Sequence[str]) -> dict[str, Any]:
+def outcome_or_error(questions: QuestionBatch, method: Method, originals: Sequence[Answer]) -> dict[str, Any]:
     """`outcomes` of a single record, or its error: one method may fail where another one does not."""
     try:
         return outcomes(questions, method, originals)[0]
     except Exception as caught:
-        return UNANSWERED | {"original_answer": originals[0], "error": recoverable_message(caught)}
+        return UNANSWERED | {"original_answer": originals[0].text, "error": recoverable_message(caught)}
 
 
-def outcomes(questions: QuestionBatch, method: Method, originals: Sequence[str]) -> list[dict[str, Any]]:
+def outcomes(questions: QuestionBatch, method: Method, originals: Sequence[Answer]) -> list[dict[str, Any]]:
     """The fields that a method adds to each record of a QuestionBatch."""
     return [
-        {
-            "original_answer": found.original_answer,
-            "crop_answer": found.crop_answer,
-            "bbox": list(found.bbox),
-            **found.fields,
-            "map": None if found.att_map is None else (found.att_map, found.region),
-        }
+        found.outputs | {"map": None if found.att_map is None else (found.att_map, found.region)}
         for found in questions.results(method, originals)
     ]

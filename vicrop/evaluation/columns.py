@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 COLUMNS = ("task", "model", "method", "metric", "part", "n", "missing", "errors", "without crop", "with crop",
-           "difference", "95 % interval", "p", "fixed", "broken")  # fmt: skip
+           "difference", "95 % interval", "p", "fixed", "broken", "surer")  # fmt: skip
 LEFT = 5  # columns that are flush left
 
 
@@ -15,6 +15,8 @@ def cells(row: dict[str, Any]) -> list[str]:
         shown |= {"without crop": f"{row['without_crop']:.2f}", "with crop": f"{row['with_crop']:.2f}",
                   "difference": f"{row['difference']:+.2f}",
                   "95 % interval": f"{row['low']:+.2f} to {row['high']:+.2f}"}  # fmt: skip
+    if "surer" in row:
+        shown["surer"] = f"{row['surer']:.2f}"
     if "mcnemar_p" in row:
         shown["p"] = f"{row['mcnemar_p']:.2g}"
     return [str(shown[name]) for name in COLUMNS]
@@ -46,4 +48,5 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     """Print the table."""
     print_aligned([COLUMNS, *map(cells, rows)], LEFT)
     print("".join(f"{line}\n" for line in details_of(rows)), end="")
-    print("Scores in %; intervals by bootstrap over images; p: McNemar's exact test. A record with an error is wrong.")
+    print("Scores in %; intervals by bootstrap over images; p: McNemar's exact test. A record with an error is wrong. "
+          "surer: of both answers the more probable one.")  # fmt: skip

@@ -22,7 +22,7 @@ from vicrop.files import clone_commit, in_repository, place_name
 from vicrop.heads import head_name
 from vicrop.loaded import torch_dtype
 from vicrop.session import MAX_NEW_TOKENS
-from vicrop.tables import GENERAL_PROMPT, PER_SAMPLE
+from vicrop.tables import GENERAL_PROMPT, METHODS, MODELS, PER_SAMPLE
 from vicrop.version import __version__
 
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "pillow")
@@ -37,14 +37,25 @@ def common_settings(run: RunSettings, device: torch.device | None = None) -> dic
     choice, data = run.model, in_repository(run.question_path)
     dtype = torch_dtype(choice.dtype) or default_dtype(choice.device or device or default_device())
     return {
-        "model": choice.name, "model_id": checkpoint_name(choice),
+        "model": model_name(choice.name), "model_id": checkpoint_name(choice),
         "weights": weights_of(choice.name, choice.model_id, choice.revision),
         "task": run.task, "dtype": str(dtype).removeprefix("torch."),
-        **choice.options, "prompt": model_module(choice.name).PROMPT, "general_prompt": GENERAL_PROMPT,
+        **choice.options, **prompt_settings(choice), "general_prompt": GENERAL_PROMPT,
         "decoding": f"greedy, {MAX_NEW_TOKENS} tokens",
         "image_path": place_name(in_repository(run.image_path)),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else str(run.question_path),
     }  # fmt: skip
+
+
+def prompt_settings(choice: ModelChoice) -> dict[str, Any]:
+    """The template of a question, and whether it was given."""
+    given = choice.options.get("prompt")
+    return {"prompt": given, "prompt_is_given": True} if given else {"prompt": model_module(choice.name).PROMPT}
+
+
+def model_name(name: str) -> str:
+    """A name of tables.MODELS or a hub id as it is; a folder by its `place_name`, however it was typed."""
+    return name if name in MODELS or not Path(local_or_hub(name)).is_dir() else place_name(local_or_hub(name))
 
 
 def checkpoint_name(choice: ModelChoice) -> str:
@@ -54,11 +65,13 @@ def checkpoint_name(choice: ModelChoice) -> str:
 
 
 def method_settings(run: RunSettings, method: str) -> dict[str, Any]:
-    """The settings of one of a run's methods: its name, and the layer or heads that it reads."""
+    """The settings of one of a run's methods: its layer and heads, if it reads any, and the gate, if there is one."""
     reads = method_of(model_module(run.model.name), method).reads
     heads = run.how.heads and ",".join(map(head_name, run.how.heads))
     chosen = {"layer": run.how.layer} if "layers" in reads else {}
     chosen |= {"loc_heads": heads or PER_SAMPLE} if "heads" in reads else {}
+    chosen |= {} if run.how.crop_below is None else {"crop_below": run.how.crop_below}
+    chosen |= {"views": run.how.views} if METHODS[method].get("zoom") else {}
     return {"method": method} | chosen
 
 

@@ -18,7 +18,7 @@ from vicrop.known_heads import heads_of
 from vicrop.loaded import LoadedModel, load_chosen
 from vicrop.map_files import SavedMap
 from vicrop.methods import Method
-from vicrop.tables import GENERAL_PROMPT, OPTIONS
+from vicrop.tables import GENERAL_PROMPT, OPTIONS, VIEWS
 
 
 def made_again(result: ResultFile, records: Sequence[dict], place: Mapping[str, Any]) -> Iterator[tuple[Id, SavedMap]]:
@@ -80,12 +80,15 @@ def maker_of(result: ResultFile, place: Mapping[str, Any]) -> tuple[Method, Load
     if weights_of(*source, revision) != made["weights"]:
         raise ValueError(f"{made['model_id']} has other weights than those that made {result.path}: use --maps saved")
     options = {name: made[name] for name in OPTIONS if name in made}
+    if made.get("prompt_is_given"):
+        options["prompt"] = made["prompt"]
     choice = ModelChoice(*source, revision, made["dtype"], place["device"], place["device_map"], options)
     heads = heads_of(*source, made.get("loc_heads"))
-    how = MethodChoice((result.method,), made.get("layer"), None if heads is None else tuple(heads))
+    fixed = None if heads is None else tuple(heads)
+    how = MethodChoice((result.method,), made.get("layer"), fixed, views=made.get("views", VIEWS))
     loaded = load_chosen(choice, how)
     method = loaded.methods[result.method]
-    now = [module.PROMPT, GENERAL_PROMPT, list(method.layers(loaded.model))]
+    now = [options.get("prompt") or module.PROMPT, GENERAL_PROMPT, list(method.layers(loaded.model))]
     for run in result.meta.get("runs", {}).values():
         then = [made["prompt"], made["general_prompt"], run["layers"]]
         if now != then:

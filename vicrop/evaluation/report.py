@@ -14,6 +14,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,10 +25,11 @@ from tqdm import tqdm
 
 from vicrop.dataset import Id, box_of, image_of
 from vicrop.evaluation.columns import COLUMNS, cells
+from vicrop.evaluation.confidence import sureness
 from vicrop.evaluation.metrics import RIGHT, outcome, score
-from vicrop.evaluation.result_files import ResultFile, place_in_table, say, size_of
+from vicrop.evaluation.result_files import ResultFile, place_in_table, place_of_size, say, size_of
 from vicrop.evaluation.results import SavedMap
-from vicrop.evaluation.scores import ScoreOptions, rows_of, why_not
+from vicrop.evaluation.scores import ScoreOptions, parts_of, rows_of, why_not
 from vicrop.files import atomic_path, patient_threads
 from vicrop.images import MOST_PIXELS, allow_pixels, load_image
 from vicrop.map_files import read_maps, write_maps
@@ -35,7 +37,7 @@ from vicrop.plots import HEAT, from_0_to_1
 from vicrop.tables import METHODS, TASKS, known
 
 TEMPLATE = Path(__file__).with_name("report.html")
-IMAGE_SIDE, CROP_SIDE = 800, 224  # an image's longer side at most, and a crop's
+IMAGE_SIDE, CROP_SIDE = 1600, 320  # an image's longer side at most, and a crop's: the page enlarges both
 IMAGE_PIXELS, CROP_PIXELS = 400e6, 200e6  # of all images, and of all crops, of a page: many of them are made smaller
 QUALITY = 80  # of WebP
 
@@ -76,7 +78,7 @@ def maps_of(result: ResultFile, place: Mapping[str, Any] | None = None) -> dict[
     except ValueError as error:
         say(f"{error}: the maps are treated as not saved")
         maps = {}
-    open_ones = [record for record in result.records if record["id"] not in maps and "error" not in record]
+    open_ones = [each for each in result.records if each["id"] not in maps and not {"error", "gated"} & each.keys()]
     if open_ones and place is not None:
         from vicrop.evaluation.remade_maps import made_again  # here, because it imports torch
 
@@ -147,16 +149,29 @@ def shown_answer(
     record: dict, grader: str, saved_map: SavedMap | None, image: Image.Image | None, images: Images
 ) -> dict[str, Any]:
     """What the page shows of a record of a result: answers, scores, box, map and crop."""
-    fields = {name: record.get(name) for name in ("original_answer", "crop_answer", "error")}
-    fields |= judged(record, grader) | {"bbox": shown_box(record, "bbox")}
+    fields: dict[str, Any] = {name: record.get(name) for name in ("original_answer", "crop_answer", "error")}
+    fields |= judged(record, grader) | {"boxes": shown_boxes(record), "crops": []}
+    fields |= {"gated": True} if record.get("gated") is True else {}
+    sure = sureness(record)
+    fields |= {"confidence": sure} if sure and "error" not in record else {}
     if saved_map:
         fields["map"] = shown_map(*saved_map)
-    if image and fields["bbox"]:
-        x1, y1, x2, y2 = map(int, fields["bbox"])
-        box = max(0, x1), max(0, y1), min(image.width, x2), min(image.height, y2)
+    if image is None:
+        return fields
+    for x1, y1, x2, y2 in fields["boxes"]:
+        box = max(0, int(x1)), max(0, int(y1)), min(image.width, int(x2)), min(image.height, int(y2))
         if box[0] < box[2] and box[1] < box[3]:
-            fields["crop"] = images.add((record["image_path"], box), lambda: image.crop(box), images.crop_side)
+            crop = partial(image.crop, box)
+            fields["crops"].append(images.add((record["image_path"], box), crop, images.crop_side))
     return fields
+
+
+def shown_boxes(record: dict) -> list[tuple[float, float, float, float]]:
+    """All boxes of a record's crops: those of `bboxes`, or else that of `bbox`; none where nothing was cropped."""
+    several = record.get("bboxes")
+    if not isinstance(several, list) or not several:
+        several = [record.get("bbox")]
+    return list(filter(None, (shown_box({"id": record["id"], "bbox": box}, "bbox") for box in several)))
 
 
 def shown_box(record: dict, field: str) -> tuple[float, float, float, float] | None:
@@ -231,19 +246,68 @@ def names_of(results: Sequence[ResultFile]) -> list[dict[str, str]]:
     return [{"model": r.model, "method": r.method + folder} for r, folder in zip(results, folders, strict=True)]
 
 
-def scores(results: Sequence[ResultFile]) -> dict[str, Any]:
-    """{"columns", "rows", "left_out" (a sentence)} of the score table; no rows, and "why", if nothing can be scored."""
-    options, rows = ScoreOptions(), []
-    for r in results:
-        rows += rows_of(r, options)
+def scores(results: Sequence[ResultFile], metric: str) -> dict[str, Any]:
+    """The score table: {"columns", "rows", "left_out" (a sentence), "matrix"}; `metric` is that of the matrix.
+
+    There are no rows, and there is a "why", if nothing can be scored.
+    """
+    options = ScoreOptions()
+    rows_of_each = [rows_of(r, options) for r in results]
+    rows = [row for each in rows_of_each for row in each]
     if not any(row["n"] or "unscored" not in row for row in rows):
         why = next(filter(None, (why_not(r) for r in results)), None)
-        return {"columns": COLUMNS, "rows": [], "why": why, "left_out": ""}
+        return {"columns": COLUMNS, "rows": [], "why": why, "left_out": "", "matrix": None}
     unscored = {f"{row['model']} {row['method']} {row['metric']}": row.get("unscored") for row in rows
               if row["part"] == "all"}  # fmt: skip
     counts = [f"{name} {count}" for name, count in unscored.items() if count]
     left_out = f"Records that cannot be scored and are not in n: {', '.join(counts)}." if counts else ""
-    return {"columns": COLUMNS, "rows": list(map(cells, rows)), "left_out": left_out}
+    return {"columns": COLUMNS, "rows": list(map(cells, rows)), "left_out": left_out,
+            "matrix": matrix(results, rows_of_each, metric)}  # fmt: skip
+
+
+def matrix(results: Sequence[ResultFile], rows_of_each: Sequence[list[dict]], metric: str) -> dict[str, Any]:
+    """Methods x object sizes: {"parts": ["all", "small", ...], "rows": [{"model", "method", "cells": [[score, n]]}]}.
+
+    A model's row of the answers without crop has None as its method; it comes once, or once for each result if these
+    differ. A cell is None where nothing counts.
+    """
+    sizes = dict.fromkeys(part for r in results for group, part in parts_of(r, ("size",)) if group == "size")
+    parts, rows = ["all", *sorted(sizes, key=place_of_size)], []
+    for name, own in zip(names_of(results), rows_of_each, strict=True):
+        found: dict[str, dict] = {}
+        for row in own:
+            if row["metric"] == metric and row["n"]:
+                found.setdefault(row["part"], row)
+        for method, field in ((None, "without_crop"), (name["method"], "with_crop")):
+            scored = [[found[part][field], found[part]["n"]] if part in found else None for part in parts]
+            row = {"model": name["model"], "method": method, "cells": scored}
+            if row not in rows:
+                rows.append(row)
+    return {"parts": parts, "rows": rows}
+
+
+def how_made(results: Sequence[ResultFile]) -> dict[str, Any]:
+    """{"names", "rows": [[setting, its value in each result]]} of what .meta.json tells; no rows without one.
+
+    Of a run's other facts (where it ran, and when) only those are shown that answers may depend on.
+    """
+    tables: list[dict[str, str]] = []
+    for r in results:
+        settings = dict(r.meta.get("settings", {}))
+        runs = list(r.meta.get("runs", {}).values())
+        for name in ("layers", "device", "batch_size"):
+            found = list(dict.fromkeys(readable_value(run[name]) for run in runs if name in run))
+            settings |= {name: "; ".join(found)} if found else {}
+        for library, number in (runs[-1].get("versions", {}) if runs else {}).items():
+            settings[library] = number
+        tables.append({name: readable_value(value) for name, value in settings.items()})
+    names = dict.fromkeys(name for table in tables for name in table)
+    return {"names": names_of(results), "rows": [[name, *(table.get(name, "") for table in tables)] for name in names]}
+
+
+def readable_value(value: Any) -> str:
+    """A setting as a text."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -278,7 +342,8 @@ def write_page(
     metric = known(metric or next(iter(metrics)), metrics, f"metric of {results[0].task}")
     about = {
         "title": title_of(results), "results": names_of(results), "note": note_on(results),
-        "scores": scores(results), "metric": metric, "right": RIGHT, "colors": heat_colors(),
+        "scores": scores(results, metric), "metric": metric, "right": RIGHT, "colors": heat_colors(),
+        "settings": how_made(results),
     }  # fmt: skip
     if about["note"]:
         print(about["note"], file=sys.stderr)

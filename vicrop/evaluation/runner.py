@@ -155,7 +155,7 @@ def answer_records(
     with counted(loaded.model.get_decoder()) as passes:
         for batch, session in prefetched(sessions.of, in_batches(records, open_methods, size)):
             todo = {method: loaded.methods[method] for method in open_methods(batch[0])}
-            for method, found in answer_batch(batch, session, sessions.of_one, todo).items():
+            for method, found in answer_batch(batch, session, sessions.of_one, todo, run.how.crop_below).items():
                 for record, fields in zip(batch, found, strict=True):
                     att_map = fields.pop("map", None)
                     results[method].append(with_outputs(record, fields), att_map if run.save_maps else None)
@@ -210,6 +210,6 @@ def say_what_has_no_map(result: Results, wanted: Sequence[dict]) -> None:
         return
     finished, maps = result.done(), result.saved_maps()
     open_ones = [record["id"] for record in wanted if record["id"] in finished.keys() - maps.keys()]
-    count = sum("error" not in finished[key] for key in open_ones)
+    count = sum(not {"error", "gated"} & finished[key].keys() for key in open_ones)
     if count:
         print(f"{result.path}: {count} records were answered without --save_maps; tools.report makes their maps again")

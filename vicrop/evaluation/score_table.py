@@ -1,8 +1,11 @@
 """The score table: every result file of a folder, without and with crop, in the paper's metric and the official one.
 
     python get_score.py --data_dir ./data/results --save_path ./ [--metric paper] [--by size] [--per_sample FILE]
+    python get_score.py --data_dir ./data/results --gate     # had only answers been cropped that are less sure than P
+    python get_score.py A.json B.json                        # one result against another, question by question
+    python get_score.py --ensemble A.json B.json C.json      # several results as one
 
-Writes evaluation_report.json, .csv and .md. Needs no torch.
+The first writes evaluation_report.json, .csv and .md. Needs no torch.
 """
 
 import argparse
@@ -13,7 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vicrop.evaluation.columns import COLUMNS, cells, details_of, show
+from vicrop.evaluation import ensembles, gates
+from vicrop.evaluation.columns import COLUMNS, cells, details_of, print_aligned, show
+from vicrop.evaluation.confidence import has_confidence
+from vicrop.evaluation.ensembles import ensemble_cells, ensemble_rows
+from vicrop.evaluation.gates import gate_cells, gate_lines, gate_rows
+from vicrop.evaluation.paired import compared, comparison_lines, read_all
 from vicrop.evaluation.result_files import result_files, say
 from vicrop.evaluation.scores import GROUPS, ScoreOptions, per_sample, rows_of, why_not
 from vicrop.files import in_repository
@@ -54,6 +62,9 @@ def report(
     if not any(row["n"] or "unscored" not in row for row in rows):
         reasons = [f"{file.path}: {why_not(file)}" for file in files]
         raise ValueError(f"nothing in {data_dir} can be scored: {[*left_out, *reasons][0]}")
+    without = [file.path.name for file in files if not has_confidence(file.records)]
+    if without:
+        say(f"no column surer for what does not tell how sure the model was: {', '.join(without)}")
     write_tables(rows, Path(save_path))
     if samples_path:
         with Path(samples_path).open("w") as lines:
@@ -69,6 +80,9 @@ def parser_of_scores(prog: str) -> argparse.ArgumentParser:
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("compare", nargs="*", metavar="FILE", help="two result files, to be compared question by question")
+    add("--ensemble", nargs="+", metavar="FILE", help="result files of one task, whose answers are combined")
+    add("--gate", action="store_true", help="score and share of crops if only unsure first answers had been cropped")
     add("--data_dir", default="./data/results", help="folder of the result files")
     add("--save_path", default="./", help="folder for the report")
     add("--metric", choices=("paper", "official", "both"), default="both")
@@ -87,10 +101,61 @@ def main(argv: Sequence[str] | None = None, prog: str = "get_score.py") -> None:
         parser.error(f"--bootstrap must be at least 1, not {given.bootstrap}")
     groups = {None: GROUPS, "nothing": ()}.get(given.by, (given.by,))
     folder, options = in_repository(given.data_dir), ScoreOptions(given.metric, groups, given.bootstrap, given.seed)
+    if len(given.compare) not in (0, 2):
+        parser.error(f"two result files are compared, not {len(given.compare)}")
+    if (len(given.compare) > 0) + (given.ensemble is not None) + given.gate > 1:
+        parser.error("FILE FILE, --ensemble and --gate are asked for one at a time")
     try:
-        rows = report(folder, given.save_path, options, given.per_sample)
+        if given.compare:
+            show_comparison(given.compare, options)
+        elif given.ensemble:
+            show_ensemble(given.ensemble, options)
+        elif given.gate:
+            show_gates(folder, options)
+        else:
+            show_report(folder, given.save_path, options, given.per_sample)
     except (ValueError, OSError) as error:
         sys.exit(f"{prog}: {error}")
+
+
+def show_comparison(paths: Sequence[str], options: ScoreOptions) -> None:
+    """Print two results against each other."""
+    files = read_all(paths)
+    print("\n".join(comparison_lines(files, compared(files[0], files[1], options))))
+
+
+def show_ensemble(paths: Sequence[str], options: ScoreOptions) -> None:
+    """Print several results, and what they give together."""
+    rows = ensemble_rows(read_all(paths), options)
+    print_aligned([ensembles.COLUMNS, *map(ensemble_cells, rows)], ensembles.LEFT)
+    if rows[0]["left_out"]:
+        print(f"{rows[0]['left_out']} records are not in all files, or cannot be scored, and are left out")
+
+
+def show_gates(folder: Path, options: ScoreOptions) -> None:
+    """Print what gates would have given, for each result of a folder that tells it.
+
+    Raises:
+        ValueError: none does.
+    """
+    files, reasons = result_files(folder)
+    rows = []
+    for file in files:
+        try:
+            rows += gate_rows(file, options)
+        except ValueError as error:
+            reasons.append(str(error))
+    if not rows:
+        raise ValueError(reasons[0] if reasons else f"nothing in {folder} can be scored")
+    for sentence in reasons:
+        say(sentence)
+    print_aligned([gates.COLUMNS, *map(gate_cells, rows)], gates.LEFT)
+    print("\n".join(gate_lines(rows)))
+
+
+def show_report(folder: Path, save_path: str, options: ScoreOptions, samples_path: str | None) -> None:
+    """Write and print the score table, and say what is not finished."""
+    rows = report(folder, save_path, options, samples_path)
     if rows:
         show(rows)
     for parts in sorted(folder.glob("*.parts")):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vicrop.dataset import box_of
+from vicrop.evaluation.confidence import has_confidence, sureness, surer
 from vicrop.evaluation.metrics import DETAILS, Scores, outcome, score
 from vicrop.evaluation.result_files import ResultFile, place_of_size, say, size_of
 from vicrop.evaluation.statistics import bootstrap_interval, mcnemar
@@ -53,6 +54,11 @@ def pair_or_reason(record: dict, grader: str) -> Scored:
         return str(error)
 
 
+def clusters_of(records: Sequence[dict]) -> list[str]:
+    """For each record what it is about, its image: what is drawn as a whole for intervals."""
+    return [str(record.get("image_path", record["id"])) for record in records]
+
+
 def row_of(scored: Sequence[tuple[dict, Scored]], grader: str, options: ScoreOptions) -> dict[str, Any]:
     """The figures of some records in one metric."""
     graded = [(record, pair) for record, pair in scored if isinstance(pair, tuple)]
@@ -63,11 +69,13 @@ def row_of(scored: Sequence[tuple[dict, Scored]], grader: str, options: ScoreOpt
         return row
     before, after = np.array([pair for _, pair in graded]).T
     difference = after - before
-    clusters = [str(record.get("image_path", record["id"])) for record, _ in graded]
+    clusters = clusters_of([record for record, _ in graded])
     low, high = bootstrap_interval(difference, clusters, options.bootstrap, options.seed)
     outcomes = Counter(outcome(pair) for _, pair in graded)
     row |= {"without_crop": before.mean(), "with_crop": after.mean(), "difference": difference.mean(), "low": low,
             "high": high, "fixed": outcomes["fixed"], "broken": outcomes["broken"]}  # fmt: skip
+    if has_confidence([record for record, _ in graded]):
+        row["surer"] = np.mean([surer(pair, sureness(record) or (0.0, 0.0)) for record, pair in graded])
     if np.isin([before, after], [0, 100]).all():
         row["mcnemar_p"] = mcnemar(row["fixed"], row["broken"])
     for when, field in (("without crop", "original_answer"), ("with crop", "crop_answer")):

@@ -71,6 +71,7 @@ def refuse_useless(finding: str, typed: argparse.Namespace) -> None:
         ("total_chunks", typed.total_chunks > 1, "a finding needs all its questions, answered by one process"),
         ("layer", by_layer and typed.layer is not None, "this finding is about all layers"),
         ("batch_size", singly and typed.batch_size, one_by_one),
+        ("crop_below", typed.crop_below is not None, "a finding is about the crops of all questions"),
         ("save_maps", singly and typed.save_maps, one_by_one),
     ]
     for option, given, why in rules:

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 
 from vicrop.attention import frozen_eval
 from vicrop.attribution import attention
-from vicrop.checkpoints import default_device, load_model, weights_of
+from vicrop.checkpoints import default_device, load_model, model_module, weights_of
 from vicrop.crop import adapter_of
 from vicrop.localization.config import Model
 from vicrop.localization.storage import Stored
 from vicrop.session import ImageSession, finite, layer_numbers
-from vicrop.tables import MODELS, checkpoint_of, known
+from vicrop.tables import MODELS, checkpoint_of
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,11 @@ class Collector:
             )
         self.settings = settings
         self.options = {name: value for name, value in vars(settings.look).items() if value is not None}
-        self.adapter = adapter_of(settings.family)
+        self.family = settings.family or settings.name
+        self.adapter = adapter_of(self.family)
         row = MODELS.get(settings.name)
         self.model_id = checkpoint_of(settings.name)
-        if row and row["module"] != MODELS[known(settings.family, MODELS, "model.family")]["module"]:
+        if row and row["module"] != model_module(self.family).__name__:
             raise ValueError(f"model.name {settings.name} is none of model.family {settings.family}")
 
     @property
@@ -66,7 +67,7 @@ class Collector:
         """(model, processor)"""
         device = self.device
         log.info("loading %s on %s", self.settings.name, device)
-        model, processor = load_model(self.settings.family, self.model_id, device, cache_dir=self.settings.cache_dir)
+        model, processor = load_model(self.family, self.model_id, device, cache_dir=self.settings.cache_dir)
         self.adapter.check(model, **self.options)
         return model, processor
 
@@ -76,8 +77,8 @@ class Collector:
         names = ("family", "name", "use_generate")
         if self.settings.use_generate:
             names += ("do_sample", "num_beams")
-        values = {name: getattr(self.settings, name) for name in names}
-        weights = weights_of(self.settings.family, self.model_id, cache_dir=self.settings.cache_dir)
+        values = {name: getattr(self.settings, name) for name in names} | {"family": self.family}
+        weights = weights_of(self.family, self.model_id, cache_dir=self.settings.cache_dir)
         return values | {"conv_mode": self.settings.conv_mode.name, "look": self.options, "weights": weights}
 
     def session_of(self, image: str | Path | Image.Image) -> ImageSession:
@@ -141,7 +142,7 @@ def stock_generate(session: ImageSession, prompt: str, **options: Any) -> list[i
     Raises:
         ValueError: logits that are not finite.
     """
-    ids = session.adapter.tokenize(prompt, [session.layouts[0].num_tokens]).to(session.device)
+    ids = session.adapter.tokenize(prompt, session.layouts).to(session.device)
     inputs = session.adapter.stock_inputs(prompt, ids, session.inputs)
     model: Any = session.model  # transformers types neither of both methods
     with finite_logits(model.get_output_embeddings()):

@@ -27,7 +27,7 @@ Look = make_dataclass("Look", [(name, option.get("type", str) | None, None) for 
 
 @dataclass
 class Model:
-    family: str = MISSING  # a name of tables.MODELS: its adapter is used
+    family: str | None = None  # a name of tables.MODELS of the same family; None: the checkpoint's config.json tells it
     name: str = MISSING  # the checkpoint: hub id, folder, or a name of tables.MODELS
     cache_dir: str | None = None  # where weights are downloaded to
     device: str = "auto"  # auto, cpu, cuda:N

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vicrop.files import patient_threads
 from vicrop.localization.config import Config  # the import also registers the keys of the files under conf/
+from vicrop.tables import MODELS
 
 TEXTS = ("data.image_file", "data.query", "data.attention_file", "data.data_file", "data.output_dir",
          "data.batch_attention_dir", "model.name", "model.cache_dir")  # fmt: skip
@@ -72,9 +73,21 @@ def without_half_an_example(arguments: Sequence[str]) -> list[str]:
 
 
 def with_model_files(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the file under conf/model that belongs to the name of tables.MODELS in model=NAME."""
+    """The arguments; model=NAME also takes the names of tables.MODELS, and any hub id or folder.
+
+    Some have a file under conf/model, with settings of their own; the others are a model.name without.
+    """
     files = {"llava": "llava15_7b", "llava_next": "llava_next_7b", "blip": "instructblip", "qwen2_5": "qwen2_5_vl_3b"}
-    return [f"model={files.get(each[6:], each[6:])}" if each.startswith("model=") else each for each in arguments]
+    found = []
+    for each in arguments:
+        key, _, given = each.partition("=")
+        name = files.get(given, given)
+        has_file = (Path(__file__).parent / "conf/model" / f"{name}.yaml").is_file()
+        if key == "model" and not has_file and ("/" in name or name in MODELS or Path(name).is_dir()):
+            found += ["model=any", f"model.name={name}"]
+        else:
+            found.append(f"model={name}" if key == "model" else each)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -82,7 +82,7 @@ class BlipAdapter(Adapter):
         index = raster(height // patch, width // patch, first=1)  # of the patches; the CLS feature comes first
         return [Layout(self.model.config.num_query_tokens, index, whole(size)) for size in sizes]
 
-    def tokenize(self, prompt: str, counts: Sequence[int]) -> Tensor:
+    def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         """The queries' places come before everything, also before the text's first token."""
         if not prompt.strip():
             raise ValueError("the prompt is empty")
@@ -90,7 +90,7 @@ class BlipAdapter(Adapter):
         image = self.model.config.image_token_id
         if (text == image).any():
             raise ValueError(f"the image comes before a prompt of InstructBLIP, not into it: {prompt!r}")
-        return torch.cat([torch.full((sum(counts),), image), text])
+        return torch.cat([torch.full((sum(layout.num_tokens for layout in layouts),), image), text])
 
     def encode_images(self, inputs: dict[str, Tensor], count: int) -> list[ImageFeatures]:
         """Only as far as the question does not change it: the Q-Former reads that."""
@@ -115,13 +115,15 @@ class BlipAdapter(Adapter):
             encoded = self.model.get_image_features(None, **asked, return_dict=True)
         if known is not None:
             encoded.pooler_output = torch.cat([known, encoded.pooler_output])
-        elif len(images) == 1 and not torch.is_grad_enabled():
-            self.handed_on[first] = encoded.pooler_output
+        elif len(images) == 1:
+            self.handed_on.setdefault(first, encoded.pooler_output.detach())
         mask = torch.ones_like(ids)[None]
         return {"attention_mask": mask, "pixel_values": None, "mm_encoder_outputs": {"image": encoded}, **asked}
 
     def stock_inputs(self, prompt: str, ids: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return super().stock_inputs(prompt, ids, inputs) | self.qformer_inputs(prompt, ids.device)
+        read = self.qformer_inputs(prompt, ids.device)  # once for each image
+        asked = {name: value.expand(len(inputs["pixel_values"]), -1) for name, value in read.items()}
+        return super().stock_inputs(prompt, ids, inputs) | asked
 
 
 ADAPTER = BlipAdapter

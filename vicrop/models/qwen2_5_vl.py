@@ -17,7 +17,7 @@ from vicrop.layouts import Layout, Size, thw, unpatchify, whole
 from vicrop.methods import family_methods
 from vicrop.processors import ImageTextProcessor as ImageTextProcessor  # saved and built by this name
 from vicrop.qwen_input import encode_base64 as encode_base64  # notebooks import both from here, too
-from vicrop.qwen_input import multiple_size, pixel_range, resize_to_multiple
+from vicrop.qwen_input import multiple_size, pixel_range, refuse_bad_pixel_range, resize_to_multiple
 from vicrop.qwen_input import prepare_qwen2_5_input as prepare_qwen2_5_input
 
 ATT_LAYER = 22
@@ -47,10 +47,7 @@ class QwenAdapter(Adapter):
     @classmethod
     def check(cls, model: PreTrainedModel, **options: Any) -> None:
         super().check(model, **options)
-        low, high = options.get("min_pixels"), options.get("max_pixels")
-        low = 1 if low is None else low
-        if low < 1 or (high is not None and high < low):
-            raise ValueError(f"min_pixels is at least 1, not {low}, and max_pixels at least min_pixels, not {high}")
+        refuse_bad_pixel_range(options.get("min_pixels"), options.get("max_pixels"))
 
     @property
     def vision(self) -> PreTrainedModel:
@@ -79,10 +76,10 @@ class QwenAdapter(Adapter):
     def prompt(self, question: str) -> str:
         return processors.chat_prompt(self.processor, super().prompt(question))
 
-    def tokenize(self, prompt: str, counts: Sequence[int]) -> Tensor:
+    def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         if self.processor.image_token not in prompt:
             prompt = processors.chat_prompt(self.processor, prompt)
-        return super().tokenize(prompt, counts)
+        return super().tokenize(prompt, layouts)
 
     def rope_inputs(self, ids: Tensor, grids: Tensor) -> dict[str, Tensor]:
         """What positions of three axes are made of; without the types there would be none, silently."""

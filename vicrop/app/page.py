@@ -1,0 +1,154 @@
+"""The page of the app (gradio): two tabs, a queue in which one question is answered at a time."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from vicrop.app.work import LONGEST, OFFERED, OneModel, find_phrase, look
+from vicrop.failures import recoverable_message
+from vicrop.files import ROOT, read_json
+from vicrop.heads import head_name
+from vicrop.localization.viz import SHOWN_HEADS
+from vicrop.tables import MODELS
+
+QUEUE = 16  # questions that may wait
+KEPT = 3600  # seconds for which an uploaded picture stays on the disk
+EXAMPLES = 5
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_name": False}
+BUTTONS = ["fullscreen", "download"]  # not gradio's share, which sends the picture to another server
+# Fonts of the reader's own computer: gradio's usual ones come from another server.
+FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+WHAT = """# Where does the model look?
+The model answers from the whole picture. Then the picture is cropped **where it looked**, and it answers again from the
+picture and the crop. Nothing is trained."""
+
+
+def examples() -> list[list[str]]:
+    """[[picture, question]] of small signs in the demo; none where there is no demo (it is in the clone only)."""
+    folder = ROOT / "data" / "demo"
+    records = read_json(folder / "data.json") if (folder / "data.json").is_file() else []
+    small = {record["image_path"]: record for record in reversed(records) if record.get("size") == "small"}
+    chosen = list(reversed(small.values()))[:EXAMPLES]
+    return [[str(folder / "images" / record["image_path"]), record["question"]] for record in chosen]
+
+
+def said(work: Callable[[], list[Any]], path: str | None) -> list[Any]:
+    """What `work` gives; an error of the user's, or too little memory, is shown as a sentence."""
+    try:
+        return work()
+    except Exception as error:
+        sentence = recoverable_message(error)
+    if path:
+        sentence = sentence.replace(path, Path(path).name)  # where the server keeps it is nobody's business
+    raise gr.Error(sentence, print_exception=False)
+
+
+def ask_tab(models: OneModel, names: Sequence[str]) -> None:
+    """The tab of questions."""
+
+    def ask(path: str | None, question: str, name: str, method: str) -> list[Any]:
+        def work() -> list[Any]:
+            seen = look(models, name, method, path, question)
+            facts = f"{seen.seconds:.1f} s; box {', '.join(map(str, seen.bbox))} (x1, y1, x2, y2)"
+            return [seen.picture, seen.crop, seen.original_answer, seen.crop_answer, facts]
+
+        return said(work, path)
+
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            path = upload()
+            question = gr.Textbox(label="question", max_length=LONGEST, elem_id="question")
+            with gr.Row():
+                name = model_choice(names)
+                method = gr.Dropdown(OFFERED, value=OFFERED[0], label="method", min_width=120)
+            button = gr.Button("Ask", variant="primary", elem_id="ask")
+        with gr.Column(scale=3, min_width=280):
+            picture = drawing("where it looked, and the crop's box", "picture")
+            with gr.Row():
+                with gr.Column(min_width=200):
+                    before = gr.Textbox(label="answer without crop", elem_id="before")
+                    after = gr.Textbox(label="answer with crop", elem_id="after")
+                    facts = gr.Textbox(label="seconds and box", elem_id="facts")
+                crop = drawing("the crop", "crop", height=310, min_width=200)
+    if found := examples():
+        gr.Examples(found, [path, question], label="Pictures of the demo. The embedded models read the digits of such "
+                    "signs, and know nothing else.")  # fmt: skip
+    for event in (button.click, question.submit):
+        event(ask, [path, question, name, method], [picture, crop, before, after, facts], **ONE_AT_A_TIME)
+
+
+def heads_tab(models: OneModel, names: Sequence[str]) -> None:
+    """The tab of localization heads."""
+
+    def find(path: str | None, phrase: str, name: str) -> list[Any]:
+        def work() -> list[Any]:
+            heads = find_phrase(models, name, path, phrase)
+            box = "box " + ", ".join(f"{side:.0f}" for side in heads.found.box) if heads.found.box else "no box"
+            facts = [f"heads {', '.join(map(head_name, heads.found.heads[:SHOWN_HEADS]))}", box, heads.found.note]
+            return [heads.picture, heads.maps, "; ".join(filter(None, [*facts, f"{heads.seconds:.1f} s"]))]
+
+        return said(work, path)
+
+    gr.Markdown("A few attention heads of a model find what a phrase is about. Their maps make a mask and a box.")
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            path = upload()
+            phrase = gr.Textbox(label="phrase", max_length=LONGEST, elem_id="phrase")
+            name = model_choice(names)
+            button = gr.Button("Find it", variant="primary", elem_id="find")
+        with gr.Column(scale=3, min_width=280):
+            picture = drawing("mask and box", "mask")
+            facts = gr.Textbox(label="heads, box, seconds", elem_id="heads-facts")
+            maps = gr.Gallery(label="the map of each head", elem_id="heads", interactive=False, columns=2,
+                              object_fit="contain", buttons=BUTTONS)  # fmt: skip
+    if found := examples():
+        phrases = [[image, question.rpartition(" on ")[2].rstrip("?")] for image, question in found]
+        gr.Examples(phrases, [path, phrase], label="Pictures of the demo")
+    for event in (button.click, phrase.submit):
+        event(find, [path, phrase, name], [picture, maps, facts], **ONE_AT_A_TIME)
+
+
+def upload() -> gr.Image:
+    """Where a picture is chosen; it stays the file that it is."""
+    return gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], label="picture", height=300)
+
+
+def drawing(label: str, name: str, **options: Any) -> gr.Image:
+    """Where a picture is shown."""
+    return gr.Image(label=label, elem_id=name, interactive=False, buttons=BUTTONS, **options)
+
+
+def model_choice(names: Sequence[str]) -> gr.Dropdown:
+    """The list of models; the first one is chosen."""
+    ids = {name: MODELS[name]["id"] for name in names}
+    labels = [(name if "/embedded/" in where else f"{name} ({where})", name) for name, where in ids.items()]
+    return gr.Dropdown(labels, value=names[0], label="model", min_width=120)
+
+
+def blocks(models: OneModel, names: Sequence[str]) -> gr.Blocks:
+    """The whole page, with its queue."""
+    with gr.Blocks(title="Where does the model look?", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        gr.Markdown(WHAT)
+        with gr.Tab("Ask"):
+            ask_tab(models, names)
+        with gr.Tab("Localization heads"):
+            heads_tab(models, names)
+    return page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
+
+
+def serve(models: OneModel, names: Sequence[str], host: str, port: int, upload_mb: int, wait: bool = True) -> gr.Blocks:
+    """Serve the page until it is stopped, or in the background without `wait`.
+
+    Args:
+        names: the models to choose from; upload_mb: of a picture's file, at most.
+    Raises:
+        OSError: it cannot listen there.
+    """
+    page = blocks(models, names)
+    page.launch(
+        server_name=host, server_port=port, share=False, max_file_size=f"{upload_mb}mb", prevent_thread_lock=not wait,
+        theme=gr.themes.Default(**FONTS), footer_links=[], ssr_mode=False, show_error=True, quiet=not wait,
+    )  # fmt: skip
+    return page

@@ -1,0 +1,92 @@
+"""What a gate would have given: crop only where the first answer is less probable than a threshold. Needs no torch.
+
+All is worked out from a result file, in which both answers and their probabilities stand; nothing is asked again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vicrop.choices import wants_crop
+from vicrop.evaluation.confidence import has_confidence, sureness, surer, why_without
+from vicrop.evaluation.result_files import ResultFile
+from vicrop.evaluation.scores import ScoreOptions, clusters_of, pair_or_reason
+from vicrop.evaluation.statistics import bootstrap_interval
+
+THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+COLUMNS = ("task", "model", "method", "metric", "crop below", "n", "crops", "score", "against always", "95 % interval")
+LEFT = 4  # columns that are flush left
+
+
+def gate_rows(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
+    """For each metric a row of each threshold.
+
+    Raises:
+        ValueError: naming the file: it does not tell how sure the model was.
+    """
+    if not has_confidence(file.records):
+        raise ValueError(why_without(file))
+    about, rows = {"task": file.task, "model": file.model, "method": file.method}, []
+    for metric, grader in options.metrics_of(file.task).items():
+        scored = [(record, pair_or_reason(record, grader)) for record in file.records]
+        graded = [(record, pair) for record, pair in scored if isinstance(pair, tuple)]
+        if graded:
+            figures = figures_of(graded, options)
+            rows += [about | {"metric": metric, "n": len(graded)} | row for row in figures]
+    return rows
+
+
+def figures_of(graded: Sequence[tuple[dict, tuple[float, float]]], options: ScoreOptions) -> list[dict[str, Any]]:
+    """A row for each threshold that the records can tell of; the last one has what does not depend on one, too."""
+    records = [record for record, _ in graded]
+    pairs, sure = np.array([pair for _, pair in graded]), [sureness(record) or (0.0, 0.0) for record in records]
+    rows = []
+    for bound in (bound for bound in THRESHOLDS if bound <= highest(records)):
+        crops = np.array([wants_crop(p, bound) for p, _ in sure])
+        gated = np.where(crops, pairs[:, 1], pairs[:, 0])
+        row = {"threshold": bound, "crops": 100 * crops.mean(), "score": gated.mean()}
+        if highest(records) >= 1:  # else nothing tells what crops would have given everywhere
+            change = gated - pairs[:, 1]
+            low, high = bootstrap_interval(change, clusters_of(records), options.bootstrap, options.seed)
+            row |= {"against_always": change.mean(), "low": low, "high": high}
+        rows.append(row)
+    before, after = pairs.T
+    favoured = [surer(pair, both) for (_, pair), both in zip(graded, sure, strict=True)]
+    rows[-1] |= {"aurc": risk_coverage_area(before, [p for p, _ in sure]), "surer": np.mean(favoured),
+                 "oracle": np.maximum(before, after).mean()}  # fmt: skip
+    return rows
+
+
+def highest(records: Sequence[dict]) -> float:
+    """The highest threshold that records can tell of: those of a gated run have no crop above its own."""
+    sure = [sureness(record) for record in records if record.get("gated")]
+    return min((both[0] for both in sure if both), default=1.0)
+
+
+def risk_coverage_area(scores: Sequence[float] | np.ndarray, confidences: Sequence[float]) -> float:
+    """Mean risk in %, 100 minus the mean score, of the k surest answers, over all k; the order within ties is any.
+
+    0 is a model that is right wherever it answers; its mean risk is that of one whose confidence tells nothing.
+    """
+    risks, sure = 100 - np.asarray(scores, float), np.asarray(confidences)
+    order = np.argsort(-sure, kind="stable")
+    _, tied, counts = np.unique(-sure[order], return_inverse=True, return_counts=True)
+    expected = (np.bincount(tied, risks[order]) / counts)[tied]
+    return float((expected.cumsum() / np.arange(1, len(risks) + 1)).mean())
+
+
+def gate_cells(row: dict[str, Any]) -> list[str]:
+    """The cells of a row, in COLUMNS."""
+    against = (
+        [f"{row['against_always']:+.2f}", f"{row['low']:+.2f} to {row['high']:+.2f}"] if "low" in row else ["", ""]
+    )
+    return [row["task"], row["model"], row["method"], row["metric"], f"{row['threshold']:g}", str(row["n"]),
+            f"{row['crops']:.1f} %", f"{row['score']:.2f}", *against]  # fmt: skip
+
+
+def gate_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each result and metric with what does not depend on a threshold."""
+    return [f"{row['task']} {row['model']} {row['method']} {row['metric']}: area under the risk-coverage curve "
+            f"{row['aurc']:.2f}, the surer of both answers {row['surer']:.2f}, oracle {row['oracle']:.2f}"
+            for row in rows if "aurc" in row]  # fmt: skip

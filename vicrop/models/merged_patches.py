@@ -1,0 +1,72 @@
+"""Qwen2-VL, Qwen3-VL, Qwen3.5, GLM-4.1V and GLM-4.6V, also with experts: a grid of patches, 2 x 2 of which are a token.
+
+An image keeps its aspect ratio, so grids vary; positions have three axes (mrope). Qwen3-VL's features of the tower's
+middle go into the decoder's first layers, and Qwen3.5 has attention in some of its layers only: see decoder_call.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vicrop.adapter import EncodedImage
+from vicrop.layouts import Layout, Region, Size, thw, unpatchify, whole
+from vicrop.methods import family_methods
+from vicrop.models.chat import MODEL_CLASS as MODEL_CLASS  # how a checkpoint of these families is loaded
+from vicrop.models.chat import PROMPT as PROMPT
+from vicrop.models.chat import ChatAdapter
+from vicrop.models.chat import load_processor as load_processor
+from vicrop.models.chat import prepare as prepare
+from vicrop.qwen_input import refuse_bad_pixel_range
+
+BBOX_SIZE = 224
+
+
+class MergedPatchesAdapter(ChatAdapter):
+    """A map covers the whole image, which is scaled to a multiple of a token's side.
+
+    Options:
+        min_pixels, max_pixels: every image and crop is scaled into this range; default: the processor's.
+    """
+
+    options = {"geometry": "exact", "min_pixels": None, "max_pixels": None}
+
+    def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
+        super().__init__(model, processor, **options)
+        self.merge, self.bbox_size = model.config.vision_config.spatial_merge_size, BBOX_SIZE
+
+    @classmethod
+    def check(cls, model: PreTrainedModel, **options: Any) -> None:
+        super().check(model, **options)
+        refuse_bad_pixel_range(options.get("min_pixels"), options.get("max_pixels"))
+
+    def processor_options(self) -> dict[str, Any]:
+        own, given = self.processor.image_processor.size, self.given
+        low, high = (own[edge] if given[name] is None else given[name]
+                     for edge, name in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")))  # fmt: skip
+        return super().processor_options() | {"size": {"shortest_edge": min(low, high), "longest_edge": high}}
+
+    def cells(self, inputs: dict[str, Tensor], number: int, size: Size) -> tuple[np.ndarray, Region]:
+        _, rows, columns = inputs["image_grid_thw"][number].tolist()
+        return thw((rows, columns), self.merge), whole(size)
+
+    def one_image(self, inputs: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        grids = inputs["image_grid_thw"]
+        patches = inputs["pixel_values"].split(grids.prod(1).tolist())[number]
+        return {"pixel_values": patches, "image_grid_thw": grids[number : number + 1]}
+
+    def forward_inputs(self, prompt: str, ids: Tensor, images: Sequence[EncodedImage]) -> dict[str, Any]:
+        grids = torch.cat([image.inputs["image_grid_thw"] for image in images])
+        return super().forward_inputs(prompt, ids, images) | {"image_grid_thw": grids}
+
+    def canvas(self, values: Tensor, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
+        """A row of `values` is a patch: 3 colours x 2 copies in time; rows come by tokens, of 2 x 2 patches each."""
+        vision = self.model.config.vision_config
+        return unpatchify(values, layout.grid, self.merge, vision.temporal_patch_size, vision.patch_size)
+
+
+ADAPTER = MergedPatchesAdapter
+rel_att, grad_att, pure_grad, loc_att = family_methods("merged_patches")

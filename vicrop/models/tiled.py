@@ -1,0 +1,52 @@
+"""InternVL and Aya Vision: tiles of the whole image, row by row, and all of it squashed to one tile behind them."""
+
+import numpy as np
+from torch import Tensor
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+from vicrop.layouts import Layout, Region, Size, join_tiles, tiles, whole
+from vicrop.methods import family_methods
+from vicrop.models.chat import MODEL_CLASS as MODEL_CLASS  # how a checkpoint of these families is loaded
+from vicrop.models.chat import PROMPT as PROMPT
+from vicrop.models.chat import ChatAdapter
+from vicrop.models.chat import load_processor as load_processor
+from vicrop.models.chat import prepare as prepare
+
+
+class TiledAdapter(ChatAdapter):
+    """A map covers the whole image, which is stretched to the tiles; it is read from these."""
+
+    def tile_grid(self, size: Size) -> tuple[int, int]:
+        """(rows, columns) of the tiles of a (width, height) image, by the image processor's own rule."""
+        settings, side = self.processor.image_processor, self.processor.image_processor.size
+        limits = settings.min_patches, settings.max_patches
+        columns, rows = get_optimal_tiled_canvas(size[::-1], (side["height"], side["width"]), *limits)
+        return rows, columns
+
+    def cells(self, inputs: dict[str, Tensor], number: int, size: Size) -> tuple[np.ndarray, Region]:
+        count = int(inputs["num_patches"][number])
+        rows, columns = self.tile_grid(size) if count > 1 else (1, 1)
+        if count != rows * columns + (count > 1):
+            raise ValueError(f"{count} tiles, an overview among them, are no {rows} x {columns} of them")
+        side = self.tile_side
+        return tiles(rows, columns, side, side), whole(size)
+
+    @property
+    def tile_side(self) -> int:
+        """Tokens of a tile's side."""
+        one = {"num_patches": [1]}
+        return round(self.processor.replace_image_token(one, 0).count(self.image_token) ** 0.5)
+
+    def one_image(self, inputs: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+        counts = inputs["num_patches"]
+        return {"pixel_values": inputs["pixel_values"].split(counts.tolist())[number],
+                "num_patches": counts[number : number + 1]}  # fmt: skip
+
+    def canvas(self, values: Tensor, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
+        """The tiles as one picture, without the overview."""
+        rows, columns = (cells // self.tile_side for cells in layout.grid)
+        return join_tiles(values[: rows * columns], rows, columns)
+
+
+ADAPTER = TiledAdapter
+rel_att, grad_att, pure_grad, loc_att = family_methods("tiled")
