@@ -17,7 +17,7 @@ def ask(image_path: str, question: str, choice: ModelChoice, how: MethodChoice, 
         ValueError, OSError: an empty question; an image that cannot be read; a model that cannot be loaded.
     """
     if not question.strip():
-        raise ValueError("--image needs a --question that is not empty")
+        raise ValueError(f"the question must be a text that is not empty, got {question!r}")
     image = load_image(image_path)
     loaded = load_chosen(choice, how)
     if hasattr(loaded.model.config, "reads"):  # an embedded model

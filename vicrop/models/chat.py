@@ -47,10 +47,7 @@ class ChatAdapter(Adapter):
 
     @classmethod
     def default_layer(cls, model: PreTrainedModel) -> int | str:
-        layer = super().default_layer(model)
-        if layer == "mean":
-            say_once(f"{model.config.model_type}: no layer is known to be best, so maps are the mean of all layers")
-        return layer
+        return said_layer(super().default_layer(model), model)
 
     # -- text
     def prompt(self, question: str) -> str:
@@ -136,6 +133,13 @@ def taken_by(function: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Those of some values that a function has arguments for, by name."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in values.items() if name in names}
+
+
+def said_layer(layer: int | str, model: PreTrainedModel) -> int | str:
+    """The layer; that it is the mean of all is said once."""
+    if layer == "mean":
+        say_once(f"{model.config.model_type}: no layer is known to be best, so maps are the mean of all layers")
+    return layer
 
 
 @functools.cache

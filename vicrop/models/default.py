@@ -4,7 +4,6 @@ Nobody has tried such a checkpoint before: it is compared with the stock model w
 refused if anything differs. What differs can often be put right in a module like llava.py.
 """
 
-import warnings
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
@@ -23,9 +22,10 @@ from vicrop.attention import brought_in
 from vicrop.checkpoints import weights_of
 from vicrop.layouts import Layout, Size
 from vicrop.methods import family_methods
+from vicrop.models.chat import said_layer
 from vicrop.probe import Owners, pixels_of, probed_grid, token_owners
 
-PROMPT = INSTRUCTION
+PROMPT, ATT_LAYER = INSTRUCTION, "mean"
 BBOX_SIZE = 224
 MODEL_CLASS = AutoModelForImageTextToText
 TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "vision_backbone", "image_encoder")
@@ -71,13 +71,8 @@ class DefaultAdapter(Adapter):
                              f"which compares it with the stock model; known are {', '.join(REGISTRY)}")  # fmt: skip
 
     @classmethod
-    def default_layer(cls, model: PreTrainedModel) -> Any:
-        """The checkpoint's `config.att_layer`, else the mean of all layers, which is said."""
-        own = getattr(model.config, "att_layer", None)
-        if own is None:
-            kind = model.config.model_type
-            warnings.warn(f"no layer is known of {kind} models: the mean of all layers is read", stacklevel=2)
-        return "mean" if own is None else own
+    def default_layer(cls, model: PreTrainedModel) -> int | str:
+        return said_layer(super().default_layer(model), model)
 
     # -- the model's parts
     @property

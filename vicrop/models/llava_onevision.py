@@ -20,11 +20,9 @@ from vicrop.layouts import (
     raster,
 )
 from vicrop.methods import family_methods
-from vicrop.models.chat import MODEL_CLASS as MODEL_CLASS  # how a checkpoint of these families is loaded
-from vicrop.models.chat import PROMPT as PROMPT
-from vicrop.models.chat import ChatAdapter
-from vicrop.models.chat import load_processor as load_processor
-from vicrop.models.chat import prepare as prepare
+
+# How its checkpoints are loaded and asked is that of all chat models.
+from vicrop.models.chat import MODEL_CLASS, PROMPT, ChatAdapter, load_processor, prepare  # noqa: F401
 
 
 class LlavaOnevisionAdapter(ChatAdapter):

@@ -15,11 +15,9 @@ from transformers import PreTrainedModel
 from vicrop.adapter import EncodedImage
 from vicrop.layouts import Layout, Region, Size, thw, unpatchify, whole
 from vicrop.methods import family_methods
-from vicrop.models.chat import MODEL_CLASS as MODEL_CLASS  # how a checkpoint of these families is loaded
-from vicrop.models.chat import PROMPT as PROMPT
-from vicrop.models.chat import ChatAdapter
-from vicrop.models.chat import load_processor as load_processor
-from vicrop.models.chat import prepare as prepare
+
+# How its checkpoints are loaded and asked is that of all chat models.
+from vicrop.models.chat import MODEL_CLASS, PROMPT, ChatAdapter, load_processor, prepare  # noqa: F401
 from vicrop.qwen_input import refuse_bad_pixel_range
 
 BBOX_SIZE = 224

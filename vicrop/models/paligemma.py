@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from vicrop.methods import family_methods
-from vicrop.models.chat import MODEL_CLASS as MODEL_CLASS
-from vicrop.models.chat import load_processor as load_processor
+
+# How its checkpoints are loaded and asked is that of all chat models.
+from vicrop.models.chat import MODEL_CLASS, load_processor  # noqa: F401
 from vicrop.models.squares import SquareAdapter
 from vicrop.processors import prepare_tokens
 
