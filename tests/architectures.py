@@ -3,7 +3,7 @@
 import types
 
 import torch
-from builders import GENERAL, clip_vision, sharpened
+from builders import GENERAL, clip_vision, make_tokenizer, sharpened
 from transformers import (
     Gemma2Config,
     Gemma3Config,
@@ -20,7 +20,6 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tiny.models import Qwen as TinyQwen
-from tiny.models import make_tokenizer
 from vicrop import adapter as adapters
 from vicrop.layouts import Layout, raster, whole
 from vicrop.models.qwen2_5_vl import QwenAdapter

@@ -24,7 +24,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tiny.models import Qwen as TinyQwen
-from tiny.models import make_tokenizer
+from tiny.models import bpe_tokenizer
+from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS
 from vicrop.models.llava import PROMPT
 from vicrop.processors import ImageTextProcessor
 from vicrop.tables import GENERAL_PROMPT
@@ -33,7 +34,14 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 
 QUESTION = PROMPT.format(question="what number is on the red sign?")
 GENERAL = PROMPT.format(question=GENERAL_PROMPT)
+WORDS = [question.format(color=color) for question in NUMBER_QUESTIONS + PRESENCE_QUESTIONS for color in COLORS]
+WORDS += [f" {color} {digit}, yes no" for color in COLORS for digit in range(10)]
 SHARP = ("q_proj", "k_proj", "query", "key", "projector", "projection", "embed_tokens", "merger.mlp")
+
+
+def make_tokenizer(prompts, **marks):
+    """One that knows the words of the questions, whatever the drawn world's language grows to."""
+    return bpe_tokenizer([*WORDS, *prompts], **marks)
 
 
 def sharpened(model):

@@ -12,7 +12,7 @@ import types
 import torch
 import transformers
 from architectures import text_config
-from builders import GENERAL
+from builders import GENERAL, make_tokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
@@ -27,7 +27,6 @@ from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from tiny.models import make_tokenizer
 from vicrop.attention import replaced
 
 LAYERS = 3

@@ -1,7 +1,7 @@
 """Small real models of families that no adapter knows, as a user would find them: a folder with a chat template."""
 
 import torch
-from builders import GENERAL
+from builders import GENERAL, make_tokenizer
 from transformers import (
     DeepseekVLConfig,
     DeepseekVLForConditionalGeneration,
@@ -13,7 +13,6 @@ from transformers import (
 from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-from tiny.models import make_tokenizer
 from vicrop.twin import vivid
 
 SIGLIP = {"model_type": "siglip_vision_model", "vision_use_head": False}

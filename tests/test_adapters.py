@@ -6,12 +6,11 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from builders import GENERAL, QUESTION, build_blip, build_llava_next, build_qwen2_5, photo
+from builders import GENERAL, QUESTION, build_blip, build_llava_next, build_qwen2_5, make_tokenizer, photo
 from transformers import AutoModelForImageTextToText, LlavaProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from tiny.models import make_tokenizer
 from vicrop.adapter import REGISTRY, Adapter, adapter_class
 from vicrop.methods import ratio
 from vicrop.models import instructblip as blip_methods

@@ -44,21 +44,33 @@ DEPTH = 6  # layers of each vision tower
 TEXT = {"hidden_size": 128, "intermediate_size": 304, "num_hidden_layers": 6, "num_attention_heads": 8}
 
 
-def make_tokenizer(prompts, bos="<s>", eos="</s>", pad="<pad>", words=(), **marks):
-    """A byte-level BPE tokenizer: every word of the scenes' language is one token, any other text falls into bytes.
+def make_tokenizer(prompts, words=(), **marks):
+    """The tokenizer of the drawn world: every word of its language is one token, any other text falls into bytes.
 
     A digit or a capital on a sign is a token of its own, whatever stands beside it.
 
     Args:
         prompts: the texts around the questions (templates already filled in), so that their words become tokens too.
-        bos: put before every text; None: nothing is.
         words: further words that are one token each ("ASSISTANT" would be nine).
-        marks: further special tokens, by the attribute that holds them (`image_token="<image>"`).
+        marks: the special tokens, as of `bpe_tokenizer`.
     """
     texts = [*vocabulary(), *(f"{c} {c}" for c in CHARACTERS), *prompts]
+    tokenizer = bpe_tokenizer(texts, pre_tokenizers.Split(Regex(r" ?[0-9A-Z](?![a-z])"), "isolated"), **marks)
+    tokenizer.add_tokens(list(words))
+    return tokenizer
+
+
+def bpe_tokenizer(texts, *splits, bos="<s>", eos="</s>", pad="<pad>", **marks):
+    """A byte-level BPE tokenizer in which the words of `texts` are tokens.
+
+    Args:
+        texts: what it is trained on.
+        splits: pre-tokenizers that cut a text before its bytes are looked at.
+        bos: put before every text; None: nothing is.
+        marks: further special tokens, by the attribute that holds them (`image_token="<image>"`).
+    """
     tokenizer = Tokenizer(models.BPE())
-    single = pre_tokenizers.Split(Regex(r" ?[0-9A-Z](?![a-z])"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([single, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     special = {"pad_token": pad, "bos_token": bos, "eos_token": eos}
     special = {name: token for name, token in special.items() if token}
@@ -69,7 +81,6 @@ def make_tokenizer(prompts, bos="<s>", eos="</s>", pad="<pad>", words=(), **mark
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts * 5, trainer)
-    tokenizer.add_tokens(list(words))
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
