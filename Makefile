@@ -24,7 +24,7 @@ test: .venv/ready-tests
 	touch $@
 
 .venv/ready-tests: .venv/ready
-	$(BIN)/pip install -q pytest pytest-xdist pycocotools ruff 'pyright[nodejs]' nbclient ipykernel playwright -c constraints.txt
+	$(BIN)/pip install -q pytest pytest-xdist pycocotools ruff 'pyright[nodejs]' nbclient ipykernel playwright 'gradio>=6,<7' -c constraints.txt
 	touch $@
 
 clean:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -40,6 +41,17 @@ def test_the_app_answers_as_vicrop_qa_does(models, method):
     assert max(seen.crop.size) == work.CROP_SIDE
     x1, y1, _, _ = seen.bbox
     assert seen.picture.getpixel((x1, y1 + 5)) != Image.open(IMAGE).getpixel((x1, y1 + 5))  # the box is drawn
+
+
+def test_a_sure_answer_is_not_cropped_where_a_gate_is_set(models):
+    asked = (models, "llava_tiny", "rel_att", str(IMAGE), QUESTION)
+    always, never = (work.look(*asked, crop_below=bound) for bound in (1.0, 0.0))
+    assert always.bbox == work.look(*asked).bbox
+    assert (never.bbox, never.crop, never.crop_answer) == (None, None, always.original_answer)
+    sure = always.confidence["original"]
+    assert never.confidence == {"original": sure, "crop": sure}
+    assert never.picture.tobytes() == Image.open(IMAGE).convert("RGB").tobytes()  # neither map nor box
+    assert work.look(*asked, crop_below=sure + 0.01).bbox == always.bbox
 
 
 @pytest.mark.parametrize("phrase", ["the blue sign", "the black sign"])
@@ -181,6 +193,12 @@ def test_a_picture_is_uploaded_and_asked_about(page):
     expect(page.locator("#picture img")).to_be_visible()
     expect(page.locator("#crop img")).to_be_visible()
     assert " s; box 453, 119, 565, 231" in shown(page, "facts").input_value()
+    assert shown(page, "sure").input_value().count(" %") == 2
+    page.locator("#crop-below input[type=number]").fill("0")
+    page.locator("#crop-below input[type=number]").press("Enter")
+    page.click("#ask")
+    expect(shown(page, "facts")).to_have_value(re.compile("no crop: sure enough"), timeout=120_000)
+    expect(shown(page, "after")).to_have_value("2")
 
 
 @needs_gradio

@@ -48,11 +48,13 @@ def said(work: Callable[[], list[Any]], path: str | None) -> list[Any]:
 def ask_tab(models: OneModel, names: Sequence[str]) -> None:
     """The tab of questions."""
 
-    def ask(path: str | None, question: str, name: str, method: str) -> list[Any]:
+    def ask(path: str | None, question: str, name: str, method: str, crop_below: float) -> list[Any]:
         def work() -> list[Any]:
-            seen = look(models, name, method, path, question)
-            facts = f"{seen.seconds:.1f} s; box {', '.join(map(str, seen.bbox))} (x1, y1, x2, y2)"
-            return [seen.picture, seen.crop, seen.original_answer, seen.crop_answer, facts]
+            seen = look(models, name, method, path, question, crop_below)
+            sure = [f"{100 * seen.confidence[which]:.0f} %" for which in ("original", "crop")]
+            box = f"box {', '.join(map(str, seen.bbox))} (x1, y1, x2, y2)" if seen.bbox else "no crop: sure enough"
+            facts = f"{seen.seconds:.1f} s; {box}"
+            return [seen.picture, seen.crop, seen.original_answer, seen.crop_answer, " and ".join(sure), facts]
 
         return said(work, path)
 
@@ -63,6 +65,15 @@ def ask_tab(models: OneModel, names: Sequence[str]) -> None:
             with gr.Row():
                 name = model_choice(names)
                 method = gr.Dropdown(OFFERED, value=OFFERED[0], label="method", min_width=120)
+            crop_below = gr.Slider(
+                0,
+                1,
+                1,
+                step=0.05,
+                label="crop only below this confidence",
+                elem_id="crop-below",
+                info="1: always crop. 0.9: only where the first answer is less sure than 90 %.",
+            )
             button = gr.Button("Ask", variant="primary", elem_id="ask")
         with gr.Column(scale=3, min_width=280):
             picture = drawing("where it looked, and the crop's box", "picture")
@@ -70,13 +81,15 @@ def ask_tab(models: OneModel, names: Sequence[str]) -> None:
                 with gr.Column(min_width=200):
                     before = gr.Textbox(label="answer without crop", elem_id="before")
                     after = gr.Textbox(label="answer with crop", elem_id="after")
+                    sure = gr.Textbox(label="confidence in each", elem_id="sure")
                     facts = gr.Textbox(label="seconds and box", elem_id="facts")
                 crop = drawing("the crop", "crop", height=310, min_width=200)
     if found := examples():
         gr.Examples(found, [path, question], label="Pictures of the demo. The embedded models read the digits of such "
                     "signs, and know nothing else.")  # fmt: skip
     for event in (button.click, question.submit):
-        event(ask, [path, question, name, method], [picture, crop, before, after, facts], **ONE_AT_A_TIME)
+        event(ask, [path, question, name, method, crop_below], [picture, crop, before, after, sure, facts],
+              **ONE_AT_A_TIME)  # fmt: skip
 
 
 def heads_tab(models: OneModel, names: Sequence[str]) -> None:

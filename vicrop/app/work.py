@@ -77,10 +77,11 @@ class Seen:
     """What a question about a picture gave."""
 
     picture: Image.Image  # with the map and the box
-    crop: Image.Image
+    crop: Image.Image | None
     original_answer: str
     crop_answer: str
-    bbox: Region  # xyxy pixels of the picture
+    confidence: dict[str, float]  # {"original", "crop"}: how probable the model found each answer
+    bbox: Region | None  # xyxy pixels of the picture; None where the first answer was sure enough
     seconds: float  # of both answers and the map, without loading the model
 
 
@@ -99,9 +100,12 @@ def picture_at(path: str | None) -> Image.Image:
     return load_image(path)
 
 
-def look(models: OneModel, name: str, method: str, path: str | None, question: str | None) -> Seen:
+def look(models: OneModel, name: str, method: str, path: str | None, question: str | None,
+         crop_below: float = 1.0) -> Seen:  # fmt: skip
     """Ask a model about the picture at a path, without and with the crop that a method chooses.
 
+    Args:
+        crop_below: no crop is made where the first answer is at least as probable as this; 1: one always is.
     Raises:
         ValueError, OSError: no picture, or none that can be read; no question; a model that cannot be loaded.
     """
@@ -110,18 +114,23 @@ def look(models: OneModel, name: str, method: str, path: str | None, question: s
         heads = heads_of(name)
         methods = build_methods(model_module(name), [method], bare.model, heads=heads, **bare.options)
         loaded, begun = replace(bare, methods=methods), time.perf_counter()
-        batch = QuestionBatch(loaded.session([image]), [question])
+        batch = QuestionBatch(loaded.session([image]), [question], crop_below=crop_below)
         (found,) = batch.results(methods[method], batch.original_answers(methods))
         seconds = time.perf_counter() - begun
-    box = found.bbox or (0, 0, *image.size)  # without a gate there always is one
     drawn, scale = smaller(image)
     if found.att_map is not None:
         drawn = heat_over(drawn, found.att_map, scaled(found.region, scale))
-    with_box(drawn, box, scale)
-    crop, _ = smaller(image.crop(box))
-    larger = max(1.0, CROP_SIDE / max(crop.size))
-    crop = crop.resize((round(crop.width * larger), round(crop.height * larger)), Image.Resampling.BICUBIC)
-    return Seen(drawn, crop, found.original_answer, found.crop_answer, box, seconds)
+    if found.bbox is not None:
+        with_box(drawn, found.bbox, scale)
+    crop = found.bbox and enlarged(image.crop(found.bbox))
+    return Seen(drawn, crop, found.original_answer, found.crop_answer, found.confidence, found.bbox, seconds)
+
+
+def enlarged(crop: Image.Image) -> Image.Image:
+    """A crop as it is shown, with a longer side of CROP_SIDE to SHOWN_SIDE pixels."""
+    shown, _ = smaller(crop)
+    larger = max(1.0, CROP_SIDE / max(shown.size))
+    return shown.resize((round(shown.width * larger), round(shown.height * larger)), Image.Resampling.BICUBIC)
 
 
 def settings_of(name: str) -> Model:
