@@ -12,12 +12,14 @@ from transformers import (
     LlavaProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tiny.models import Qwen, make_tokenizer
+from tiny.models import Qwen, bpe_tokenizer
 from vicrop.crop import load_model
 from vicrop.models import instructblip as blip_methods
 from vicrop.models import llava as llava_methods
@@ -35,9 +37,12 @@ TEXT_SMALL = {
 }  # fmt: skip
 
 
+QUESTIONS = ("what number is on the red sign?", "which digit is on the blue sign?")
+
+
 def words(template):
     """Texts whose words become tokens, so that prompts are about as long as with the real tokenizers."""
-    return [template.format(question=GENERAL_PROMPT)]
+    return [template.format(question=question) for question in (*QUESTIONS, GENERAL_PROMPT)]
 
 
 def llama(text):
@@ -45,7 +50,7 @@ def llama(text):
 
 
 def llava(text, vision, **more):
-    tokenizer = make_tokenizer(words(llava_methods.PROMPT), image_token="<image>")
+    tokenizer = bpe_tokenizer(words(llava_methods.PROMPT), image_token="<image>")
     square = {"height": 336, "width": 336}
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=square)
     processor = LlavaProcessor(
@@ -60,7 +65,7 @@ def llava(text, vision, **more):
 
 
 def instructblip(text, vision, qformer, **more):
-    tokenizer, reader = (make_tokenizer(words(blip_methods.PROMPT)) for _ in range(2))
+    tokenizer, reader = (bpe_tokenizer(words(blip_methods.PROMPT)) for _ in range(2))
     square = {"height": 224, "width": 224}
     processor = InstructBlipProcessor(BlipImageProcessorPil(size=square), tokenizer, reader, 32)
     config = InstructBlipConfig(
@@ -72,17 +77,27 @@ def instructblip(text, vision, qformer, **more):
     return InstructBlipForConditionalGeneration, config, processor
 
 
-def qwen2_5_vl(text, vision, **more):
+def qwen(model_class, config_class, text, vision, patch, **more):
+    """A Qwen-VL of some generation: pictures of any size, in patches that are merged by four."""
     prompts = [*words(qwen2_5_methods.PROMPT), Qwen.chat_template]
-    tokenizer = make_tokenizer(prompts, bos=None, eos="<|im_end|>", pad="<|endoftext|>", **Qwen.marks)
-    processor = ImageTextProcessor(Qwen2VLImageProcessorPil(), tokenizer, Qwen.chat_template)
+    tokenizer = bpe_tokenizer(prompts, bos=None, eos="<|im_end|>", pad="<|endoftext|>", **Qwen.marks)
+    processor = ImageTextProcessor(Qwen2VLImageProcessorPil(patch_size=patch), tokenizer, Qwen.chat_template)
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = Qwen2_5_VLConfig(
-        text_config={**text, **ids}, vision_config=vision, image_token_id=tokenizer.image_token_id,
-        video_token_id=tokenizer.video_token_id, vision_start_token_id=tokenizer.vision_start_token_id,
-        vision_end_token_id=tokenizer.vision_end_token_id, **more,
+    config = config_class(
+        text_config={**text, **ids}, vision_config={**vision, "patch_size": patch},
+        image_token_id=tokenizer.image_token_id, video_token_id=tokenizer.video_token_id,
+        vision_start_token_id=tokenizer.vision_start_token_id, vision_end_token_id=tokenizer.vision_end_token_id,
+        **more,
     )  # fmt: skip
-    return Qwen2_5_VLForConditionalGeneration, config, processor
+    return model_class, config, processor
+
+
+def qwen2_5_vl(text, vision, **more):
+    return qwen(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, text, vision, 14, **more)
+
+
+def qwen3_vl(text, vision, **more):
+    return qwen(Qwen3VLForConditionalGeneration, Qwen3VLConfig, text, vision, 16, **more)
 
 
 VISION_SMALL = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
@@ -110,6 +125,20 @@ SHAPES = {
             },
             {"hidden_size": 384, "intermediate_size": 1024, "depth": 8, "num_heads": 6, "out_hidden_size": 448,
              "fullatt_block_indexes": [3, 7]},
+            att_layer=15,
+        ),
+    ),
+    "qwen3-vl-small": (
+        "qwen3_vl",
+        lambda: qwen3_vl(
+            {
+                "hidden_size": 448, "intermediate_size": 1280, "num_hidden_layers": 24, "num_attention_heads": 8,
+                "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1024,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [12, 10, 10],
+                                    "mrope_interleaved": True},
+            },
+            {"hidden_size": 384, "intermediate_size": 1024, "depth": 8, "num_heads": 6, "out_hidden_size": 448,
+             "deepstack_visual_indexes": [2, 4, 6]},
             att_layer=15,
         ),
     ),

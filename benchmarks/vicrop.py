@@ -30,7 +30,7 @@ import transformers
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.shapes import GROUPS, SHAPES, TINY, build
+from benchmarks.shapes import GROUPS, QUESTIONS, SHAPES, TINY, build
 from vicrop import session as session_module
 from vicrop.attention import capture_attention, replaced
 from vicrop.attribution import edge_mask
@@ -40,8 +40,6 @@ from vicrop.decoding import Decoding
 from vicrop.prefix_cache import PrefixStore, Row
 from vicrop.session import ImageSession, Read
 from vicrop.tables import GENERAL_PROMPT
-
-QUESTIONS = ("what number is on the red sign?", "which digit is on the blue sign?")
 
 
 class Trial:
