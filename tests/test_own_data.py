@@ -199,6 +199,8 @@ def test_answers_are_as_long_as_they_may_be(place, capsys):
     (short, *_), (whole, *_) = asked(max_new_tokens=1), asked()
     assert whole.startswith(short)
     assert len(processor.tokenizer(short, add_special_tokens=False).input_ids) <= 1
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
+        asked(max_new_tokens=0)
     arguments = [str(image), "what?", "--method", "center_crop", "--device", "cpu", "--prompt", prompt]
     ask([*arguments, "--max_new_tokens", "1"])
     assert f"without crop: {short} (" in capsys.readouterr().out

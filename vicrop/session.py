@@ -118,6 +118,8 @@ class ImageSession(ImageBatch):
     def __init__(self, images: Sequence[ImageSource], model: PreTrainedModel, processor: Any,
                  max_new_tokens: int = MAX_NEW_TOKENS, **options: Any):  # fmt: skip
         super().__init__(images, model, processor, **options)
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         self.max_new_tokens = max_new_tokens
         self.decoder, self.device = self.model.get_decoder(), device_of(self.model.get_input_embeddings())
         self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
