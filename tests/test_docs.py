@@ -2,7 +2,8 @@
 
 A `bash` block runs line by line on the embedded models, with small limits; each page in a folder of its own, which
 has the pictures of a clone. `<!-- needs a download -->` or `<!-- long -->` stands before a block that cannot
-run here: of its commands only the options are checked, by the commands' own parsers. A `python` block runs, too.
+run here: of its commands only the options are checked, by the commands' own parsers. A `python` block runs; a block
+after `<!-- file NAME -->` becomes that file.
 """
 
 import glob
@@ -127,6 +128,11 @@ def test_what_a_page_says_can_be_typed(page, tmp_path, monkeypatch):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     for block in BLOCK.finditer(page.read_text()):
+        if (block["why"] or "").startswith("file "):
+            path = tmp_path / block["why"].removeprefix("file ")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block["text"])
+            continue
         assert block["why"] in (None, *WHY_NOT), block["why"]
         if block["kind"] == "python":
             assert block["why"] is None

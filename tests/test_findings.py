@@ -161,7 +161,16 @@ def test_a_finding_that_is_killed_goes_on(tmp_path, monkeypatch):
 def test_sizes_without_boxes_have_no_true_crop(tmp_path, capsys):
     records = [record | {"gt_bbox": None} for record in load_task("data/demo/data.json")[:3]]
     (tmp_path / "data.json").write_text(json.dumps(records))
-    where = ["--question_path", tmp_path / "data.json", "--image_path", "data/demo/images", "--method", "rel_att"]
+    where = [
+        "--task",
+        "demo",
+        "--question_path",
+        tmp_path / "data.json",
+        "--image_path",
+        "data/demo/images",
+        "--method",
+        "rel_att",
+    ]
     table, _ = find(tmp_path, "sizes", "--model", "llava_tiny", "--device", "cpu", *where)
     assert list(table["rows"]["all"]) == ["no crop", "rel_att"]
     assert "no record has a gt_bbox, so there is no gt_crop" in table["notes"]
@@ -173,7 +182,7 @@ def test_a_record_that_cannot_be_measured_is_named_and_left_out(tmp_path, capsys
     ]
     records += [records[0] | {"id": "b", "gt_bbox": None}, records[0] | {"id": "c", "image_path": "gone.jpg"}]
     (tmp_path / "data.json").write_text(json.dumps(records))
-    where = ["--question_path", tmp_path / "data.json", "--image_path", "data/demo/images"]
+    where = ["--task", "demo", "--question_path", tmp_path / "data.json", "--image_path", "data/demo/images"]
     table, _ = find(tmp_path, "attention", "--model", "llava_tiny", "--device", "cpu", *where)
     said = capsys.readouterr().err
     assert "b: record 'b' has no gt_bbox" in said
@@ -187,7 +196,7 @@ def test_a_record_that_cannot_be_scored_or_placed_is_named_and_left_out(tmp_path
     changes = {"fine": {}, "none": {"labels": []}, "number": {"labels": 3}, "turned": {"image_size": [446, 594]},
                "far": {"gt_bbox": [500, 9, 600, 99]}, "share": {"gt_bbox": [0.1, 0.1, 0.3, 0.3]}}  # fmt: skip
     (tmp_path / "data.json").write_text(json.dumps([record | {"id": key} | more for key, more in changes.items()]))
-    where = ["--question_path", tmp_path / "data.json", "--image_path", "data/demo/images"]
+    where = ["--task", "demo", "--question_path", tmp_path / "data.json", "--image_path", "data/demo/images"]
     where += ["--method", "center_crop"] if finding == "sizes" else []
     table, _ = find(tmp_path, finding, "--model", "llava_tiny", "--device", "cpu", *where)
     said = capsys.readouterr().err

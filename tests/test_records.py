@@ -2,9 +2,7 @@
 
 import errno
 import json
-import sys
 import threading
-import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -61,19 +59,6 @@ def test_a_missing_task_is_named():
 def test_a_separator_that_json_allows_in_a_text_does_not_end_a_line(tmp_path):
     records = [RECORDS[0] | {"question": "one\u2028line"}, RECORDS[1]]
     assert load_task(write(tmp_path, "\n".join(json.dumps(each, ensure_ascii=False) for each in records))) == records
-
-
-def test_a_dataset_of_the_hub_is_loaded_by_its_name(monkeypatch):
-    asked = []
-    hub = types.SimpleNamespace(load_dataset=lambda name, split: asked.append((name, split)) or RECORDS)
-    monkeypatch.setitem(sys.modules, "datasets", hub)
-    assert load_task("someone/signs") == RECORDS
-    assert asked == [("someone/signs", "test")]
-    hub.load_dataset = lambda *_, **__: [record | {"image": object()} for record in RECORDS]
-    assert load_task("someone/signs") == RECORDS  # what JSON cannot hold is left out
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(FileNotFoundError, match="pip install datasets"):
-        load_task("someone/signs")
 
 
 @pytest.mark.parametrize(

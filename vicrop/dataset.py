@@ -6,7 +6,6 @@ A record stays the plain dict that it was read as, so that fields nobody here kn
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from functools import cache
 from numbers import Real
@@ -16,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from vicrop.files import in_repository, is_json, read_rows, read_text
+from vicrop.files import in_repository, read_rows, read_text
 
 TEXTS = ("question", "short_question", "prompt", "image_path")  # fields that are shown to a model or to a system
 Kind = TypeVar("Kind")
@@ -283,35 +282,18 @@ def refuse_other_size(record: dict, image_size: Sequence[int]) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- tasks
 def load_task(question_path: str | Path) -> list[dict]:
-    """The records of a dataset: a JSON list, JSON lines, or the name of a Hugging Face dataset (its `test` split).
+    """The records of a dataset: a JSON list, or JSON lines.
 
     Raises:
-        FileNotFoundError: no such file, and nothing that could be a dataset's name.
+        FileNotFoundError: no such file.
         ValueError: not a list of objects, or an id that is missing or given twice.
     """
     path = in_repository(question_path)
-    if path.is_file():
-        records = read_rows(path)
-    elif path.suffix in (".json", ".jsonl"):
+    if not path.is_file():
         raise FileNotFoundError(f"no questions at {question_path}: see data/README.md for how to get or make them")
-    else:
-        records = _from_hub(str(question_path))
+    records = read_rows(path)
     refuse_bad_ids(records, question_path)
     return records
-
-
-def _from_hub(name):
-    try:
-        from datasets import load_dataset  # optional: most runs read files
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"no file {name}; to read it as a Hugging Face dataset, `pip install datasets`"
-        ) from error
-    records = [dict(record) for record in load_dataset(name, split="test")]
-    left_out = sorted({field for record in records for field, value in record.items() if not is_json(value)})
-    if left_out:
-        print(f"{name}: {', '.join(left_out)} cannot be written as JSON and are left out", file=sys.stderr)
-    return [{field: value for field, value in record.items() if field not in left_out} for record in records]
 
 
 def pick(records: list[dict], ids_path: str | Path | None = None, limit: int | None = None) -> list[dict]:

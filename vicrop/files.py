@@ -103,13 +103,17 @@ def read_meta(path: str | Path) -> dict:
     wrong = f"{path} is none that run.py has written"
     if not isinstance(meta, dict):
         raise ValueError(f"{wrong}: it must be an object, not a {type(meta).__name__}")
-    for part in ("settings", "counts", "runs"):
+    for part in ("settings", "scoring", "counts", "runs"):
         if not isinstance(meta.get(part, {}), dict):
             raise ValueError(f"{wrong}: its {part} must be an object, not a {type(meta[part]).__name__}")
     if not all(isinstance(run, dict) for run in meta.get("runs", {}).values()):
         raise ValueError(f"{wrong}: each of its runs must be an object")
     if not isinstance(meta.get("settings", {}).get("image_path", ""), str):
         raise ValueError(f"{wrong}: its image_path must be a text")
+    for name in ("metrics", "sha256") if "scoring" in meta else ():
+        said = meta["scoring"].get(name)
+        if not isinstance(said, dict) or not all(isinstance(each, str) for each in said.values()):
+            raise ValueError(f"{wrong}: {name} of its scoring must be an object of texts")
     if not isinstance(meta.get("counts", {}).get("dataset", 0), int):
         raise ValueError(f"{wrong}: its count of the dataset must be a whole number")
     return meta

@@ -11,7 +11,7 @@ import numpy as np
 from vicrop.choices import wants_crop
 from vicrop.evaluation.confidence import has_confidence, sureness, surer, why_without
 from vicrop.evaluation.result_files import ResultFile
-from vicrop.evaluation.scores import ScoreOptions, clusters_of, pair_or_reason
+from vicrop.evaluation.scores import ScoreOptions, clusters_of, scored_by
 from vicrop.evaluation.statistics import bootstrap_interval
 
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
@@ -28,9 +28,8 @@ def gate_rows(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
     if not has_confidence(file.records):
         raise ValueError(why_without(file))
     about, rows = {"task": file.task, "model": file.model, "method": file.method}, []
-    for metric, grader in options.metrics_of(file.task).items():
-        scored = [(record, pair_or_reason(record, grader)) for record in file.records]
-        graded = [(record, pair) for record, pair in scored if isinstance(pair, tuple)]
+    for metric, grader in options.metrics_of(file).items():
+        graded = [(record, pair) for record, pair in scored_by(file, grader) if isinstance(pair, tuple)]
         if graded:
             figures = figures_of(graded, options)
             rows += [about | {"metric": metric, "n": len(graded)} | row for row in figures]

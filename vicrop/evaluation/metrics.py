@@ -1,19 +1,21 @@
 """How right an answer is: the paper's scores and the benchmarks' official ones, side by side. Needs no torch.
 
 A grader is a function (answer, record) that returns 0 to 100, or None if the benchmark does not count the record.
-`tables.TASKS` names the graders of each task.
+`tables.TASKS` names the graders of each benchmark; own data may have any of them, or one's own (see own_metrics.py).
 """
 
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
 from vicrop.dataset import Result, field_of, name_of
-from vicrop.tables import TASKS
+from vicrop.evaluation.own_metrics import is_own, own_metric, own_score, parts_of, seen_from
+from vicrop.tables import known
 
 Grader = Callable[[str, dict], float | None]
 Scores = tuple[float, float]  # without crop, with crop
@@ -298,9 +300,61 @@ RIGHT = 50  # an answer with at least this score counts as right where only righ
 NOT_COUNTED = {"aokvqa_direct": is_difficult, "aokvqa_choice": has_no_choices}  # when these graders return None
 
 
-def first_grader(task: str) -> str:
-    """The name of the grader of a task's first metric, for those who want only one."""
-    return next(iter(TASKS[task]["metrics"].values()))
+# These count how many of a question's ten labels an answer equals: with so many of them it may be wholly right.
+ENOUGH_LABELS = {"vqa_paper": 4, "textvqa": 4, "vqav2": 4, "aokvqa_direct": 3}
+
+
+def metrics_named(names: Sequence[str], folder: str | Path = ".") -> dict[str, str]:
+    """{metric: grader} of names of GRADERS, or of one's own functions, FILE.py:function.
+
+    Args:
+        folder: from which FILE is seen.
+    Raises:
+        ValueError: no such metric, file or function; two are called alike.
+    """
+    found = {}
+    for name in names:
+        grader = seen_from(name, folder) if is_own(name) else name
+        refuse_bad_grader(grader)
+        metric = parts_of(grader)[1] if is_own(grader) else grader
+        if metric in found:
+            raise ValueError(f"two metrics are called {metric!r}: name each once")
+        found[metric] = grader
+    return found
+
+
+def refuse_bad_grader(name: str) -> None:
+    """ValueError unless a name is one of GRADERS, or that of a function of one's own that can be called."""
+    try:
+        _ = own_metric(name) if is_own(name) else GRADERS[name]
+    except KeyError:
+        known(name, [*GRADERS, "FILE.py:function"], "metric")
+
+
+def graded(answer: str, record: dict, grader: str) -> float | None:
+    """0 to 100 by the grader of that name; None if it does not count the record.
+
+    Raises:
+        ValueError: naming the record: it has no labels, or something else cannot be graded.
+    """
+    if not is_own(grader):
+        return GRADERS[grader](answer, record)
+    labels = labels_of(record)
+    try:
+        return own_score(grader, answer, labels)
+    except ValueError as error:
+        raise ValueError(f"{name_of(record)}: {error}") from error
+
+
+def note_on_few_labels(records: Iterable[dict], grader: str) -> str | None:
+    """A sentence if records have fewer labels than a grader needs to find an answer wholly right; else None."""
+    enough, labels = ENOUGH_LABELS.get(grader, 1), [record.get("labels") for record in records]
+    counts = [1 if isinstance(each, str) else len(each) for each in labels if isinstance(each, str | list)]
+    few = sum(0 < count < enough for count in counts)
+    if not few:
+        return None
+    return (f"{grader} expects ten labels of a question: with fewer than {enough}, as {few} records have, a right "
+            "answer gets less than 100 %; the metric `exact` needs one")  # fmt: skip
 
 
 def score(record: dict, grader: str) -> Scores | None:
@@ -314,7 +368,7 @@ def score(record: dict, grader: str) -> Scores | None:
     if "error" in record:
         return None if grader in NOT_COUNTED and NOT_COUNTED[grader](record) else (0.0, 0.0)
     answers = [field_of(record, field, Result) for field in ("original_answer", "crop_answer")]
-    before, after = (GRADERS[grader](answer, record) for answer in answers)
+    before, after = (graded(answer, record, grader) for answer in answers)
     return None if before is None or after is None else (before, after)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vicrop.evaluation.metrics import outcome
 from vicrop.evaluation.result_files import ResultFile
-from vicrop.evaluation.scores import ScoreOptions, clusters_of, pair_or_reason
+from vicrop.evaluation.scores import ScoreOptions, clusters_of, scored_by
 from vicrop.evaluation.statistics import bootstrap_interval, mcnemar
 
 OUTCOMES = ("fixed", "broken", "right", "wrong")
@@ -71,8 +71,9 @@ def in_common(files: Sequence[ResultFile], options: ScoreOptions) -> list[Common
         if other is not None:
             raise ValueError(f"{key!r} is {asked[0]} in {files[0].path}, and {asked[other]} in {files[other].path}")
     every, found = set().union(*by_id), []
-    for metric, grader in options.metrics_of(files[0].task).items():
-        rows = [[(records[key], pair_or_reason(records[key], grader)) for records in by_id] for key in ids]
+    for metric, grader in options.metrics_of(files[0]).items():
+        scored = [{record["id"]: (record, pair) for record, pair in scored_by(file, grader)} for file in files]
+        rows = [[of[key] for of in scored] for key in ids]
         rows = [row for row in rows if all(isinstance(pair, tuple) for _, pair in row)]
         if rows:
             records, pairs = ([[row[n][part] for row in rows] for n in range(len(files))] for part in (0, 1))

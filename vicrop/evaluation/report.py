@@ -26,7 +26,8 @@ from tqdm import tqdm
 from vicrop.dataset import Id, box_of, image_of
 from vicrop.evaluation.columns import COLUMNS, cells
 from vicrop.evaluation.confidence import sureness
-from vicrop.evaluation.metrics import RIGHT, outcome, score
+from vicrop.evaluation.metrics import GRADERS, RIGHT, outcome, score
+from vicrop.evaluation.own_metrics import is_own
 from vicrop.evaluation.result_files import ResultFile, place_in_table, place_of_size, say, size_of
 from vicrop.evaluation.results import SavedMap
 from vicrop.evaluation.scores import ScoreOptions, parts_of, rows_of, why_not
@@ -34,7 +35,7 @@ from vicrop.files import atomic_path, patient_threads
 from vicrop.images import MOST_PIXELS, allow_pixels, load_image
 from vicrop.map_files import read_maps, write_maps
 from vicrop.plots import HEAT, from_0_to_1
-from vicrop.tables import METHODS, TASKS, known
+from vicrop.tables import METHODS, known
 
 TEMPLATE = Path(__file__).with_name("report.html")
 IMAGE_SIDE, CROP_SIDE = 1600, 320  # an image's longer side at most, and a crop's: the page enlarges both
@@ -126,13 +127,16 @@ def sides_of(results: Sequence[ResultFile], side: int | None = None) -> tuple[in
     return side, int(min(CROP_SIDE, (CROP_PIXELS / max(1, crops)) ** 0.5))
 
 
-def judged(record: dict, grader: str) -> dict[str, Any]:
+def judged(record: dict, grader: str | None) -> dict[str, Any]:
     """{"outcome", "scores"}: what the crop did to an answer, and the scores (0 to 100) without and with it.
 
     The outcome is "ungraded", without scores, if the benchmark does not count the record or it has no labels.
+
+    Args:
+        grader: None, if there is nothing to score the record by.
     """
     try:
-        pair = score(record, grader)
+        pair = score(record, grader) if grader else None
     except ValueError:
         pair = None
     return {"outcome": "ungraded"} if pair is None else {"outcome": outcome(pair), "scores": pair}
@@ -146,7 +150,7 @@ def shown_map(att_map: np.ndarray, region: Sequence[int]) -> dict[str, Any]:
 
 
 def shown_answer(
-    record: dict, grader: str, saved_map: SavedMap | None, image: Image.Image | None, images: Images
+    record: dict, grader: str | None, saved_map: SavedMap | None, image: Image.Image | None, images: Images
 ) -> dict[str, Any]:
     """What the page shows of a record of a result: answers, scores, box, map and crop."""
     fields: dict[str, Any] = {name: record.get(name) for name in ("original_answer", "crop_answer", "error")}
@@ -210,10 +214,13 @@ def questions(
         if image:
             item["image"] = images.add(record["image_path"], image.copy, images.side)
             item["width"], item["height"] = image.size
-        item["found"] = [
-            shown_answer(records[key], grader, own.get(key), image, images) if key in records else None
-            for records, own in zip(found, maps, strict=True)
-        ]
+        item["found"] = []
+        for each, records, own in zip(results, found, maps, strict=True):
+            shown = None
+            if key in records:
+                by = None if each.is_unlabelled(records[key]) else grader
+                shown = shown_answer(records[key], by, own.get(key), image, images)
+            item["found"].append(shown)
         yield item
 
 
@@ -246,16 +253,16 @@ def names_of(results: Sequence[ResultFile]) -> list[dict[str, str]]:
     return [{"model": r.model, "method": r.method + folder} for r, folder in zip(results, folders, strict=True)]
 
 
-def scores(results: Sequence[ResultFile], metric: str) -> dict[str, Any]:
+def scores(results: Sequence[ResultFile], metric: str, options: ScoreOptions) -> dict[str, Any]:
     """The score table: {"columns", "rows", "left_out" (a sentence), "matrix"}; `metric` is that of the matrix.
 
     There are no rows, and there is a "why", if nothing can be scored.
     """
-    options = ScoreOptions()
     rows_of_each = [rows_of(r, options) for r in results]
     rows = [row for each in rows_of_each for row in each]
     if not any(row["n"] or "unscored" not in row for row in rows):
-        why = next(filter(None, (why_not(r) for r in results)), None)
+        counts = [f"{sum(map(r.is_unlabelled, r.records))} of {len(r.records)} records have no labels" for r in results]
+        why = next(filter(None, (why_not(r, options) for r in results)), counts[0])
         return {"columns": COLUMNS, "rows": [], "why": why, "left_out": "", "matrix": None}
     unscored = {f"{row['model']} {row['method']} {row['metric']}": row.get("unscored") for row in rows
               if row["part"] == "all"}  # fmt: skip
@@ -331,18 +338,18 @@ def write_page(
     """Write the page of some results of one task.
 
     Args:
-        metric: name of the metric that judges answers in the gallery; the task's first one if None.
+        metric: name of the metric that judges answers in the gallery; the task's first one if None. One that the task
+            does not have (see metrics.metrics_named) takes the place of its own.
         place: where the model makes maps that are not saved (see `maps_of`); None: such maps are left out.
         side: the longer side of an image, in pixels at most; None: chosen by the number of images.
     Raises:
         ValueError: results of different questions; no such metric; maps that can no longer be made.
     """
     refuse_different_questions(results)
-    metrics = TASKS[results[0].task]["metrics"]
-    metric = known(metric or next(iter(metrics)), metrics, f"metric of {results[0].task}")
+    metric, grader, options = judge_of(results[0], metric)
     about = {
         "title": title_of(results), "results": names_of(results), "note": note_on(results),
-        "scores": scores(results, metric), "metric": metric, "right": RIGHT, "colors": heat_colors(),
+        "scores": scores(results, metric, options), "metric": metric, "right": RIGHT, "colors": heat_colors(),
         "settings": how_made(results),
     }  # fmt: skip
     if about["note"]:
@@ -352,9 +359,24 @@ def write_page(
     head, tail = TEMPLATE.read_text(encoding="utf-8").split("<!-- images and data -->")
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(head)
-        about["items"] = list(questions(results, metrics[metric], maps, Images(file, sides_of(results, side))))
+        about["items"] = list(questions(results, grader, maps, Images(file, sides_of(results, side))))
         file.write(f'<script type="application/json" id="data">{as_json(about)}</script>\n')
         file.write(tail)
+
+
+def judge_of(result: ResultFile, metric: str | None) -> tuple[str, str, ScoreOptions]:
+    """(metric, its grader, the options of the score table) of `write_page`'s argument `metric`.
+
+    Raises:
+        ValueError: no such metric.
+    """
+    if metric not in result.metrics and metric is not None and (metric in GRADERS or is_own(metric)):
+        options = ScoreOptions(metric)
+        ((metric, grader),) = options.instead.items()
+        return metric, grader, options
+    own = ScoreOptions().metrics_of(result)
+    metric = known(metric or next(iter(own)), own, f"metric of {result.task}")
+    return metric, own[metric], ScoreOptions()
 
 
 def heat_colors() -> str:
@@ -372,7 +394,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "report") -> None:
     add = parser.add_argument
     add("results", nargs="+", help="result files of one task, MODEL-TASK-METHOD.json")
     add("--out", help="the page; default: the result file's name with .html, or report.html beside several")
-    add("--metric", help="metric that judges the answers shown: paper, official, ...; default: the task's first")
+    add(
+        "--metric",
+        help="judges the answers shown: paper, exact, FILE.py:function, ...; default: the task's first metric",
+    )
     add("--maps", choices=("all", "saved"), default="all", help="all: make again what is not saved (default)")
     add("--device", help="torch device on which maps are made again; default: the first GPU, else the CPU")
     add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vicrop.dataset import box_of, field_of, image_of, load_task, refuse_bad_ids, with_ids
+from vicrop.evaluation.own_metrics import changed_since, found_again
 from vicrop.files import ROOT, in_repository, read_json, read_meta, safe_name
 from vicrop.images import size_as_seen
 from vicrop.tables import METHODS, MODELS, SIZES, TASKS
@@ -31,14 +32,15 @@ def name_of(path: Path, meta: dict) -> tuple[str, str, str]:
     """(model, task, method) of a result file, from its .meta.json or else from its name; any model is allowed.
 
     Raises:
-        ValueError: neither tells them, or the task or method is unknown.
+        ValueError: neither tells them, or the method is unknown, or the task, and nothing tells how it is scored.
     """
     said = [meta.get("settings", {}).get(name) for name in ("model", "task", "method")]
     parts = said if all(isinstance(name, str) for name in said) else path.stem.rsplit("-", 2)
     if len(parts) != 3:
         raise ValueError(f"{path.name} in {path.parent} is not named MODEL-TASK-METHOD.json")
     model, task, method = parts
-    for name, table, what in ((task, TASKS, "task"), (method, KNOWN_METHODS, "method")):
+    tasks = TASKS if "scoring" not in meta else [*TASKS, task]
+    for name, table, what in ((task, tasks, "task"), (method, KNOWN_METHODS, "method")):
         if name not in table:
             raise ValueError(f"{path.name} in {path.parent}: unknown {what} {name!r}, known are {', '.join(table)}")
     return model, task, method
@@ -82,7 +84,23 @@ class ResultFile:
     @property
     def images(self) -> Path:
         """The folder of its images."""
-        return ROOT / self.meta.get("settings", {}).get("image_path", TASKS[self.task]["image_path"])
+        said = self.meta.get("settings", {}).get("image_path")
+        return ROOT / (TASKS[self.task]["image_path"] if said is None else said)
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """{metric: grader} by which its run was to be scored, or else that of the benchmark."""
+        scoring = self.meta.get("scoring")
+        return found_again(scoring, self.path.parent) if scoring else dict(TASKS[self.task]["metrics"])
+
+    @property
+    def changed_metrics(self) -> list[Path]:
+        """The files of metrics that are not what they were when the run was made."""
+        return changed_since(self.meta.get("scoring", {}), self.path.parent)
+
+    def is_unlabelled(self, record: dict) -> bool:
+        """Has a record of own data no labels? It is then only looked at; a benchmark's has some, or it is broken."""
+        return self.task not in TASKS and not record.get("labels")
 
     @property
     def missing(self) -> int | None:
@@ -90,6 +108,8 @@ class ResultFile:
         counts = self.meta.get("counts", {})
         if "dataset" in counts:  # of the dataset that was asked about
             return counts["dataset"] - len(self.records)
+        if self.task not in TASKS:
+            return None
         path, ids = in_repository(TASKS[self.task]["question_path"]), {record["id"] for record in self.records}
         try:
             known = {record["id"] for record in load_task(path)} if path.is_file() else set()

@@ -28,10 +28,11 @@ class Results:
     Args:
         path: the result file, `FOLDER/MODEL-TASK-METHOD.json`.
         settings: what must be equal for all records of the file.
+        scoring: how it is to be scored, which no answer depends on (see own_metrics.kept); it may differ.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any]):
-        self.path, self.settings = Path(path), settings
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], scoring: Mapping[str, Any] | None = None):
+        self.path, self.settings, self.scoring = Path(path), settings, scoring
         self.meta, self.maps = (self.path.with_suffix(end) for end in (".meta.json", ".maps.npz"))
         self.parts = PartFiles(self.path.with_suffix(".parts"))
         self._own: dict[Id, dict] = {}  # the records that this process has written
@@ -163,7 +164,8 @@ class Results:
         else:
             self.maps.unlink(missing_ok=True)  # of a result that no longer exists
         # Meta first: to a result without it, records with any settings could be added.
-        write_atomically(self.meta, {"settings": self.settings, "counts": counts, **totals, "runs": runs})
+        scoring = {} if self.scoring is None else {"scoring": self.scoring}
+        write_atomically(self.meta, {"settings": self.settings, **scoring, "counts": counts, **totals, "runs": runs})
         write_atomically(self.path, [finished[key] for key in ids])
         if len(ids) == len(records):  # else other processes may still add records
             self.parts.remove()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vicrop.evaluation.settings import RunSettings
+from vicrop.evaluation.tasks import DEFAULT_TASK, chosen_task
 from vicrop.options import add_method_options, add_model_options, method_choice, model_choice
 from vicrop.tables import TASKS
 
@@ -21,9 +22,14 @@ class Picture:
 def add_task_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which questions are asked, and where results are written."""
     add = parser.add_argument
-    add("--task", choices=TASKS, default="demo")
-    add("--question_path", help="data.json to use instead of the task's own")
-    add("--image_path", help="folder of the images; default: the task's own, or images/ beside --question_path")
+    add("--task", help=f"{', '.join(TASKS)}, or NAME of your own data/NAME/data.json, or the path of such a folder "
+        f"(default {DEFAULT_TASK}); with --question_path, what the results are called")  # fmt: skip
+    add("--question_path", help="a file of questions, or a dataset of the Hugging Face hub (extra `hub`)")
+    add("--split", help="of the dataset of the hub (default test)")
+    add("--subset", help="of the dataset of the hub, if it has several")
+    add("--image_path", help="folder of the images; default: images/ beside the questions")
+    add("--metric", help="how answers are scored, one or several, comma-separated: names as in docs/scores.md, or "
+        "FILE.py:function of your own; default: the benchmark's, or exact")  # fmt: skip
     add("--save_path", help="folder for results (data/results) or, with --image, for the pictures (the current folder)")
     add("--batch_size", type=int, help="questions that go through the model together; default: 8 on CUDA, else 1")
     add("--total_chunks", type=int, default=1, help="cut the task into this number of parts ...")
@@ -83,13 +89,16 @@ def settings_of(given: argparse.Namespace, results: Path = Path("data/results"))
         ValueError, OSError: an option has a value that is not allowed.
     """
     refuse_bad_counts(given)
-    # With --question_path, the images are in the folder images/ beside it.
-    own = TASKS[given.task]["image_path"] if not given.question_path else Path(given.question_path).parent / "images"
-    same = ("task", "batch_size", "total_chunks", "chunk_id", "limit", "ids", "save_maps", "retry_errors",
+    task = chosen_task(given.task, given.question_path, given.image_path, given.metric, given.split, given.subset,
+                       results.parent)  # fmt: skip
+    for name in ("prompt", "max_new_tokens"):  # those of task.json, where nothing was typed
+        if getattr(given, name) is None:
+            setattr(given, name, getattr(task, name))
+    same = ("batch_size", "total_chunks", "chunk_id", "limit", "ids", "save_maps", "retry_errors",
             "overwrite")  # fmt: skip
     return RunSettings(
         model=model_choice(given), how=method_choice(given),
-        question_path=given.question_path or TASKS[given.task]["question_path"],
-        image_path=Path(given.image_path or own), save_path=Path(given.save_path or results),
+        task=task.name, question_path=task.question_path, image_path=task.image_path, metrics=task.metrics,
+        hub=task.hub, save_path=Path(given.save_path or results),
         **{name: getattr(given, name) for name in same},
     )  # fmt: skip

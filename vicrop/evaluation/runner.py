@@ -16,15 +16,16 @@ from accelerate.utils import broadcast_object_list
 
 from vicrop.attention import counted
 from vicrop.checkpoints import default_device
-from vicrop.dataset import load_task, pick
+from vicrop.dataset import pick
 from vicrop.evaluation.batching import answer_batch, batch_size_of, in_batches, prefetched
-from vicrop.evaluation.metrics import first_grader
+from vicrop.evaluation.own_metrics import kept
 from vicrop.evaluation.progress import Progress
 from vicrop.evaluation.provenance import common_settings, is_restart, method_settings, run_id, whereabouts
-from vicrop.evaluation.result_files import result_path
+from vicrop.evaluation.result_files import result_path, say
 from vicrop.evaluation.results import Results, with_outputs
 from vicrop.evaluation.sessions import Sessions
 from vicrop.evaluation.settings import RunSettings
+from vicrop.evaluation.tasks import notes_on_labels, questions_of
 from vicrop.files import in_repository
 from vicrop.loaded import LoadedModel, load_chosen
 from vicrop.tables import METHODS
@@ -44,15 +45,17 @@ def run_task(run: RunSettings) -> None:
     state = PartialState(cpu=on_cpu, timeout=timedelta(hours=6))
     if not state.is_local_main_process:
         warnings.simplefilter("ignore")  # the first process of a machine gives the same warnings
-    records = load_task(run.question_path)
+    records = questions_of(run)
     if not in_repository(run.image_path).is_dir():
         raise FileNotFoundError(f"no image folder at {run.image_path}: --image_path names it")
     wanted = pick(records, run.ids, run.limit)
     mine = wanted[run.chunk_id :: run.total_chunks]
-    common = common_settings(run, state.device)
+    for sentence in notes_on_labels(run, mine) if state.is_main_process else ():
+        say(sentence)
+    common, scoring = common_settings(run, state.device), kept(run.metrics, run.save_path)
     results = {
         method: Results(result_path(run.save_path, run.model.name, run.task, method),
-                        common | method_settings(run, method))
+                        common | method_settings(run, method), scoring)
         for method in run.how.names
     }  # fmt: skip
     name, to_clear = share_beginning(run, results)
@@ -66,7 +69,7 @@ def run_task(run: RunSettings) -> None:
         result.note(job=name)
     stopped: list[int] = []
     if loaded is not None:
-        bar = Progress(results, done, mine, first_grader(run.task), f"{run.model.name} {run.task}", state)
+        bar = Progress(results, done, mine, run.grader, f"{run.model.name} {run.task}", state)
         with stopping() as stopped, bar:
             answer_records(run, share, loaded, results, done, bar, stopped)
     elif not state.is_main_process:

@@ -22,7 +22,7 @@ from vicrop.evaluation.confidence import has_confidence
 from vicrop.evaluation.ensembles import ensemble_cells, ensemble_rows
 from vicrop.evaluation.gates import gate_cells, gate_lines, gate_rows
 from vicrop.evaluation.paired import compared, comparison_lines, read_all
-from vicrop.evaluation.result_files import result_files, say
+from vicrop.evaluation.result_files import ResultFile, result_files, say
 from vicrop.evaluation.scores import GROUPS, ScoreOptions, per_sample, rows_of, why_not
 from vicrop.files import in_repository
 
@@ -51,16 +51,17 @@ def report(
     Args:
         samples_path: a file to write the scores of each record to, as JSON lines.
     Raises:
-        ValueError: no record at all can be scored.
+        ValueError: no record at all can be scored, unless that is because there are no labels.
     """
     files, left_out = result_files(data_dir)
     if not files and not left_out:  # there are only unfinished runs: an earlier report stays
         return []
     for sentence in left_out:
         say(sentence)
-    rows = [row for file in files for row in rows_of(file, options)]
-    if not any(row["n"] or "unscored" not in row for row in rows):
-        reasons = [f"{file.path}: {why_not(file)}" for file in files]
+    rows, files = rows_of_all(files, options, left_out)
+    unlabelled = any(file.is_unlabelled(record) for file in files for record in file.records)
+    if not unlabelled and not any(row["n"] or "unscored" not in row for row in rows):
+        reasons = [f"{file.path}: {why_not(file, options)}" for file in files]
         raise ValueError(f"nothing in {data_dir} can be scored: {[*left_out, *reasons][0]}")
     without = [file.path.name for file in files if not has_confidence(file.records)]
     if without:
@@ -71,6 +72,21 @@ def report(
             for file in files:
                 lines.writelines(json.dumps(line) + "\n" for line in per_sample(file, options))
     return rows
+
+
+def rows_of_all(
+    files: Sequence[ResultFile], options: ScoreOptions, left_out: list[str]
+) -> tuple[list[dict[str, Any]], list[ResultFile]]:
+    """(the rows of some results, those of them that can be scored); why others cannot is printed, and in `left_out`."""
+    rows, fine = [], []
+    for file in files:
+        try:
+            rows += rows_of(file, options)
+            fine.append(file)
+        except ValueError as error:  # a metric of one's own that is gone
+            left_out.append(f"{error}: it is left out")
+            say(left_out[-1])
+    return rows, fine
 
 
 # -------------------------------------------------------------------------------------------------------- command line
@@ -85,7 +101,8 @@ def parser_of_scores(prog: str) -> argparse.ArgumentParser:
     add("--gate", action="store_true", help="score and share of crops if only unsure first answers had been cropped")
     add("--data_dir", default="./data/results", help="folder of the result files")
     add("--save_path", default="./", help="folder for the report")
-    add("--metric", choices=("paper", "official", "both"), default="both")
+    add("--metric", default="both", help="of benchmarks the paper's metric, their official one, or both; or others in "
+        "place of all, comma-separated: names as in docs/scores.md, or FILE.py:function")  # fmt: skip
     add("--by", choices=(*GROUPS, "nothing"), help="break scores down by this field only; default: by each that exists")
     add("--bootstrap", type=int, default=10_000, help="rounds of the bootstrap behind the intervals")
     add("--seed", type=int, default=0, help="seed of the bootstrap")
@@ -100,7 +117,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "get_score.py") -> None:
     if given.bootstrap < 1:
         parser.error(f"--bootstrap must be at least 1, not {given.bootstrap}")
     groups = {None: GROUPS, "nothing": ()}.get(given.by, (given.by,))
-    folder, options = in_repository(given.data_dir), ScoreOptions(given.metric, groups, given.bootstrap, given.seed)
+    folder = in_repository(given.data_dir)
+    try:
+        options = ScoreOptions(given.metric, groups, given.bootstrap, given.seed)
+    except ValueError as error:
+        parser.error(str(error))
     if len(given.compare) not in (0, 2):
         parser.error(f"two result files are compared, not {len(given.compare)}")
     if (len(given.compare) > 0) + (given.ensemble is not None) + given.gate > 1:

@@ -1,7 +1,7 @@
 """The figures of the score table: a row for each metric, all records and each group of them. Needs no torch."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,22 @@ import numpy as np
 
 from vicrop.dataset import box_of
 from vicrop.evaluation.confidence import has_confidence, sureness, surer
-from vicrop.evaluation.metrics import DETAILS, Scores, outcome, score
+from vicrop.evaluation.metrics import (
+    DETAILS,
+    Scores,
+    metrics_named,
+    note_on_few_labels,
+    outcome,
+    refuse_bad_grader,
+    score,
+)
 from vicrop.evaluation.result_files import ResultFile, place_of_size, say, size_of
 from vicrop.evaluation.statistics import bootstrap_interval, mcnemar
-from vicrop.tables import TASKS
 
 GROUPS = ("size", "category")  # fields by which scores are broken down, where records have them
+OF_BENCHMARKS = ("both", "paper", "official")  # which of a benchmark's metrics
 SHOWN = 10  # so many records of a file that cannot be scored are named
+NO_LABELS = "it has no labels"  # why a record of own data has no score; such records are counted, not named
 
 
 @dataclass(frozen=True)
@@ -24,9 +33,11 @@ class ScoreOptions:
     """What the score table shows.
 
     Attributes:
-        metric: paper, official or both.
+        metric: paper, official or both; or those to score by instead, names of metrics as a run takes them.
         by: the GROUPS that get rows of their own.
         bootstrap, seed: rounds of the bootstrap behind the intervals, and its seed.
+    Raises:
+        ValueError: no such metric, file or function.
     """
 
     metric: str = "both"
@@ -34,16 +45,52 @@ class ScoreOptions:
     bootstrap: int = 10_000
     seed: int = 0
 
-    def metrics_of(self, task: str) -> dict[str, str]:
-        """{metric: grader} of a task; metrics that are neither the paper's nor official are always among them."""
-        return {
+    def __post_init__(self):
+        _ = self.instead
+
+    @property
+    def instead(self) -> Mapping[str, str]:
+        """{metric: grader} to score by in place of those of the results; empty if there are none."""
+        return {} if self.metric in OF_BENCHMARKS else metrics_named(list(map(str.strip, self.metric.split(","))))
+
+    def metrics_of(self, file: ResultFile) -> Mapping[str, str]:
+        """{metric: grader} of a result; metrics that are neither the paper's nor official are always among them.
+
+        Raises:
+            ValueError: naming the file: there is none that can be used.
+        """
+        if self.instead:
+            return self.instead
+        gone = gone_metrics(file)
+        found = {
             metric: grader
-            for metric, grader in TASKS[task]["metrics"].items()
+            for metric, grader in file.metrics.items()
             if self.metric == "both" or metric.startswith(self.metric) or not metric.startswith(("paper", "official"))
+            if metric not in gone
         }
+        if not found:
+            raise ValueError(f"{file.path}: {next(iter(gone.values()))}")
+        return found
+
+
+def gone_metrics(file: ResultFile) -> dict[str, str]:
+    """{metric: a sentence on why it cannot be used} of those of a result: its file is gone, or has no such function."""
+    said = {}
+    for metric, grader in file.metrics.items():
+        try:
+            refuse_bad_grader(grader)
+        except ValueError as error:
+            said[metric] = f"its metric {metric} cannot be used (--metric names another): {error}"
+    return said
 
 
 Scored = Scores | str | None  # both scores; a sentence on why there are none; None if the record does not count
+
+
+def scored_by(file: ResultFile, grader: str) -> Iterator[tuple[dict, Scored]]:
+    """Yield (record, its Scored) for each record of a result."""
+    for record in file.records:
+        yield record, NO_LABELS if file.is_unlabelled(record) else pair_or_reason(record, grader)
 
 
 def pair_or_reason(record: dict, grader: str) -> Scored:
@@ -101,10 +148,14 @@ def parts_of(file: ResultFile, groups: Sequence[str]) -> dict[tuple[str, str], l
 
 
 def rows_of(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
-    """One row per metric for all records and for each value of each group; prints which records cannot be scored."""
+    """One row per metric for all records and for each value of each group; prints which records cannot be scored.
+
+    Raises:
+        ValueError: as ScoreOptions.metrics_of.
+    """
     parts, missing, rows, unscored = parts_of(file, options.by), file.missing, [], {}
-    for metric, grader in options.metrics_of(file.task).items():
-        scored = [(record, pair_or_reason(record, grader)) for record in file.records]
+    for metric, grader in options.metrics_of(file).items():
+        scored = list(scored_by(file, grader))
         unscored |= {record["id"]: reason for record, reason in scored if isinstance(reason, str)}
         for (_, part), members in parts.items():
             about = {"task": file.task, "model": file.model, "method": file.method, "metric": metric, "part": part}
@@ -112,17 +163,32 @@ def rows_of(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
             if part == "all" and missing is not None:
                 row["missing"] = missing
             rows.append(row)
-    say_some(file.path, [f"{reason}: it cannot be scored, and is left out" for reason in unscored.values()])
+    without_labels = sum(reason == NO_LABELS for reason in unscored.values())
+    for sentence in notes_on(file, options, without_labels):
+        say(f"{file.path}: {sentence}")
+    broken = [reason for reason in unscored.values() if reason != NO_LABELS]
+    say_some(file.path, [f"{reason}: it cannot be scored, and is left out" for reason in broken])
     if "size" in options.by:
         say_some(file.path, [f"{reason}: it has no size" for reason in map(why_no_box, file.records) if reason])
     return rows
 
 
+def notes_on(file: ResultFile, options: ScoreOptions, without_labels: int) -> Iterator[str]:
+    """Yield sentences on how a result is scored, where that will surprise; so many of its records have no labels."""
+    if without_labels:
+        yield f"{without_labels} of {len(file.records)} records have no labels, and are not scored"
+    if not options.instead:
+        yield from gone_metrics(file).values()
+        for changed in file.changed_metrics:
+            yield f"{changed.name} has changed since these answers were given: they are scored by what it is now"
+    yield from filter(None, (note_on_few_labels(file.records, each) for each in options.metrics_of(file).values()))
+
+
 def per_sample(file: ResultFile, options: ScoreOptions) -> Iterator[dict[str, Any]]:
     """Yield one line per record and metric, with both scores."""
-    for metric, grader in options.metrics_of(file.task).items():
-        for record in file.records:
-            if isinstance(pair := pair_or_reason(record, grader), tuple):
+    for metric, grader in options.metrics_of(file).items():
+        for record, pair in scored_by(file, grader):
+            if isinstance(pair, tuple):
                 yield {"id": record["id"], "model": file.model, "task": file.task, "method": file.method,
                        "metric": metric, "original": pair[0], "crop": pair[1]}  # fmt: skip
 
@@ -135,11 +201,10 @@ def why_no_box(record: dict) -> str | None:
         return str(error)
 
 
-def why_not(file: ResultFile) -> str | None:
-    """The first reason why a record cannot be scored; None if all can be."""
-    graders = TASKS[file.task]["metrics"].values()
-    found = (pair_or_reason(record, grader) for grader in graders for record in file.records)
-    return next((reason for reason in found if isinstance(reason, str)), None)
+def why_not(file: ResultFile, options: ScoreOptions) -> str | None:
+    """The first reason why a record cannot be scored; None if all can be, or have no labels as own data may."""
+    found = (reason for grader in options.metrics_of(file).values() for _, reason in scored_by(file, grader))
+    return next((reason for reason in found if isinstance(reason, str) and reason != NO_LABELS), None)
 
 
 def say_some(path: Path, sentences: Sequence[str]) -> None:

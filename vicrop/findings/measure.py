@@ -3,18 +3,20 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from vicrop.crop import QuestionBatch
-from vicrop.dataset import check_record, load_task, pick
-from vicrop.evaluation.metrics import GRADERS, first_grader
+from vicrop.dataset import check_record, pick
+from vicrop.evaluation.metrics import graded as grade
 from vicrop.evaluation.provenance import common_settings, method_settings
 from vicrop.evaluation.result_files import result_path
 from vicrop.evaluation.results import Results, with_outputs
 from vicrop.evaluation.settings import RunSettings
+from vicrop.evaluation.tasks import questions_of
 from vicrop.failures import recoverable_message
 from vicrop.files import in_repository
 from vicrop.loaded import load_chosen
@@ -29,7 +31,7 @@ class TaskModel:
     def __init__(self, run: RunSettings):
         self.loaded = load_chosen(run.model, run.how)
         self.model, self.methods = self.loaded.model, self.loaded.methods
-        self.grade, self.folder = GRADERS[first_grader(run.task)], in_repository(run.image_path)
+        self.grade, self.folder = partial(grade, grader=run.grader), in_repository(run.image_path)
         self.layers = layer_numbers(self.model, MEAN)  # all of the language model's
 
     def ask(self, record: dict) -> QuestionBatch:
@@ -60,7 +62,7 @@ def measured(
         warm_up: measure the first record twice, and ignore the first time: some things are slow only once.
         more: settings, besides those of the run, that must be the same as in the earlier call.
     """
-    dataset = load_task(run.question_path)
+    dataset = questions_of(run)
     records = pick(dataset, run.ids, run.limit)
     results = Results(file_of(run, out, finding, ".records.json"), settings_of(run) | more)
     done = {} if run.overwrite else results.done(run.retry_errors)

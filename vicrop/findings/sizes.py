@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from vicrop.dataset import load_task, pick
-from vicrop.evaluation.metrics import first_grader
+from vicrop.dataset import pick
 from vicrop.evaluation.result_files import place_of_size, read_results, result_path, say, size_of
 from vicrop.evaluation.runner import run_task
 from vicrop.evaluation.scores import pair_or_reason
 from vicrop.evaluation.settings import RunSettings
+from vicrop.evaluation.tasks import questions_of
 from vicrop.files import in_repository
 from vicrop.findings.measure import NO_CROP, with_methods
 from vicrop.findings.table import Table, estimate
@@ -20,14 +20,14 @@ def sizes(run: RunSettings, out: Path) -> Table:
 
     Like the paper, it also crops at the true place: if the answer is then right, the size was the reason.
     """
-    records = pick(load_task(run.question_path), run.ids, run.limit)
+    records = pick(questions_of(run), run.ids, run.limit)
     wanted, notes = {record["id"] for record in records}, []
     if any(record.get("gt_bbox") for record in records):
         run = with_methods(run, [*run.how.names, TRUE_CROP])
     else:
         notes.append(f"no record has a gt_bbox, so there is no {TRUE_CROP}")
     run_task(run)  # uses results that exist, or refuses them if their settings differ
-    grader, images = first_grader(run.task), in_repository(run.image_path)
+    grader, images = run.grader, in_repository(run.image_path)
     scores: dict[str, dict[str, dict]] = {}  # size or "all" -> {method: {record id: (score, image)}}
     for method in run.how.names:
         path = result_path(run.save_path, run.model.name, run.task, method)
