@@ -295,7 +295,7 @@ def test_a_folder_is_grounded_by_its_path(folder, tmp_path, capsys):
     assert len(list(out.rglob("*_bbox.json"))) == 1
 
 
-@pytest.mark.parametrize(("name", "says"), [("llava_tinny", "unknown model 'llava_tinny': choose from llava, "),
+@pytest.mark.parametrize(("name", "says"), [("llava_tinny", "unknown model 'llava_tinny': did you mean llava_tiny? Choose from llava, "),
                                             ("/nowhere/at/all", "there is no folder /nowhere/at/all")])  # fmt: skip
 def test_a_name_that_is_none_is_said(tmp_path, capsys, name, says):
     with pytest.raises(SystemExit):
