@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from benchmarks.shapes import build
-from vicrop import session as session_module
 from vicrop.attention import replaced
 from vicrop.crop import QuestionBatch, model_module
 from vicrop.prefix_cache import PrefixStore
@@ -52,7 +51,7 @@ def question(model, processor, image, method, pixels: int) -> tuple[float, float
     front: list[float] = []
     synchronize()
     began = time.perf_counter()
-    session = ImageSession([image], model, processor, max_pixels=pixels)
+    session = ImageSession([image], model, processor, max_new_tokens=4, max_pixels=pixels)
     batch = QuestionBatch(session, ["what number is on the red sign?"])
     with timing(ImageSession, "decoder_call", front), timing(PrefixStore, "row", front):
         batch.results(method, batch.original_answers({"rel_att": method}))
@@ -67,7 +66,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    session_module.MAX_NEW_TOKENS = 4
     dtype = torch.bfloat16 if "cuda" in args.device else torch.float32
     family, model, processor = build(args.shape, args.device, dtype)
     side = round(args.image_tokens**0.5) * TOKEN_SIDE

@@ -68,7 +68,7 @@ class Trial:
 
     def asked(self, drafts=None):
         """([CropResult], the tokens of the answers with crop)."""
-        session_module.MAX_NEW_TOKENS, count = self.tokens, len(self.images)
+        count = len(self.images)
         batch = QuestionBatch(self.session(self.images), self.questions, range(count), [None] * count, [{}] * count)
         originals = batch.original_answers({self.method: self.bound})
         if drafts is not None:
@@ -94,7 +94,7 @@ class Trial:
 
     def session(self, images):
         """A fresh session: nothing is shared with another."""
-        return ImageSession(images, self.model, self.processor)
+        return ImageSession(images, self.model, self.processor, self.tokens)
 
     def answers(self, images, questions, crops=None):
         """Stock `generate` for a batch of images, or of images and crops."""

@@ -12,7 +12,6 @@ from test_engine import stock_inputs
 
 from vicrop import adapter as adapters
 from vicrop import session as session_module
-from vicrop.attention import replaced
 from vicrop.decoding import Decoding
 from vicrop.session import ImageSession
 
@@ -31,8 +30,7 @@ def registered():
     for kind, adapter in ADAPTERS.items():
         sys.modules[f"adapter_of_{kind}"] = types.SimpleNamespace(ADAPTER=adapter)
         adapters.REGISTRY[kind] = f"adapter_of_{kind}"
-    with replaced(session_module, "MAX_NEW_TOKENS", MOST):
-        yield
+    yield
     for kind in ADAPTERS:
         del adapters.REGISTRY[kind], sys.modules[f"adapter_of_{kind}"]
 
@@ -42,7 +40,7 @@ class Asked:
 
     def __init__(self, name):
         self.name, (self.model, self.processor) = name, BUILDERS[name]()
-        self.session = ImageSession([photo(90, 70), photo(40, 130, seed=1)], self.model, self.processor)
+        self.session = ImageSession([photo(90, 70), photo(40, 130, seed=1)], self.model, self.processor, MOST)
         self.prompts = [self.session.adapter.prompt(question) for question in QUESTIONS]
         self.crops = [photo(50, 30, seed=seed) for seed in range(len(QUESTIONS))]
         self.plain = self.answers()
@@ -120,13 +118,13 @@ def test_an_end_token_inside_a_draft_ends_the_answer_there(asked, monkeypatch):
 
 def test_no_answer_is_longer_than_it_may_be(asked, monkeypatch):
     tokens = [answer.tokens for answer in asked.plain]
-    monkeypatch.setattr(session_module, "MAX_NEW_TOKENS", 4)
+    monkeypatch.setattr(asked.session, "max_new_tokens", 4)
     for drafts in (None, tokens, [wrong_at(each, 3) for each in tokens]):
         assert [answer.tokens for answer in asked.answers(drafts)] == [each[:4] for each in tokens]
 
 
 def test_confidence_is_the_product_of_the_stock_models_probabilities(asked, monkeypatch):
-    monkeypatch.setattr(session_module, "MAX_NEW_TOKENS", 3)
+    monkeypatch.setattr(asked.session, "max_new_tokens", 3)
     drafts = [wrong_at(answer.tokens[:3], 1) for answer in asked.plain]
     for found in (asked.answers(), asked.answers(drafts)):
         answer, prompt = found[0], asked.prompts[0]
@@ -155,7 +153,7 @@ def test_layers_are_not_asked_for_where_a_draft_stands_between(asked):
 
 
 def test_a_prompt_whose_tokens_see_what_follows_is_answered_without_a_draft(asked, monkeypatch):
-    session = ImageSession(asked.session.images[:1], asked.model, asked.processor)
+    session = ImageSession(asked.session.images[:1], asked.model, asked.processor, MOST)
     monkeypatch.setattr("vicrop.decoder_call.DecoderCall.causal_from", lambda *_: False)
     (wanted,) = session.answers(asked.prompts[1:2], crops=asked.crops[:1])
     same(session.answers(asked.prompts[1:2], crops=asked.crops[:1], drafts=[wanted.tokens]), [wanted])

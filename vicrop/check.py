@@ -27,11 +27,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "vicrop check") -> None:
     add("--revision", help="branch, tag or commit of a checkpoint on the hub; default: its main branch")
     add("--dtype", choices=DTYPES, default="auto", help="of the loaded model; auto: bfloat16 on CUDA, else float32")
     add("--device", type=device_option, help="torch device of the loaded model; default: the GPU, else the CPU")
-    add(
-        "--device_map",
-        choices=("auto",),
-        help="spread a model that is larger than one GPU over all of them; default: one device",
-    )
+    add("--device_map", choices=("auto",), help="auto: spread a large model over all GPUs; default: one device")
     add("--twin_only", action="store_true", help="do not load the weights: the exact check on the small twin alone")
     given = parser.parse_args(argv)
     patient_threads()

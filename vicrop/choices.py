@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vicrop.tables import VIEWS
+from vicrop.tables import MAX_NEW_TOKENS, VIEWS
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class ModelChoice:
         dtype: a name of tables.DTYPES; auto: bfloat16 on CUDA, float32 elsewhere.
         device: a torch device; None: the GPU of this process, else the CPU. device_map: "auto" spreads the model.
         options: of the model's adapter, each with its value (geometry, ...); `prompt` where one was given.
+        max_new_tokens: an answer has at most so many tokens.
     """
 
     name: str
@@ -26,6 +27,7 @@ class ModelChoice:
     device: str | None = None
     device_map: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    max_new_tokens: int = MAX_NEW_TOKENS
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from vicrop.known_heads import heads_of
 from vicrop.layouts import Region, whole
 from vicrop.methods import CropBaseline, Found, Method, Questions
 from vicrop.session import ImageSession
-from vicrop.tables import GENERAL_PROMPT, METHODS, VIEWS, known
+from vicrop.tables import GENERAL_PROMPT, MAX_NEW_TOKENS, METHODS, VIEWS, known
 from vicrop.zoom import ZoomMethod
 
 
@@ -184,16 +184,18 @@ def vicrop_qa(model_name: str, method_name: str, image_path: ImageSource, questi
         model, processor: as loaded by `load_model` or by transformers, in any dtype, with any attention implementation.
         short_question: asked in place of the question for the map only.
         options: `layer=`, `heads=` (as methods.MapMethod takes them; by default those of `heads_of`), `crop_below=`
-            (see QuestionBatch), `views=` of a `_zoom` method, and options of the model's adapter (`geometry=`, ...).
+            (see QuestionBatch), `views=` of a `_zoom` method, `max_new_tokens=` of an answer, and options of the
+            model's adapter (`prompt=`, `geometry=`, ...).
     Returns:
         (original_answer, crop_answer, bbox): strings and (x1, y1, x2, y2) ints in pixels of the image; the box is None
         where `crop_below` let no crop be made.
     """
     module, layer = model_module(model_name), options.pop("layer", None)
     crop_below, views = options.pop("crop_below", None), options.pop("views", VIEWS)
+    most = options.pop("max_new_tokens", MAX_NEW_TOKENS)
     heads = options.pop("heads", None) or heads_of(model_name, model.name_or_path)
     methods = build_methods(module, [method_name], model, layer, heads, views, **options)
-    session = ImageSession([image_path], model, processor, **options)
+    session = ImageSession([image_path], model, processor, most, **options)
     batch = QuestionBatch(session, [question], short_questions=[short_question], crop_below=crop_below)
     (found,) = batch.results(methods[method_name], batch.original_answers(methods))
     return found.original_answer, found.crop_answer, found.bbox

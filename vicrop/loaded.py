@@ -22,10 +22,11 @@ class LoadedModel:
     processor: Any
     methods: Mapping[str, Method]  # by name, bound to the model
     options: Mapping[str, Any]  # of the adapter
+    max_new_tokens: int  # of an answer
 
     def session(self, images: Sequence[Any]) -> ImageSession:
         """A fresh session of some images (PIL, or paths)."""
-        return ImageSession(images, self.model, self.processor, **self.options)
+        return ImageSession(images, self.model, self.processor, self.max_new_tokens, **self.options)
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
@@ -48,4 +49,4 @@ def load_chosen(choice: ModelChoice, how: MethodChoice, device: torch.device | N
     methods = build_methods(
         model_module(choice.name), how.names, model, how.layer, how.heads, how.views, **choice.options
     )
-    return LoadedModel(model, processor, methods, choice.options)
+    return LoadedModel(model, processor, methods, choice.options, choice.max_new_tokens)

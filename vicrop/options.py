@@ -7,7 +7,7 @@ import argparse
 
 from vicrop.choices import MethodChoice, ModelChoice
 from vicrop.images import MOST_PIXELS, refuse_bad_limit
-from vicrop.tables import DTYPES, METHODS, MODELS, OPTIONS, PER_SAMPLE, VIEWS, known
+from vicrop.tables import DTYPES, MAX_NEW_TOKENS, METHODS, MODELS, OPTIONS, PER_SAMPLE, VIEWS, known
 
 
 # ------------------------------------------------------------------------------------------------- values of options
@@ -55,14 +55,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--model_id", help="another checkpoint of the same family, hub id or folder; default: that of --model")
     add("--prompt", help='the instruction, or the whole template, as in "{question} Answer with one word."; '
         "default: that of the model's family")  # fmt: skip
+    add("--max_new_tokens", type=int, help=f"an answer has at most so many tokens; default: {MAX_NEW_TOKENS}")
     add("--revision", help="branch, tag or commit of a checkpoint on the hub; default: its main branch")
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on CUDA, float32 elsewhere")
     add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
-    add(
-        "--device_map",
-        choices=("auto",),
-        help="spread a model that is larger than one GPU over all of them; default: one device",
-    )
+    add("--device_map", choices=("auto",), help="auto: spread a large model over all GPUs; default: one device")
     for name, argument in OPTIONS.items():
         add(f"--{name}", **argument)
 
@@ -101,8 +98,11 @@ def model_choice(given: argparse.Namespace) -> ModelChoice:
     if given.prompt is not None:
         refuse_bad_prompt(given.prompt)
         options["prompt"] = given.prompt
+    most = MAX_NEW_TOKENS if given.max_new_tokens is None else given.max_new_tokens
+    if most < 1:
+        raise ValueError(f"--max_new_tokens must be at least 1, got {most}")
     return ModelChoice(
-        given.model, given.model_id, given.revision, given.dtype, given.device, given.device_map, options
+        given.model, given.model_id, given.revision, given.dtype, given.device, given.device_map, options, most
     )
 
 

@@ -26,11 +26,11 @@ from vicrop.decoding import Answer, Decoding, Draft
 from vicrop.images import ImageSource, load_image
 from vicrop.layouts import Layout
 from vicrop.prefix_cache import PrefixCache, PrefixStore, Row, left_padded
+from vicrop.tables import MAX_NEW_TOKENS
 from vicrop.tiles import high_res_split_threshold, same_size
 
 Prompts = str | Sequence[str]  # see ImageSession
 Of = Sequence[int] | None
-MAX_NEW_TOKENS = 20
 SESSION_IMAGES = 8  # at most so many images (tiles of a large one) go through the model together
 KEPT_BYTES = 64 << 20  # of decoder calls that several methods have in common
 
@@ -106,6 +106,7 @@ class ImageSession(ImageBatch):
     Args:
         images: PIL images or paths, of any sizes.
         model, processor: as loaded, in any dtype, with any attention implementation; left as they were.
+        max_new_tokens: an answer has at most so many tokens.
         options: those of the model's adapter (geometry=, ...).
     Raises:
         ValueError: no adapter knows the model; an option that it does not have; an image that cannot be read.
@@ -114,8 +115,10 @@ class ImageSession(ImageBatch):
         batched: do several questions go through the decoder together? None before there were several.
     """
 
-    def __init__(self, images: Sequence[ImageSource], model: PreTrainedModel, processor: Any, **options: Any):
+    def __init__(self, images: Sequence[ImageSource], model: PreTrainedModel, processor: Any,
+                 max_new_tokens: int = MAX_NEW_TOKENS, **options: Any):  # fmt: skip
         super().__init__(images, model, processor, **options)
+        self.max_new_tokens = max_new_tokens
         self.decoder, self.device = self.model.get_decoder(), device_of(self.model.get_input_embeddings())
         self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
         self.store, self.batched = PrefixStore(self.decoder, len(self.images)), None
@@ -129,7 +132,7 @@ class ImageSession(ImageBatch):
         """A session of one of the images: this one if it is its only one."""
         if len(self.images) == 1:
             return self
-        return ImageSession([self.images[image]], self.model, self.processor, **self.adapter.given)
+        return ImageSession([self.images[image]], self.model, self.processor, self.max_new_tokens, **self.adapter.given)
 
     def tiles(self, image: int = 0) -> tuple[Iterator["ImageSession"], int, int]:
         """(sessions, rows, columns): the tiles of an image, row by row, at most SESSION_IMAGES in each session.
@@ -278,7 +281,7 @@ class ImageSession(ImageBatch):
     @frozen_eval
     def answers(self, prompts: Prompts, crops: Sequence[Image.Image] | None = None, layers: Sequence[int] = (),
                 of: Of = None, drafts: Sequence[Draft] | None = None) -> list[Answer]:  # fmt: skip
-        """Greedy answers, at most MAX_NEW_TOKENS tokens, one per prompt.
+        """Greedy answers, at most `max_new_tokens` tokens, one per prompt.
 
         Args:
             prompts, of: see the class.
@@ -313,7 +316,7 @@ class ImageSession(ImageBatch):
         special, cut = {*named, *self.processor.tokenizer.all_special_ids}, []
         for draft in drafts:
             stop = next((n for n, token in enumerate(draft, 1) if token in special), len(draft))
-            cut.append(tuple(draft[: min(stop, MAX_NEW_TOKENS)]))
+            cut.append(tuple(draft[: min(stop, self.max_new_tokens)]))
         return cut
 
     def greedy_decode(self, read: Read, drafts: Sequence[Draft]) -> list[Answer]:
@@ -325,7 +328,7 @@ class ImageSession(ImageBatch):
         configs = [model.generation_config for model in (self.model, self.adapter.speaker)]  # hashing one is slow
         ends, tokenizer = end_tokens(*configs, tokenizer=self.processor.tokenizer), self.processor.tokenizer
         counts = [max(1, len(draft)) for draft in drafts]
-        answers, cache = Decoding(self.last_logits(read, counts), drafts, ends, MAX_NEW_TOKENS), read.cache
+        answers, cache = Decoding(self.last_logits(read, counts), drafts, ends, self.max_new_tokens), read.cache
         cache.drop(answers.unread)
         said = torch.tensor([[len(tokens)] for tokens in answers.tokens], device=self.device)
         asked = [row.rest.positions[..., -count, None] for row, count in zip(read.rows, counts, strict=True)]

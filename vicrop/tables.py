@@ -119,6 +119,8 @@ METHODS: dict[str, dict[str, Any]] = {
 # Of floating numbers; auto: bfloat16 on CUDA, float32 elsewhere.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+MAX_NEW_TOKENS = 20  # of an answer, where nothing is said
+
 VIEWS = 8  # that a `_zoom` method may take of an image, where nothing is said
 
 PER_SAMPLE = "per_sample"  # in place of localization heads: the best ones of each image

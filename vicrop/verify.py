@@ -34,7 +34,7 @@ from vicrop.probe import (
     token_owners,
     tolerances,
 )
-from vicrop.session import MAX_NEW_TOKENS, ImageSession, Query, end_tokens, layer_numbers
+from vicrop.session import ImageSession, Query, end_tokens, layer_numbers
 from vicrop.tables import GENERAL_PROMPT
 
 SIZES: tuple[Size, ...] = ((448, 224), (230, 410))  # of the test pictures: two aspect ratios
@@ -170,7 +170,7 @@ def processor_inputs(session: ImageSession, prompt: str, images: Sequence[Image.
 
 def stock_answer(session: ImageSession, inputs: dict[str, Any]) -> tuple[list[int], list[Tensor]]:
     """(token ids of the greedy answer by `generate`, the logits at each step)."""
-    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "max_new_tokens": MAX_NEW_TOKENS}
+    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "max_new_tokens": session.max_new_tokens}
     with FrozenModel(session.model).frozen_eval():
         made = session.model.generate(**inputs, **greedy, return_dict_in_generate=True, output_logits=True)
     steps = [each[0].float() for each in made.logits]

@@ -21,7 +21,6 @@ from vicrop.evaluation.settings import RunSettings
 from vicrop.files import clone_commit, in_repository, place_name
 from vicrop.heads import head_name
 from vicrop.loaded import torch_dtype
-from vicrop.session import MAX_NEW_TOKENS
 from vicrop.tables import GENERAL_PROMPT, METHODS, MODELS, PER_SAMPLE
 from vicrop.version import __version__
 
@@ -41,7 +40,7 @@ def common_settings(run: RunSettings, device: torch.device | None = None) -> dic
         "weights": weights_of(choice.name, choice.model_id, choice.revision),
         "task": run.task, "dtype": str(dtype).removeprefix("torch."),
         **choice.options, **prompt_settings(choice), "general_prompt": GENERAL_PROMPT,
-        "decoding": f"greedy, {MAX_NEW_TOKENS} tokens",
+        "decoding": f"greedy, {choice.max_new_tokens} tokens",
         "image_path": place_name(in_repository(run.image_path)),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else str(run.question_path),
     }  # fmt: skip

@@ -373,11 +373,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "report") -> None:
     add("--metric", help="metric that judges the answers shown: paper, official, ...; default: the task's first")
     add("--maps", choices=("all", "saved"), default="all", help="all: make again what is not saved")
     add("--device", help="torch device on which maps are made again; default: the first GPU, else the CPU")
-    add(
-        "--device_map",
-        choices=("auto",),
-        help="spread a model that is larger than one GPU over all of them; default: one device",
-    )
+    add("--device_map", choices=("auto",), help="auto: spread a large model over all GPUs; default: one device")
     add(
         "--max_image_pixels",
         type=int,
