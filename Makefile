@@ -28,4 +28,4 @@ test: .venv/ready-tests
 	touch $@
 
 clean:
-	rm -rf .venv evaluation_report.json evaluation_report.csv evaluation_report.md
+	rm -rf .venv data/results/evaluation_report.json data/results/evaluation_report.csv data/results/evaluation_report.md

@@ -1,6 +1,6 @@
 """The command that prints the score table: see vicrop/evaluation/score_table.py.
 
-python get_score.py --data_dir ./data/results --save_path ./
+python get_score.py --data_dir ./data/results
 """
 
 from vicrop.evaluation.score_table import main

@@ -1,9 +1,19 @@
 #!/usr/bin/env bash
-# bash run_all.sh [dataset] [model] [method] [options of run.py]     e.g. bash run_all.sh textvqa llava rel_att
+# usage: bash run_all.sh [dataset] [model] [method] [options of run.py]     e.g. bash run_all.sh textvqa llava rel_att
+#
+# Answers a dataset's questions, then prints and writes the scores. Default: demo llava_tiny rel_att.
 # Runs on every visible GPU, or on those named here or in GPUS="0 2 3" bash run_all.sh ...; on the CPU where there is none.
-# Killed? The same command goes on where it stopped.
+# ACCELERATE_OPTIONS="--num_machines 2 ..." goes to `accelerate launch`; PYTHON=... is the Python that runs it all.
+# Killed? The same command goes on where it stopped. `python run.py --help` lists the options of run.py.
 set -euo pipefail
 cd "$(dirname "$0")"
+
+for option in "$@"; do
+    if [[ $option == --help || $option == -h ]]; then
+        sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p;}' run_all.sh
+        exit 0
+    fi
+done
 
 gpus=()                              # e.g. gpus=(0 2 3); empty: all that are visible
 accelerate=${ACCELERATE_OPTIONS:-}   # more for `accelerate launch`, such as "--num_machines 2 --machine_rank 0 ..."
@@ -18,7 +28,12 @@ chosen="${GPUS:-${gpus[*]-}}"
 if [[ -n $chosen ]]; then
     export CUDA_VISIBLE_DEVICES=${chosen// /,}
 fi
-count=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+# What is wrong on the command line is said here, once, and not by each process.
+count=$("$python" -c 'import sys
+from vicrop.evaluation.command import parse
+parse(sys.argv[1:], "run_all.sh")
+import torch
+print(torch.cuda.device_count())' --task "$dataset" --model "$model" --method "$method" "${@:4}")
 
 launch=("$python")
 if (( count > 1 )) || [[ -n $accelerate ]]; then
@@ -33,4 +48,4 @@ for option in "${@:4}"; do
     previous=$option
 done
 "${launch[@]}" run.py --task "$dataset" --model "$model" --method "$method" "${@:4}"
-"$python" get_score.py --data_dir "$results" --save_path .
+"$python" get_score.py --data_dir "$results"

@@ -295,8 +295,13 @@ def test_a_folder_is_grounded_by_its_path(folder, tmp_path, capsys):
     assert len(list(out.rglob("*_bbox.json"))) == 1
 
 
-@pytest.mark.parametrize(("name", "says"), [("llava_tinny", "unknown model 'llava_tinny': choose from llava, "),
-                                            ("/nowhere/at/all", "there is no folder /nowhere/at/all")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("llava_tinny", "unknown model 'llava_tinny': did you mean llava_tiny? Choose from llava, "),
+        ("/nowhere/at/all", "there is no folder /nowhere/at/all"),
+    ],
+)
 def test_a_name_that_is_none_is_said(tmp_path, capsys, name, says):
     with pytest.raises(SystemExit):
         run.main(asked(tmp_path, name))

@@ -24,7 +24,8 @@ MORE = ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "benchmarks/README.
 TEXTS = [*PAGES, *(ROOT / name for name in MORE), *sorted((ROOT / "vicrop/embedded").glob("*/README.md"))]
 BLOCK = re.compile(r"^(?:<!-- (?P<why>[^>\n]*) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 WHY_NOT = ("needs a download", "long")
-OTHERS = ("pip", "source", "export", "make", "git", "python -m venv", ".venv/bin/python -m pytest")  # not the toolkit's
+OTHERS = ("pip", "lmms-eval", "source", "export", "make", "git", "python -m venv",
+          ".venv/bin/python -m pytest")  # not the toolkit's  # fmt: skip
 QUESTIONS = 2  # of a dataset, at most
 
 RUN, FINDINGS, PIPELINE = "vicrop.evaluation.command", "vicrop.findings.command", "vicrop.localization.pipeline"

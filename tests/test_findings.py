@@ -217,9 +217,9 @@ def test_a_record_that_cannot_be_scored_or_placed_is_named_and_left_out(tmp_path
         (["attention", "--batch_size", "4"], "--batch_size must be left out: attention asks one question at a time"),
         (["overhead", "--save_maps"], "keeps no maps"),
         (["sizes", "--total_chunks", "2"], "by one process"),
-        (["depth"], "invalid choice: 'depth'"),
+        (["depth"], "unknown value 'depth': choose from sizes, "),
         (["sizes", "--max_image_pixels", "178956971"], "max_image_pixels must be 1 to 178956970, got 178956971"),
-        (["sizes", "--model", "lava"], "unknown model 'lava': choose from llava, "),
+        (["sizes", "--model", "lava"], "unknown model 'lava': did you mean llava? Choose from llava, "),
         (["attention", "--limit", "1", "--question_path", "gone.json"], "gone.json"),
     ],
 )

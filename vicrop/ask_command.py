@@ -3,11 +3,11 @@
 vicrop ask --model llava_tiny photo.jpg "what number is on the red sign?"
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vicrop.command_line import CommandParser
 from vicrop.files import patient_threads
 from vicrop.images import allow_pixels
 from vicrop.options import add_method_options, add_model_options, method_choice, model_choice
@@ -15,12 +15,12 @@ from vicrop.options import add_method_options, add_model_options, method_choice,
 
 def main(argv: Sequence[str] | None = None, prog: str = "vicrop ask") -> None:
     """The command; `prog` is what it is called."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog, __doc__)
     parser.add_argument("image", help="a picture: any file that Pillow opens")
     parser.add_argument("question", help="what to ask about it")
-    parser.add_argument("--save_path", type=Path, default=Path("."), help="folder for the drawing (the current one)")
+    parser.add_argument(
+        "--save_path", type=Path, default=Path("."), help="folder for the drawing (default: the current one)"
+    )
     add_method_options(parser)
     add_model_options(parser)
     given = parser.parse_args(argv)

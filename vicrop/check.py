@@ -8,11 +8,11 @@ its formula and as it is measured, attention rows, gradients, pixel gradients, l
 Then, roughly, on the loaded model in its dtype.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vicrop.command_line import CommandParser
 from vicrop.files import patient_threads
 from vicrop.options import device_option
 from vicrop.tables import DTYPES
@@ -20,16 +20,14 @@ from vicrop.tables import DTYPES
 
 def main(argv: Sequence[str] | None = None, prog: str = "vicrop check") -> None:
     """The command; `prog` is what it is called."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog, __doc__)
     add = parser.add_argument
     add("model", help="a name of info.MODELS, a hub id or a folder")
-    add("--json", type=Path, metavar="FILE", help="also write what was found to this file")
-    add("--revision", help="branch, tag or commit of a checkpoint on the hub")
+    add("--json", type=Path, metavar="FILE", help="also write what was found to this file; default: only print it")
+    add("--revision", help="branch, tag or commit of a checkpoint on the hub; default: its main branch")
     add("--dtype", choices=DTYPES, default="auto", help="of the loaded model; auto: bfloat16 on CUDA, else float32")
     add("--device", type=device_option, help="torch device of the loaded model; default: the GPU, else the CPU")
-    add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
+    add("--device_map", choices=("auto",), help="auto: spread a large model over all GPUs; default: one device")
     add("--twin_only", action="store_true", help="do not load the weights: the exact check on the small twin alone")
     given = parser.parse_args(argv)
     patient_threads()

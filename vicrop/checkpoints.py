@@ -28,8 +28,9 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from vicrop.adapter import DEFAULT_MODULE, REGISTRY, module_for
+from vicrop.downloads import say_download, show_hub_bars
 from vicrop.files import PACKAGE, ROOT
-from vicrop.tables import MODELS, checkpoint_of
+from vicrop.tables import MODELS, checkpoint_of, unknown
 
 ENDS = 1 << 20  # bytes of a checkpoint file's begin and end that tell it from another
 # Files of a checkpoint's folder on which answers depend: weights, and the settings of model, processor and tokenizer.
@@ -58,9 +59,10 @@ def local_or_hub(name: str, model_id: str | Path | None = None) -> str | Path:
 
 
 def quiet_libraries() -> None:
-    """Have transformers say nothing but what is wrong: a command has its own words and bars."""
+    """Have transformers say nothing but what is wrong: a command has its own words and bars. Downloads keep theirs."""
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # and with it those of the hub
+    show_hub_bars()
 
 
 def default_device() -> torch.device:
@@ -83,7 +85,7 @@ def model_module(name: str) -> ModuleType:
         return importlib.import_module(MODELS[name]["module"])
     source = local_or_hub(name)
     if not Path(source).exists() and not re.search(r"[/\\]", name):
-        raise ValueError(f"unknown model {name!r}: choose from {', '.join(MODELS)}, or give a hub id or a folder")
+        raise ValueError(f"{unknown(name, MODELS, 'model')}, or give a hub id or a folder")
     config_file = config_file_of(source, name, None, None)
     return importlib.import_module(module_of(read_object(config_file, f"{name}/config.json"), name))
 
@@ -152,6 +154,8 @@ def load_model(name: str, model_id: str | Path | None = None, device: torch.devi
     source, _ = checked_source(name, model_id, revision, cache_dir)
     where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": False}
     shown = shown_name(name, model_id)
+    if not Path(source).is_dir():
+        say_download(str(source), WEIGHTS, revision, cache_dir)
     with in_a_sentence(shown, source):
         processor = module.load_processor(source, **where)
         # Sizes that differ are passed over only to be refused by name: the error of transformers does not name them.
@@ -213,10 +217,9 @@ def checked_source(
     Raises:
         ValueError, OSError: it is not (see `load_model`).
     """
-    source, shown = local_or_hub(name, model_id), shown_name(name, model_id)
+    source, shown, module = local_or_hub(name, model_id), shown_name(name, model_id), model_module(name)
     config_file = config_file_of(source, shown, revision, cache_dir)
     config = read_object(config_file, f"{shown}/config.json")
-    module = model_module(name)
     refuse_another_family(config, shown, module)
     refuse_missing_parts(config, shown, module)
     folder = Path(source)

@@ -5,10 +5,12 @@ vicrop run --model llava_tiny --task demo --method rel_att
 vicrop score --data_dir data/results
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+
+from vicrop.command_line import CommandParser
+from vicrop.tables import unknown
 
 # command -> (the module whose `main(argv, prog)` it is, what it does); a module is imported when it is asked for
 COMMANDS = {
@@ -42,4 +44,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif name in COMMANDS:
         import_module(COMMANDS[name][0]).main(rest, prog=f"vicrop {name}")
     else:
-        argparse.ArgumentParser("vicrop").error(f"there is no command {name!r}: choose from {', '.join(COMMANDS)}")
+        CommandParser("vicrop").error(unknown(name, COMMANDS, "command"))

@@ -52,27 +52,28 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which model looks, where and how; `model_choice` reads them."""
     add = parser.add_argument
     add("--model", default="llava_tiny", help="a hub id, a folder, or one of " + ", ".join(MODELS))
-    add("--model_id", help="another checkpoint of the same family: hub id or folder")
-    add("--prompt", help='the instruction, or the whole template, as in "{question} Answer with one word."')
-    add("--max_new_tokens", type=int, help=f"an answer has at most so many tokens (default {MAX_NEW_TOKENS})")
-    add("--revision", help="branch, tag or commit of a checkpoint on the hub")
+    add("--model_id", help="another checkpoint of the same family, hub id or folder; default: that of --model")
+    add("--prompt", help='the instruction, or the whole template, as in "{question} Answer with one word."; '
+        "default: that of the model's family")  # fmt: skip
+    add("--max_new_tokens", type=int, help=f"an answer has at most so many tokens; default: {MAX_NEW_TOKENS}")
+    add("--revision", help="branch, tag or commit of a checkpoint on the hub; default: its main branch")
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on CUDA, float32 elsewhere")
     add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
-    add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
+    add("--device_map", choices=("auto",), help="auto: spread a large model over all GPUs; default: one device")
     for name, argument in OPTIONS.items():
         add(f"--{name}", **argument)
 
 
-def add_method_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say how the crop is chosen."""
+def add_method_options(parser: argparse.ArgumentParser, method: str = "rel_att") -> None:
+    """The options that say how the crop is chosen; `method` is what --method is by default."""
     add = parser.add_argument
-    add("--method", default="rel_att", help=f"one or several, comma-separated: {', '.join(METHODS)}")
-    add("--layer", type=layer_option, help='layer to read, zero-based, or "mean"')
+    add("--method", default=method, help=f"one or several, comma-separated: {', '.join(METHODS)}")
+    add("--layer", type=layer_option, help='layer to read, zero-based, or "mean"; default: that of the model')
     add("--loc_heads", help='loc_att: heads to read, as in "L14H24,L14H13", a file of localization.pipeline '
         f"stage=batch_analyze, or {PER_SAMPLE}; default: those known of the model, if any")  # fmt: skip
     add("--crop_below", type=bound_option, metavar="P", help="crop only where the model gives its first answer a "
         "probability below P: 0 is never, 1 always; default: always")  # fmt: skip
-    add("--views", type=int, default=VIEWS, help=f"views of an image that a _zoom method may take (default {VIEWS})")
+    add("--views", type=int, default=VIEWS, help="views of an image that a _zoom method may take")
     add("--max_image_pixels", type=int, help="open images of up to so many pixels; default: 89478485, at most "
         f"{MOST_PIXELS}")  # fmt: skip
 

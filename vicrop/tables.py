@@ -1,6 +1,7 @@
 """The tables: models, tasks, methods, options. Everything else (choices, score table, tests) is derived from them."""
 
 from collections.abc import Collection
+from difflib import get_close_matches
 from typing import Any
 
 GENERAL_PROMPT = "Write a general description of the image."
@@ -128,18 +129,27 @@ PER_SAMPLE = "per_sample"  # in place of localization heads: the best ones of ea
 OPTIONS: dict[str, dict[str, Any]] = {
     "geometry": {
         "choices": ("exact", "upstream"),
-        "help": "which pixels the map covers: those that the model saw (exact, the default), or as published",
+        "help": "which pixels the map covers: those that the model saw (exact), or as published (upstream); "
+        "default: exact",
     },
     "image_fit": {
         "choices": ("processor", "pad"),
-        "help": "LLaVA-1.5: what it is shown of an image: what its processor cuts out (processor, the default), or "
-        "all of it, padded to a square (pad)",
+        "help": "LLaVA-1.5: what it is shown of an image: what its processor cuts out (processor), or all of it, "
+        "padded to a square (pad); default: processor",
     },
-    "min_pixels": {"type": int, "help": "Qwen2.5-VL: images are scaled up to so many pixels"},
-    "max_pixels": {"type": int, "help": "Qwen2.5-VL: images are scaled down to so many pixels (by default 200704)"},
+    "min_pixels": {
+        "type": int,
+        "help": "Qwen-VL: images are scaled up to so many pixels; default: as the processor does",
+    },
+    "max_pixels": {
+        "type": int,
+        "help": "Qwen-VL: images are scaled down to so many pixels; default: as the processor "
+        "does, for Qwen2.5-VL at most 200704",
+    },
     "qformer_layer": {
         "type": int,
-        "help": "InstructBLIP: Q-Former layer to read, counting from 0 those with cross-attention (default 2)",
+        "help": "InstructBLIP: Q-Former layer to read, counting from 0 those with cross-attention; default: the "
+        "checkpoint's own, else 2",
     },
 }
 
@@ -152,5 +162,16 @@ def checkpoint_of(name: str) -> str:
 def known(name: str, table: Collection[str], what: str) -> str:
     """The name, if the table has it; else a ValueError that lists what it has."""
     if name not in table:
-        raise ValueError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
+        raise ValueError(unknown(name, table, what))
     return name
+
+
+def unknown(name: str, table: Collection[str], what: str, all_are: str | None = None) -> str:
+    """The sentence about a name that a table does not have: which of those that it has is nearest, and what they are.
+
+    Args:
+        all_are: says where many names are listed, in place of their list.
+    """
+    near = [f"did you mean {each}?" for each in get_close_matches(name.lower(), table, n=1)]
+    choices = all_are or f"{'Choose' if near else 'choose'} from {', '.join(table)}"
+    return f"unknown {what} {name!r}: {' '.join([*near, choices])}"

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from vicrop.command_line import CommandParser
 from vicrop.files import PACKAGE, patient_threads
 from vicrop.images import MOST_PIXELS, allow_pixels, refuse_bad_limit
 from vicrop.options import device_option
@@ -26,20 +27,16 @@ def embedded() -> list[str]:
     return [name for name, row in MODELS.items() if (PACKAGE.parent / row["id"]).is_dir()]
 
 
-def parser_of(prog: str) -> argparse.ArgumentParser:
+def parser_of(prog: str) -> CommandParser:
     """The options; `prog` is what the command is called."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog, __doc__)
     add = parser.add_argument
-    add("--models", default=",".join(embedded()), help="models to choose from, comma-separated (default: %(default)s)")
-    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this computer only)")
-    add("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+    add("--models", default=",".join(embedded()), help="models to choose from, comma-separated")
+    add("--host", default="127.0.0.1", help="address to listen on: 127.0.0.1 is for this computer only")
+    add("--port", type=int, default=7860, help="port to listen on")
     add("--device", type=device_option, help="torch device (default: the first GPU, else the CPU)")
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on CUDA, float32 elsewhere")
-    add(
-        "--max_upload_mb", type=int, default=20, help="largest picture file that is taken, in MB (default: %(default)s)"
-    )
+    add("--max_upload_mb", type=int, default=20, help="largest picture file that is taken, in MB")
     add("--max_image_pixels", type=int, default=50_000_000,
         help=f"pictures of up to so many pixels are opened (default: %(default)s, at most {MOST_PIXELS})")  # fmt: skip
     return parser

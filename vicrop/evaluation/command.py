@@ -1,7 +1,7 @@
 """ViCrop over a dataset or one picture: look, find the box, crop, answer again.
 
-    python run.py --model llava_tiny --task demo --method rel_att
-    python run.py --model llava_tiny --image photo.jpg --question "what number is on the red sign?"
+    vicrop run --model llava_tiny --task demo --method rel_att
+    vicrop run --model llava_tiny --image photo.jpg --question "what number is on the red sign?"
 
 Killed? The same command goes on where it stopped.
 """

@@ -1,13 +1,12 @@
 """One web page of result files: the scores, and of every question what the model looked at and what came of it.
 
-    python -m tools.report data/results/llava_tiny-demo-rel_att.json                 # the page is beside it, as .html
-    python -m tools.report data/results/llava_tiny-demo-*.json --out methods.html    # methods side by side
+    vicrop report data/results/llava_tiny-demo-rel_att.json                          # the page is beside it, as .html
+    vicrop report data/results/llava_tiny-demo-*.json --out methods.html             # methods side by side
 
 The page needs nothing else, neither a network nor a server: open it from the disk, or send it to somebody. It shows the
-importance maps that the run has kept (`run.py --save_maps`); the model makes the others again.
+importance maps that the run has kept (`vicrop run --save_maps`); the model makes the others again.
 """
 
-import argparse
 import base64
 import io
 import json
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vicrop.command_line import CommandParser
 from vicrop.dataset import Id, box_of, image_of
 from vicrop.evaluation.columns import COLUMNS, cells
 from vicrop.evaluation.confidence import sureness
@@ -388,20 +388,19 @@ def heat_colors() -> str:
 def main(argv: Sequence[str] | None = None, prog: str = "report") -> None:
     """The command; `prog` is what it is called."""
     patient_threads()
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog, __doc__)
     add = parser.add_argument
     add("results", nargs="+", help="result files of one task, MODEL-TASK-METHOD.json")
     add("--out", help="the page; default: the result file's name with .html, or report.html beside several")
-    add(
-        "--metric",
-        help="judges the answers shown: paper, exact, FILE.py:function, ...; default: the task's first metric",
-    )
-    add("--maps", choices=("all", "saved"), default="all", help="all: make again what is not saved (default)")
+    add("--metric", help="judges the answers shown: paper, exact, FILE.py:function, ...; default: the task's first")
+    add("--maps", choices=("all", "saved"), default="all", help="all: make again what is not saved")
     add("--device", help="torch device on which maps are made again; default: the first GPU, else the CPU")
-    add("--device_map", choices=("auto",), help="spread a model that is larger than one GPU over all of them")
-    add("--max_image_pixels", type=int, help=f"open images of up to so many pixels; at most {MOST_PIXELS}")
+    add("--device_map", choices=("auto",), help="auto: spread a large model over all GPUs; default: one device")
+    add(
+        "--max_image_pixels",
+        type=int,
+        help=f"open images of up to so many pixels; default: 89478485, at most {MOST_PIXELS}",
+    )
     add("--image_side", type=int, help=f"pixels of an image's longer side; default: {IMAGE_SIDE}, less for many images")
     args = parser.parse_args(argv)
     try:

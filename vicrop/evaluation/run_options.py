@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from vicrop.command_line import CommandParser
 from vicrop.evaluation.settings import RunSettings
 from vicrop.evaluation.tasks import DEFAULT_TASK, chosen_task
 from vicrop.options import add_method_options, add_model_options, method_choice, model_choice
@@ -22,34 +23,34 @@ class Picture:
 def add_task_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which questions are asked, and where results are written."""
     add = parser.add_argument
-    add("--task", help=f"{', '.join(TASKS)}, or NAME of your own data/NAME/data.json, or the path of such a folder "
-        f"(default {DEFAULT_TASK}); with --question_path, what the results are called")  # fmt: skip
-    add("--question_path", help="a file of questions, or a dataset of the Hugging Face hub (extra `hub`)")
-    add("--split", help="of the dataset of the hub (default test)")
-    add("--subset", help="of the dataset of the hub, if it has several")
+    add("--task", help=f"{', '.join(TASKS)}, or NAME of your own data/NAME/data.json, or the path of such a folder; with "
+        f"--question_path, what the results are called; default: {DEFAULT_TASK}")  # fmt: skip
+    add("--question_path", help="a file of questions, or a dataset of the Hugging Face hub (extra `hub`); default: the "
+        "task's own")  # fmt: skip
+    add("--split", help="of the dataset of the hub; default: test")
+    add("--subset", help="of the dataset of the hub, if it has several; default: its only one")
     add("--image_path", help="folder of the images; default: images/ beside the questions")
     add("--metric", help="how answers are scored, one or several, comma-separated: names as in docs/scores.md, or "
         "FILE.py:function of your own; default: the benchmark's, or exact")  # fmt: skip
-    add("--save_path", help="folder for results (data/results) or, with --image, for the pictures (the current folder)")
+    add("--save_path", help="folder for the results; default: data/results, or the current folder for the pictures of "
+        "--image")  # fmt: skip
     add("--batch_size", type=int, help="questions that go through the model together; default: 8 on CUDA, else 1")
-    add("--total_chunks", type=int, default=1, help="cut the task into this number of parts ...")
-    add("--chunk_id", type=int, default=0, help="... and answer this one (from 0)")
-    add("--limit", type=int, help="only the first N records")
-    add("--ids", help="file with the ids of the records to ask about: one per line, or a JSON list")
+    add("--total_chunks", type=int, default=1, help="cut the task into this number of parts")
+    add("--chunk_id", type=int, default=0, help="and answer this one of them, from 0")
+    add("--limit", type=int, help="only the first so many records; default: all")
+    add("--ids", help="file with the ids of the records to ask about, one per line or a JSON list; default: all")
     add("--save_maps", action="store_true", help="keep the importance maps, as float16 in NAME.maps.npz (for the page)")
     add("--retry_errors", action="store_true", help="try records again that ended in an error")
     add("--overwrite", action="store_true", help="delete earlier results of the same name")
 
 
-def parser_of_runs(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """The parser of a run."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--image", help="ask about one picture instead of a task")
-    parser.add_argument("--question", help="what to ask about --image")
+def parser_of_runs(prog: str, description: str | None, method: str = "rel_att") -> CommandParser:
+    """The parser of a run; `method` is what --method is by default."""
+    parser = CommandParser(prog, description)
+    parser.add_argument("--image", help="ask about this one picture; default: about a task")
+    parser.add_argument("--question", help="what to ask about --image; has no default")
     add_task_options(parser)
-    add_method_options(parser)
+    add_method_options(parser, method)
     add_model_options(parser)
     return parser
 

@@ -74,15 +74,19 @@ def run_task(run: RunSettings) -> None:
             answer_records(run, share, loaded, results, done, bar, stopped)
     elif not state.is_main_process:
         return  # it had nothing to do: the first process reports how the run ended
-    end_of_run(run, results, wanted, records, stopped, state)
+    end_of_run(run, results, wanted, records, stopped, state, was_complete=loaded is None)
 
 
 def end_of_run(
     run: RunSettings, results: dict[str, Results], wanted: Sequence[dict], records: Sequence[dict],
-    stopped: Sequence[int], state: PartialState,
+    stopped: Sequence[int], state: PartialState, was_complete: bool,
 ) -> None:  # fmt: skip
-    """Merge and report what is finished; SystemExit if the run was told to stop, or nothing could be answered."""
-    fine = [conclude(result, wanted, records, state) for result in results.values()]
+    """Merge and report what is finished; SystemExit if the run was told to stop, or nothing could be answered.
+
+    Args:
+        was_complete: nothing was left to do, and so no model was loaded.
+    """
+    fine = [conclude(result, wanted, records, state, was_complete) for result in results.values()]
     if run.save_maps and state.is_main_process:
         for method in (method for method in results if "map" in METHODS[method]):
             say_what_has_no_map(results[method], wanted)
@@ -190,7 +194,9 @@ def stopping() -> Iterator[list[int]]:
 
 
 # ------------------------------------------------------------------------------------------------------ when it ends
-def conclude(result: Results, wanted: Sequence[dict], records: Sequence[dict], state: PartialState) -> bool:
+def conclude(
+    result: Results, wanted: Sequence[dict], records: Sequence[dict], state: PartialState, was_complete: bool
+) -> bool:
     """Merge and report what is finished; False if all wanted records are done and every one of them is an error."""
     missing, errors = result.merge(wanted, records)
     if missing:
@@ -198,7 +204,9 @@ def conclude(result: Results, wanted: Sequence[dict], records: Sequence[dict], s
             print(f"{result.path}: {missing} of {len(wanted)} records to come, "
                   "from other processes, or from the same command when it is run again")  # fmt: skip
         return True
-    print(f"{result.path}: {len(wanted)} records")
+    answered = f"{len(wanted) - len(errors)} of {len(wanted)} are answered"
+    note = f", complete before: {answered}, and nothing was loaded" if was_complete else ""
+    print(f"{result.path}: {len(wanted)} records{note}")
     if errors:
         named = "".join(f"\n  {key}: {error}" for key, error in list(errors.items())[:SHOWN_ERRORS])
         more = f"\n  and {len(errors) - SHOWN_ERRORS} more: see `error` there" if len(errors) > SHOWN_ERRORS else ""

@@ -1,14 +1,13 @@
 """The score table: every result file of a folder, without and with crop, in the paper's metric and the official one.
 
-    python get_score.py --data_dir ./data/results --save_path ./ [--metric paper] [--by size] [--per_sample FILE]
-    python get_score.py --data_dir ./data/results --gate     # had only answers been cropped that are less sure than P
-    python get_score.py A.json B.json                        # one result against another, question by question
-    python get_score.py --ensemble A.json B.json C.json      # several results as one
+    vicrop score --data_dir ./data/results [--save_path ./] [--metric paper] [--by size] [--per_sample FILE]
+    vicrop score --data_dir ./data/results --gate            # had only answers been cropped that are less sure than P
+    vicrop score A.json B.json                               # one result against another, question by question
+    vicrop score --ensemble A.json B.json C.json             # several results as one
 
-The first writes evaluation_report.json, .csv and .md. Needs no torch.
+The first writes evaluation_report.json, .csv and .md, beside the results if nothing else is said. Needs no torch.
 """
 
-import argparse
 import csv
 import json
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vicrop.command_line import CommandParser
 from vicrop.evaluation import ensembles, gates
 from vicrop.evaluation.columns import COLUMNS, cells, details_of, print_aligned, show
 from vicrop.evaluation.confidence import has_confidence
@@ -26,19 +26,22 @@ from vicrop.evaluation.result_files import ResultFile, result_files, say
 from vicrop.evaluation.scores import GROUPS, ScoreOptions, per_sample, rows_of, why_not
 from vicrop.files import in_repository
 
-
 # ------------------------------------------------------------------------------------------------------------ in files
+TABLES = ("evaluation_report.json", "evaluation_report.csv", "evaluation_report.md")
+
+
 def write_tables(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write evaluation_report.json, .csv and .md into a folder."""
+    """Write the files TABLES into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation_report.json").write_text(json.dumps(rows, indent=1, default=float) + "\n")
-    with (folder / "evaluation_report.csv").open("w", newline="") as file:
+    as_json, as_csv, as_text = (folder / name for name in TABLES)
+    as_json.write_text(json.dumps(rows, indent=1, default=float) + "\n")
+    with as_csv.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(field for row in rows for field in row)))
         writer.writeheader()
         writer.writerows(rows)
     lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
     text = [f"| {' | '.join(line)} |\n" for line in lines] + [f"\n{line}\n" for line in details_of(rows)]
-    (folder / "evaluation_report.md").write_text("".join(text))
+    as_text.write_text("".join(text))
 
 
 def report(
@@ -90,23 +93,26 @@ def rows_of_all(
 
 
 # -------------------------------------------------------------------------------------------------------- command line
-def parser_of_scores(prog: str) -> argparse.ArgumentParser:
+def parser_of_scores(prog: str) -> CommandParser:
     """The parser of get_score.py."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog, __doc__)
     add = parser.add_argument
     add("compare", nargs="*", metavar="FILE", help="two result files, to be compared question by question")
-    add("--ensemble", nargs="+", metavar="FILE", help="result files of one task, whose answers are combined")
+    add(
+        "--ensemble",
+        nargs="+",
+        metavar="FILE",
+        help="result files of one task, whose answers are combined; default: none are",
+    )
     add("--gate", action="store_true", help="score and share of crops if only unsure first answers had been cropped")
     add("--data_dir", default="./data/results", help="folder of the result files")
-    add("--save_path", default="./", help="folder for the report")
+    add("--save_path", help="folder for the table; default: beside the results, in --data_dir")
     add("--metric", default="both", help="of benchmarks the paper's metric, their official one, or both; or others in "
         "place of all, comma-separated: names as in docs/scores.md, or FILE.py:function")  # fmt: skip
     add("--by", choices=(*GROUPS, "nothing"), help="break scores down by this field only; default: by each that exists")
     add("--bootstrap", type=int, default=10_000, help="rounds of the bootstrap behind the intervals")
     add("--seed", type=int, default=0, help="seed of the bootstrap")
-    add("--per_sample", help="file for the scores of each record, as JSON lines")
+    add("--per_sample", help="file for the scores of each record, as JSON lines; default: none is written")
     return parser
 
 
@@ -134,7 +140,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "get_score.py") -> None:
         elif given.gate:
             show_gates(folder, options)
         else:
-            show_report(folder, given.save_path, options, given.per_sample)
+            show_report(folder, Path(given.save_path or folder), options, given.per_sample)
     except (ValueError, OSError) as error:
         sys.exit(f"{prog}: {error}")
 
@@ -174,11 +180,13 @@ def show_gates(folder: Path, options: ScoreOptions) -> None:
     print("\n".join(gate_lines(rows)))
 
 
-def show_report(folder: Path, save_path: str, options: ScoreOptions, samples_path: str | None) -> None:
-    """Write and print the score table, and say what is not finished."""
+def show_report(folder: Path, save_path: Path, options: ScoreOptions, samples_path: str | None) -> None:
+    """Write and print the score table; say which files that are, and what is not finished."""
     rows = report(folder, save_path, options, samples_path)
     if rows:
         show(rows)
+        written = [str(save_path / name) for name in TABLES] + ([samples_path] if samples_path else [])
+        print(f"written: {', '.join(written)}")
     for parts in sorted(folder.glob("*.parts")):
         scored = "only its merged records are scored" if parts.with_suffix(".json").exists() else "it is not scored"
         print(f"{parts.stem} is not finished, and {scored}: run the same command again to go on with it")

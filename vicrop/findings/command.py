@@ -1,12 +1,12 @@
 """The ViCrop paper's findings, on any model and any dataset with `gt_bbox`: a table, a plot and JSON of each.
 
-    python -m tools.findings sizes --model llava_tiny   # right answers by object size: no crop, true crop, methods
-    python -m tools.findings attention                  # how much more attention the true place gets, by layer
-    python -m tools.findings layers                     # right answers by layer: chosen on one half, judged on another
-    python -m tools.findings overhead                   # seconds and forward passes of a question, by method
+    vicrop findings sizes --model llava_tiny     # right answers by object size: no crop, true crop, methods
+    vicrop findings attention                    # how much more attention the true place gets, by layer
+    vicrop findings layers                       # right answers by layer: chosen on one half, judged on another
+    vicrop findings overhead                     # seconds and forward passes of a question, by method
 
-All options of run.py may follow (--model, --task, --question_path, --method, --limit, ...). The folder --out then has
-MODEL-TASK-FINDING.json and .png, and the measurements of each question: after a kill, the same command reuses them.
+All options of `vicrop run` may follow. The folder --out then has MODEL-TASK-FINDING.json and .png, and the measurements
+of each question: after a kill, the same command reuses them.
 """
 
 import argparse
@@ -30,6 +30,7 @@ FINDINGS = {
     "layers": "rel_att,grad_att",
     "overhead": "rel_att,grad_att,pure_grad,loc_att,rel_att_high,grad_att_high,pure_grad_high,loc_att_high",
 }
+OWN_METHODS = "those of the finding"  # what --method is by default
 
 
 def parse(
@@ -41,23 +42,20 @@ def parse(
         prog: the command's name in messages; results: where results are written without --save_path; findings are
             written to a folder in it.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("finding", choices=FINDINGS)
+    parser = parser_of_runs(prog, __doc__, OWN_METHODS)
+    parser.add_argument("finding", choices=FINDINGS, help="what to measure")
     parser.add_argument("--out", type=Path, default=results / "findings", help="folder of the findings")
-    own, rest = parser.parse_known_args(argv)
-    typed = parser_of_runs(prog, __doc__).parse_args(
-        ["--method", FINDINGS[own.finding], *rest]
-    )  # a later --method counts
+    typed = parser.parse_args(argv)
+    if typed.method == OWN_METHODS:
+        typed.method = FINDINGS[typed.finding]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         parser.error(
             "a finding needs a single process; for `sizes`, run.py can make the results with several ones before"
         )
     try:
         picture_of(typed)
-        refuse_useless(own.finding, typed)
-        return own.finding, settings_of(typed, results), own.out
+        refuse_useless(typed.finding, typed)
+        return typed.finding, settings_of(typed, results), typed.out
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

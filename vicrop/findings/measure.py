@@ -68,6 +68,10 @@ def measured(
     done = {} if run.overwrite else results.done(run.retry_errors)
     todo = [record for record in records if record["id"] not in done]
     if todo:
+        how_many = f"{len(todo)} of {len(records)} questions to measure, one at a time"
+        print(
+            f"{run.model.name} {finding}: {how_many}; after the first the bar says how long it takes", file=sys.stderr
+        )
         task_model = TaskModel(run)
         if run.overwrite:  # old results are deleted only now that the model is loaded and can make new ones
             results.clear()

@@ -6,7 +6,6 @@ Each line of GT.jsonl is an object with an id and `bbox`, [x, y, width, height] 
 `<id>_bbox.json` with `bbox`, [x1, y1, x2, y2] in pixels, and `peak`, [x, y] of the map's maximum.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vicrop.command_line import CommandParser
 from vicrop.dataset import EDGE, box_of_truth, numbers_of, refuse_bad_ids
 from vicrop.evaluation.statistics import bootstrap_interval
 from vicrop.files import read_json, read_rows
@@ -185,16 +185,17 @@ def table(report: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(None, __doc__)
     add = parser.add_argument
     add("--dataset-jsonl", required=True, help="ground truth")
     add("--pred-root", required=True, help="folder of the predictions")
-    add("--id-field", default="id", help="field of the ground truth that names a prediction (id)")
-    add("--iou-thresholds", type=float, nargs="+", default=[0.25, 0.5, 0.75])
+    add("--id-field", default="id", help="field of the ground truth that names a prediction")
+    add("--iou-thresholds", type=float, nargs="+", default=[0.25, 0.5, 0.75],
+        help="a box is right from so much overlap on")  # fmt: skip
     add("--min-area", type=float, default=0.0, help="only boxes that cover at least this share of their image")
     add("--baseline", nargs="+", default=[], metavar="ROOT",
-        help=f'other predictions to compare with, record by record, or "{CENTER}"')  # fmt: skip
-    add("--format", choices=("table", "json"), default="table")
+        help=f'other predictions to compare with, record by record, or "{CENTER}"; default: none')  # fmt: skip
+    add("--format", choices=("table", "json"), default="table", help="of what is printed")
     args = parser.parse_args(argv)
     try:
         report = evaluate(args.dataset_jsonl, args.pred_root, args.id_field, args.iou_thresholds, args.min_area,

@@ -7,7 +7,6 @@ Takes MDETR's files (finetune_refcoco_val.json, ...) and those of MiniGPT-4 and 
 `localization.evaluate_boxes --dataset-jsonl ... --id-field question_id`.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vicrop.command_line import CommandParser
 from vicrop.dataset import Id, Query, box_of_truth, checked, refuse_bad_ids
 from vicrop.files import atomic_path, read_json
 
@@ -97,7 +97,7 @@ def convert(annotations: str | Path, images: str | Path, out: str | Path) -> tup
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(None, __doc__)
     parser.add_argument("annotations", help="refcoco*.json")
     parser.add_argument("--images", required=True, help="folder of the COCO images (train2014)")
     parser.add_argument("--out", default="data/refcoco", help="folder to write into")

@@ -59,6 +59,16 @@ def download(url: str, path: str | Path) -> Path:
     )
 
 
+def size_of(url: str) -> int | None:
+    """The bytes of a file, as its server announces them; None if it does not, or cannot be asked."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=60) as answer:
+            length = answer.headers.get("Content-Length")
+    except (OSError, HTTPException):  # whether it is to be had, the download will say
+        return None
+    return None if length is None else int(length)
+
+
 def _fetch_rest(url: str, part: Path, name: str) -> int | None:
     """Append the missing rest to `part`; returns the size of the whole file, or None if the server does not tell it."""
     version = part.with_name(part.name + ".version")

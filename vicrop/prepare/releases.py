@@ -1,8 +1,8 @@
 """Makes data/<dataset>/ of a benchmark's official files: questions in the toolkit's format, and the images.
 
-    python -m tools.prepare_data textvqa --source DIR        # the files of the official release, anywhere below DIR
-    python -m tools.prepare_data pope --download             # fetch the public files first, into data/<dataset>/source
-    python -m tools.prepare_data vqav2 --source DIR --sample 5000 --seed 0
+    vicrop prepare textvqa --source DIR                      # the files of the official release, anywhere below DIR
+    vicrop prepare pope --download                           # fetch the public files first, into data/<dataset>/source
+    vicrop prepare vqav2 --source DIR --sample 5000 --seed 0
 
 Nothing is written before all images have been found.
 """
@@ -10,7 +10,6 @@ Nothing is written before all images have been found.
 # A field that is optional in other records is not in a released file: pyright takes that for an oversight.
 # pyright: reportGeneralTypeIssues=false
 
-import argparse
 import filecmp
 import gzip
 import os
@@ -29,6 +28,7 @@ import msgspec
 from msgspec import Meta
 from tqdm import tqdm
 
+from vicrop.command_line import CommandParser, gigabytes
 from vicrop.dataset import (
     Id,
     Question,
@@ -47,7 +47,7 @@ from vicrop.dataset import (
 from vicrop.evaluation.metrics import choices
 from vicrop.files import in_repository, read_json, read_rows, write_atomically
 from vicrop.images import size_as_seen
-from vicrop.prepare.download import CHUNK, Unavailable, download
+from vicrop.prepare.download import CHUNK, Unavailable, download, size_of
 from vicrop.tables import TASKS
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -351,11 +351,23 @@ def fetch(dataset: str, folder: str | Path) -> None:
         from huggingface_hub import snapshot_download  # resumes, and checks what it has fetched
 
         snapshot_download(HUB[dataset], repo_type="dataset", local_dir=folder)
-    for url in DOWNLOADS.get(dataset, ()):
-        path = download(url, Path(folder) / url.rsplit("/", 1)[1])
-        unpack(path)
+    paths = {url: Path(folder) / url.rsplit("/", 1)[1] for url in DOWNLOADS.get(dataset, ())}
+    say_how_much(dataset, [url for url, path in paths.items() if not path.exists()], folder)
+    for url, path in paths.items():
+        unpack(download(url, path))
     if dataset == "textvqa":
         print(BOXES.replace("there", f"in {folder}"))
+
+
+def say_how_much(dataset: str, urls: Sequence[str], folder: str | Path) -> None:
+    """Print how many bytes the files have that are to be downloaded; the bars then say how long that takes."""
+    sizes = [size_of(url) for url in urls]
+    known_ones, rest = [size for size in sizes if size is not None], sizes.count(None)
+    if sizes:
+        more = f" and {rest} of unknown size" if rest else ""
+        print(
+            f"{dataset}: {len(sizes)} files to download into {folder}: {gigabytes(sum(known_ones))}{more}", flush=True
+        )
 
 
 def unpack(path: Path) -> None:
@@ -422,6 +434,9 @@ def prepare(
             f"{len(missing)} of {len(found)} images of {dataset} are not in {release.folder}: {named}{packed}"
         )
     refuse_what_images_contradict(records, images)
+    print(
+        f"{dataset}: {len(records)} questions, {len(images)} images to {'copy' if copy else 'link or copy'}", flush=True
+    )
     for name, path in tqdm(images.items(), desc="images", unit="image"):
         place(path, Path(target) / "images" / name, copy)
     write_atomically(Path(target) / "data.json", records)
@@ -469,14 +484,14 @@ def describe(records: Sequence[dict]) -> str:
 
 def main(argv: Sequence[str] | None = None, prog: str = "prepare_data") -> None:
     """The command; `prog` is its name in messages."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog, __doc__)
     add = parser.add_argument
     add("dataset", choices=CONVERTERS)
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--source", help="folder with the official files, at any depth")
-    where.add_argument("--download", action="store_true", help="fetch them into data/<dataset>/source")
+    where.add_argument("--source", help="folder with the official files, at any depth (this or --download is required)")
+    where.add_argument(
+        "--download", action="store_true", help="fetch them into data/<dataset>/source (this or --source is required)"
+    )
     add("--target", help="folder to write to; default: data/<dataset>")
     add("--sample", type=int, help="number of questions to draw at random; default: all")
     add("--seed", type=int, default=0, help="seed of the sample")
