@@ -118,6 +118,10 @@ METHODS: dict[str, dict[str, Any]] = {
 # Of floating numbers; auto: bfloat16 on CUDA, float32 elsewhere.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+# How answers are decoded, always greedily: by the logits alone, or by the rules of the checkpoint's generation config
+# (repetition penalty, tokens that are forbidden or forced, ...).
+GENERATION = ("greedy", "checkpoint")
+
 VIEWS = 8  # that a `_zoom` method may take of an image, where nothing is said
 
 PER_SAMPLE = "per_sample"  # in place of localization heads: the best ones of each image
