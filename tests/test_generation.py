@@ -1,4 +1,4 @@
-"""`--generation checkpoint`: answers by the rules of the checkpoint's generation config, in whatever way they are made."""
+"""`--generation checkpoint`: answers by the rules of the checkpoint's generation config, however they are made."""
 
 import math
 from contextlib import contextmanager
@@ -78,8 +78,9 @@ def everything(asked):
     """Settings of every kind that greedy decoding heeds; with them all answers are others."""
     first, second = asked.plain[0].tokens[:2]
     end = asked.processor.tokenizer.eos_token_id
-    return {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "suppress_tokens": [second], "forced_eos_token_id": end,
-            "begin_suppress_tokens": [first], "min_new_tokens": 3, "temperature": 0.5, "num_beams": 3}  # fmt: skip
+    return {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "suppress_tokens": [second], "num_beams": 3,
+            "begin_suppress_tokens": [first], "min_new_tokens": 3, "temperature": 0.5,
+            "forced_eos_token_id": end}  # fmt: skip
 
 
 def test_answers_equal_generate_with_the_checkpoints_config(asked):
@@ -105,7 +106,8 @@ def test_with_the_checkpoints_rules_a_draft_and_a_batch_change_no_answer(asked):
                 assert one.confidence == pytest.approx(other.confidence, rel=1e-3)
         assert asked.ruled.store.takes_drafts is (asked.name not in DRAFTLESS)
         for number, answer in enumerate(wanted):
-            alone = ImageSession([asked.session.images[OF[number]]], asked.model, asked.processor, generation="checkpoint")
+            images = [asked.session.images[OF[number]]]
+            alone = ImageSession(images, asked.model, asked.processor, generation="checkpoint")
             (single,) = alone.answers(asked.prompts[number], crops=[asked.crops[number]])
             assert single.tokens == answer.tokens
 
@@ -128,9 +130,7 @@ def rule(name, llava):
     }[name]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", ["repetition", "ngrams", "words", "suppressed", "beginning", "bias", "end", "length"]
-)
+@pytest.mark.parametrize("name", ["repetition", "ngrams", "words", "suppressed", "beginning", "bias", "end", "length"])
 def test_each_rule_alone(llava, name):
     with llava.config(**rule(name, llava)):
         (found,), (plain,) = (each.answers(llava.prompts[:1], of=OF[:1]) for each in (llava.ruled, llava.session))
