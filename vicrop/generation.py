@@ -41,7 +41,7 @@ def _prepared(model: Any, input_ids: Tensor, logits_processor: LogitsProcessorLi
     return logits_processor
 
 
-def _rule(processors: LogitsProcessorList, ids: Tensor) -> Rule:
+def _rule(processors: Any, ids: Tensor) -> Rule:
     def scores(said: Sequence[int], logits: Tensor) -> Tensor:
         read = torch.cat([ids, ids.new_tensor(said)])
         return processors(read[None], logits[None].clone())[0]  # some of them write into what they are given
