@@ -127,7 +127,7 @@ def rule(name, llava):
     tokens = llava.plain[0].tokens
     return {
         "repetition": {"repetition_penalty": 0.1},  # what was said is likelier again
-        "ngrams": {"repetition_penalty": 0.1, "no_repeat_ngram_size": 1},
+        "ngrams": {"sequence_bias": [[[tokens[1]], 100.0]], "no_repeat_ngram_size": 2},
         "words": {"bad_words_ids": [list(tokens[3:5])]}, "suppressed": {"suppress_tokens": [tokens[3]]},
         "beginning": {"begin_suppress_tokens": [tokens[0]]}, "bias": {"sequence_bias": [[[tokens[1]], -50.0]]},
         "end": {"forced_eos_token_id": 1}, "length": {"min_new_tokens": 5, "eos_token_id": tokens[2]},
