@@ -6,6 +6,7 @@ Processors have no half for videos, which alone needs torchvision.
 """
 
 import importlib
+import json
 import sys
 import types
 
@@ -336,3 +337,17 @@ FAMILIES = {build.__name__: build for build in (
     qwen3_vl, qwen3_vl_moe, qwen2_vl, internvl, qwen3_5, qwen3_5_moe, gemma3, llava_onevision, smolvlm, idefics3,
     mistral3, pixtral, vipllava, paligemma, glm4v, glm46v, aya_vision,
 )}  # fmt: skip
+
+
+def saved(name, folder):
+    """The folder of a family's small model, as a checkpoint; what a processor lacks for videos is left out."""
+    model, processor = FAMILIES[name]()
+    for part in (model, processor.tokenizer, processor.image_processor):
+        part.save_pretrained(folder)
+    if processor.chat_template:
+        (folder / "chat_template.jinja").write_text(processor.chat_template)
+    own = {key: value for key, value in vars(processor).items() if isinstance(value, int | str)}
+    own = {**own, "processor_class": type(processor).__name__}
+    own.pop("chat_template", None)
+    (folder / "processor_config.json").write_text(json.dumps(own))
+    return folder

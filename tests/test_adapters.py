@@ -2,6 +2,7 @@
 
 import base64
 import importlib
+import sys
 
 import numpy as np
 import pytest
@@ -286,6 +287,15 @@ def test_chat_messages_become_the_models_inputs(qwen, tmp_path):
     assert all(torch.equal(each, shown) for each in pixels)
     with torch.no_grad():
         assert model(**inputs).logits.isfinite().all()
+
+
+def test_what_a_chat_message_says_is_heeded_or_refused(qwen, monkeypatch):
+    monkeypatch.setitem(sys.modules, "qwen_vl_utils", None)  # as where torchvision is not installed
+    cases = [({"type": "video", "video": "a.mp4"}, "of type 'video'"),
+             ({"type": "image", "image": photo(), "resized_height": 56}, "resized_height in a message")]  # fmt: skip
+    for part, says in cases:
+        with pytest.raises(ValueError, match=says):
+            prepare_qwen2_5_input([{"role": "user", "content": [part]}], qwen[1])
 
 
 # ------------------------------------------------------------------------------------------------------ LLaVA-NeXT

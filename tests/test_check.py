@@ -83,7 +83,7 @@ def test_the_probe_finds_the_cells_of_the_formula(kind):
     index, edges = probed_grid(pixels, owners)
     assert np.array_equal(index, session.layouts[0].index)
     sides = np.array([230, 410, 230, 410])
-    assert np.abs(np.array(edges) * sides - session.layouts[0].region).max() < (1.5 if kind != "llava_next" else 20)
+    assert np.abs(np.array(edges) * sides - session.layouts[0].region).max() < 1.5
 
 
 # ----------------------------------------------------------------------------------------------- what is wrong is found

@@ -1,5 +1,6 @@
 """The one door for checkpoints: what comes through is what it is called, else a sentence, and nothing is written."""
 
+import functools
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vicrop.attribution import weighted_attention
-from vicrop.checkpoints import load_model, reason, weights_of
+from vicrop.checkpoints import hub_config_file, load_model, reason, weights_of
 from vicrop.crop import model_module, vicrop_qa
 from vicrop.evaluation import command as run
 from vicrop.findings import command as findings
@@ -210,6 +211,25 @@ def test_a_checkpoint_of_the_hub_is_told_by_its_commit(saved, tmp_path):
     assert weights_of("llava", "org/name", commit, tmp_path) == commit
     with pytest.raises(ValueError, match="org/name is a llava checkpoint: use --model llava "):
         weights_of("blip", "org/name", commit, tmp_path)
+
+
+def test_the_family_is_that_of_the_revision_and_not_of_another_one(tmp_path, monkeypatch):
+    kept = tmp_path / "models--org--name"
+    commits = {kind: digit * 40 for kind, digit in (("llava", "1"), ("qwen3_vl", "2"))}
+    for kind, commit in commits.items():
+        (kept / "snapshots" / commit).mkdir(parents=True)
+        (kept / "snapshots" / commit / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commits["llava"])
+    monkeypatch.setattr("vicrop.checkpoints.hub_config_file", functools.partial(hub_config_file, local_files_only=True))
+
+    def found(*source):
+        return model_module(*source, cache_dir=tmp_path).__name__.rpartition(".")[2]
+
+    assert found("org/name") == found("org/name", "org/name", commits["llava"]) == "llava"
+    assert found("org/name", None, commits["qwen3_vl"]) == "merged_patches"
+    assert found("org/name", "org/other", commits["qwen3_vl"]) == "llava"  # the revision is the other's
+    assert found("gemma3", None, commits["qwen3_vl"]) == "squares"
 
 
 # ------------------------------------------------------------------------------------------------------- the weights

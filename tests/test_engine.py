@@ -10,9 +10,10 @@ import torch
 from architectures import ADAPTERS, ARCHITECTURES, capped
 from builders import KINDS, photo
 from test_models import relative_error, state_of
+from transformers import DynamicCache
 
 from vicrop import adapter as adapters
-from vicrop import attention, prefix_cache
+from vicrop import attention, decoder_call, prefix_cache
 from vicrop import session as session_module
 from vicrop.attribution import attention as attention_maps
 from vicrop.attribution import weighted_attention
@@ -395,3 +396,13 @@ def test_attention_arguments_that_are_not_known_are_refused():
     for name in ("s_aux", "position_bias", "block_indices"):
         with pytest.raises(ValueError, match=name):
             attention._captured_attention(module, *rows, None, **{name: torch.ones(2)})
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])  # what versions of transformers call it
+def test_a_cache_that_a_model_makes_by_itself_is_not_its_decoders(name):
+    """A model may hand its decoder an empty cache: those of the session stand in its place, whatever it is called."""
+    model, processor = KINDS["llava"](layers=3)
+    session = ImageSession([photo()], model, processor)
+    call = session.row(*session.queries(session.adapter.prompt("why?"))).rest
+    kept = {"inputs_embeds": call.embeds, name: DynamicCache(config=model.config.get_text_config())}
+    assert decoder_call._call_of(kept, call.ids[call.start :], call.image_at).constants == {}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,14 @@ import time
 import numpy as np
 import psutil  # accelerate needs it, too
 import pytest
+from families import saved
 from test_run import alike
 
 from vicrop.dataset import load_task
 from vicrop.evaluation import command as run
+from vicrop.evaluation import report
 from vicrop.evaluation import score_table as get_score
+from vicrop.evaluation.result_files import result_path
 from vicrop.evaluation.results import Results
 from vicrop.evaluation.scores import ScoreOptions
 from vicrop.files import ROOT
@@ -47,13 +51,13 @@ def start(processes, folder, *more):
     )
 
 
-def finished(folder):
-    return Results(folder / f"{NAME}.json", {}).poll()
+def finished(folder, name=NAME):
+    return Results(folder / f"{name}.json", {}).poll()
 
 
-def kill_when(process, folder, count):
+def kill_when(process, folder, count, name=NAME):
     """SIGKILL to a launcher and all that it has started, once so many records are in the part files."""
-    while len(finished(folder)) < count:
+    while len(finished(folder, name)) < count:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
     time.sleep(random.uniform(0, 0.1))
@@ -122,3 +126,35 @@ def test_two_runs_of_the_same_job_at_once_spoil_nothing(undisturbed, tmp_path):
     found = json.loads((tmp_path / f"{NAME}.json").read_text())
     expected = json.loads((undisturbed / f"{NAME}.json").read_text())
     alike(found, [record for record in expected if record["id"] in few])
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
+def test_run_all_on_a_folder_goes_on_after_a_kill_scores_and_reports(tmp_path, family):
+    """Typed in a clone: the doors are copied, so that the table of scores lies beside them and not in this one."""
+    model, out, doors = saved(family, tmp_path / "weights"), tmp_path / "out", ("run_all.sh", "run.py", "get_score.py")
+    for door in doors:
+        shutil.copy(ROOT / door, tmp_path)
+    command = ["bash", str(tmp_path / "run_all.sh"), "demo", str(model), "rel_att", "--limit", "8", "--batch_size", "1"]
+    command += ["--device", "cpu", "--save_path", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+
+    def start():
+        return subprocess.Popen(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path
+        )
+
+    path = result_path(out, str(model), "demo", "rel_att")
+    kill_when(start(), out, 3, path.stem)
+    count = len(finished(out, path.stem))
+    assert 3 <= count < 8
+    last = start()
+    assert f"{path.name}: 8 records" in last.communicate()[0]
+    assert last.returncode == 0
+    records = json.loads(path.read_text())
+    assert [record["id"] for record in records] == [record["id"] for record in load_task("data/demo/data.json")[:8]]
+    assert not any("error" in record for record in records)
+    assert path.with_suffix(".meta.json").is_file()
+    rows = json.loads((tmp_path / "evaluation_report.json").read_text())
+    assert {(row["task"], row["method"]) for row in rows} == {("demo", "rel_att")}
+    report.main([str(path), "--maps", "saved"])
+    assert records[0]["question"] in path.with_suffix(".html").read_text()

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from vicrop.attention import brought_in, device_of
 from vicrop.layouts import Layout, Size
-from vicrop.tables import OPTIONS
+from vicrop.tables import GENERATION, OPTIONS
 
 # A config's model_type -> the module whose ADAPTER knows the family; imported when it is needed. "whole+vision" is for
 # configs of one kind around a vision tower of another, which lays out images differently.
@@ -47,6 +47,7 @@ REGISTRY = {
 }
 
 DEFAULT_MODULE = "vicrop.models.default"  # for all others: it admits what equals the stock model, once it was checked
+COMMON = {"prompt": None, "generation": "greedy"}  # options that every adapter has
 INSTRUCTION = "{question} Answer the question using a single word or phrase."
 
 
@@ -89,6 +90,7 @@ class Adapter:
     Args:
         model, processor: as loaded.
         geometry: "exact", the map covers what the processor shows the model; "upstream", as published.
+        prompt: a template in place of the family's; generation: a name of tables.GENERATION.
         options: further keywords, those named in `options`.
 
     Attributes:
@@ -111,7 +113,7 @@ class Adapter:
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         self.check(model, **options)
         self.model, self.processor = model, processor
-        self.given = {"prompt": None, **self.options, **options}
+        self.given = {**COMMON, **self.options, **options}
         self.bbox_size: Any = getattr(getattr(model.config, "vision_config", None), "image_size", None)
 
     @classmethod
@@ -121,9 +123,9 @@ class Adapter:
             if name == "prompt":
                 refuse_bad_prompt(value)
                 continue
-            if name not in cls.options:
+            if name not in cls.options and name not in COMMON:
                 raise ValueError(f"{cls.__name__} has no option {name!r}: it has {', '.join(cls.options)}")
-            choices = OPTIONS.get(name, {}).get("choices", (value,))
+            choices = GENERATION if name == "generation" else OPTIONS.get(name, {}).get("choices", (value,))
             if value not in choices:
                 raise ValueError(f"{name} is one of {choices}, not {value!r}")
 

@@ -75,9 +75,14 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
 
-def model_module(name: str) -> ModuleType:
+def model_module(
+    name: str, model_id: str | Path | None = None, revision: str | None = None, cache_dir: str | Path | None = None
+) -> ModuleType:
     """The module that knows a model: of a name of info.MODELS, or of a hub id or folder by its config.json.
 
+    Args:
+        model_id: another checkpoint of the same family; then the revision is that one's, and not the model's.
+        revision, cache_dir: as in `load_model`.
     Raises:
         ValueError, OSError: there is no such model; it is no image-text model of transformers.
     """
@@ -86,7 +91,8 @@ def model_module(name: str) -> ModuleType:
     source = local_or_hub(name)
     if not Path(source).exists() and not re.search(r"[/\\]", name):
         raise ValueError(f"{unknown(name, MODELS, 'model')}, or give a hub id or a folder")
-    config_file = config_file_of(source, name, None, None)
+    own = revision if local_or_hub(name, model_id) == source else None
+    config_file = config_file_of(source, name, own, cache_dir)
     return importlib.import_module(module_of(read_object(config_file, f"{name}/config.json"), name))
 
 
@@ -150,7 +156,8 @@ def load_model(name: str, model_id: str | Path | None = None, device: torch.devi
             cut short or a Git LFS pointer; weights are missing or of another size; it needs code of its own, or a
             package that is not installed.
     """
-    module, device = model_module(name), torch.device(device or default_device())
+    module = model_module(name, model_id, revision, cache_dir)
+    device = torch.device(device or default_device())
     source, _ = checked_source(name, model_id, revision, cache_dir)
     where = {"revision": revision, "cache_dir": cache_dir, "trust_remote_code": False}
     shown = shown_name(name, model_id)
@@ -217,9 +224,10 @@ def checked_source(
     Raises:
         ValueError, OSError: it is not (see `load_model`).
     """
-    source, shown, module = local_or_hub(name, model_id), shown_name(name, model_id), model_module(name)
+    source, shown = local_or_hub(name, model_id), shown_name(name, model_id)
     config_file = config_file_of(source, shown, revision, cache_dir)
     config = read_object(config_file, f"{shown}/config.json")
+    module = model_module(name, model_id, revision, cache_dir)
     refuse_another_family(config, shown, module)
     refuse_missing_parts(config, shown, module)
     folder = Path(source)

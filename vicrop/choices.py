@@ -16,7 +16,8 @@ class ModelChoice:
         model_id: another checkpoint of the same family as `name`, hub id or folder.
         dtype: a name of tables.DTYPES; auto: bfloat16 on CUDA, float32 elsewhere.
         device: a torch device; None: the GPU of this process, else the CPU. device_map: "auto" spreads the model.
-        options: of the model's adapter, each with its value (geometry, ...); `prompt` where one was given.
+        options: of the model's adapter, each with its value (geometry, ...); `prompt` and `generation`
+            where they were given.
         max_new_tokens: an answer has at most so many tokens.
     """
 
@@ -28,6 +29,11 @@ class ModelChoice:
     device_map: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int = MAX_NEW_TOKENS
+
+    @property
+    def checkpoint(self) -> tuple[str, str | None, str | None]:
+        """(name, model_id, revision), as the functions of checkpoints.py take them."""
+        return self.name, self.model_id, self.revision
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,6 @@ def vicrop_qa(model_name: str, method_name: str, image_path: ImageSource, questi
 
 
 # ------------------------------------------------------------------------------------------------------------- models
-def adapter_of(name: str) -> type[Adapter]:
-    """The Adapter class of a name of info.MODELS."""
-    return model_module(name).ADAPTER
+def adapter_of(name: str, model_id: str | None = None, revision: str | None = None) -> type[Adapter]:
+    """The Adapter class of a name of info.MODELS, a hub id or a folder (see checkpoints.model_module)."""
+    return model_module(name, model_id, revision).ADAPTER

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -232,7 +232,7 @@ def _call_of(kept: dict[str, Any], ids: Tensor, image_at: Tensor) -> DecoderCall
     masks = {kind: _kept_mask(each) for kind, each in (masks if isinstance(masks, dict) else {None: masks}).items()}
     per_token, constants = {}, {}
     for name, value in kept.items():
-        if name in SWITCHES or value is None:
+        if name in SWITCHES or value is None or isinstance(value, Cache):  # a cache, by any name: ours are used
             continue
         if isinstance(value, Tensor) and value.dim() > 1:
             if value.shape[1] != len(ids):

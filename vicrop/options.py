@@ -7,7 +7,7 @@ import argparse
 
 from vicrop.choices import MethodChoice, ModelChoice
 from vicrop.images import MOST_PIXELS, refuse_bad_limit
-from vicrop.tables import DTYPES, MAX_NEW_TOKENS, METHODS, MODELS, OPTIONS, PER_SAMPLE, VIEWS, known
+from vicrop.tables import DTYPES, GENERATION, MAX_NEW_TOKENS, METHODS, MODELS, OPTIONS, PER_SAMPLE, VIEWS, known
 
 
 # ------------------------------------------------------------------------------------------------- values of options
@@ -56,6 +56,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--prompt", help='the instruction, or the whole template, as in "{question} Answer with one word."; '
         "default: that of the model's family")  # fmt: skip
     add("--max_new_tokens", type=int, help=f"an answer has at most so many tokens; default: {MAX_NEW_TOKENS}")
+    add("--generation", choices=GENERATION, default="greedy", help="greedy: the likeliest token, always; checkpoint: "
+        "greedy by the rules of the checkpoint's generation config (repetition penalty, ...)")  # fmt: skip
     add("--revision", help="branch, tag or commit of a checkpoint on the hub; default: its main branch")
     add("--dtype", choices=DTYPES, default="auto", help="auto: bfloat16 on CUDA, float32 elsewhere")
     add("--device", type=device_option, help="torch device; default: the GPU of this process, else the CPU")
@@ -88,7 +90,7 @@ def model_choice(given: argparse.Namespace) -> ModelChoice:
     from vicrop.adapter import refuse_bad_prompt
     from vicrop.crop import adapter_of
 
-    own = adapter_of(given.model).options
+    own = adapter_of(given.model, given.model_id, given.revision).options
     for name in OPTIONS:
         if getattr(given, name) is not None and name not in own:
             named = ", ".join(f"--{option}" for option in OPTIONS if option in own)
@@ -98,6 +100,8 @@ def model_choice(given: argparse.Namespace) -> ModelChoice:
     if given.prompt is not None:
         refuse_bad_prompt(given.prompt)
         options["prompt"] = given.prompt
+    if given.generation != "greedy":
+        options["generation"] = given.generation
     most = MAX_NEW_TOKENS if given.max_new_tokens is None else given.max_new_tokens
     if most < 1:
         raise ValueError(f"--max_new_tokens must be at least 1, got {most}")
@@ -115,7 +119,7 @@ def method_choice(given: argparse.Namespace) -> MethodChoice:
     from vicrop.crop import method_of, model_module
     from vicrop.known_heads import heads_of
 
-    names, module = method_list(given.method), model_module(given.model)
+    names, module = method_list(given.method), model_module(given.model, given.model_id, given.revision)
     refuse_bad_limit(given.max_image_pixels)
     if given.loc_heads and not any("heads" in method_of(module, name).reads for name in names):
         raise ValueError(f"--loc_heads {given.loc_heads}: {', '.join(names)} reads no heads, loc_att does")

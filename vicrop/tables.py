@@ -119,6 +119,10 @@ METHODS: dict[str, dict[str, Any]] = {
 # Of floating numbers; auto: bfloat16 on CUDA, float32 elsewhere.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+# How answers are decoded, always greedily: by the logits alone, or by the rules of the checkpoint's generation config
+# (repetition penalty, tokens that are forbidden or forced, ...).
+GENERATION = ("greedy", "checkpoint")
+
 MAX_NEW_TOKENS = 20  # of an answer, where nothing is said
 
 VIEWS = 8  # that a `_zoom` method may take of an image, where nothing is said

@@ -37,7 +37,7 @@ def common_settings(run: RunSettings, device: torch.device | None = None) -> dic
     dtype = torch_dtype(choice.dtype) or default_dtype(choice.device or device or default_device())
     return {
         "model": model_name(choice.name), "model_id": checkpoint_name(choice),
-        "weights": weights_of(choice.name, choice.model_id, choice.revision),
+        "weights": weights_of(*choice.checkpoint),
         "task": run.task, "dtype": str(dtype).removeprefix("torch."),
         **choice.options, **prompt_settings(choice), "general_prompt": GENERAL_PROMPT,
         "decoding": f"greedy, {choice.max_new_tokens} tokens",
@@ -49,7 +49,7 @@ def common_settings(run: RunSettings, device: torch.device | None = None) -> dic
 def prompt_settings(choice: ModelChoice) -> dict[str, Any]:
     """The template of a question, and whether it was given."""
     given = choice.options.get("prompt")
-    return {"prompt": given, "prompt_is_given": True} if given else {"prompt": model_module(choice.name).PROMPT}
+    return {"prompt": given, "prompt_is_given": True} if given else {"prompt": model_module(*choice.checkpoint).PROMPT}
 
 
 def model_name(name: str) -> str:
@@ -65,7 +65,7 @@ def checkpoint_name(choice: ModelChoice) -> str:
 
 def method_settings(run: RunSettings, method: str) -> dict[str, Any]:
     """The settings of one of a run's methods: its layer and heads, if it reads any, and the gate, if there is one."""
-    reads = method_of(model_module(run.model.name), method).reads
+    reads = method_of(model_module(*run.model.checkpoint), method).reads
     heads = run.how.heads and ",".join(map(head_name, run.how.heads))
     chosen = {"layer": run.how.layer} if "layers" in reads else {}
     chosen |= {"loc_heads": heads or PER_SAMPLE} if "heads" in reads else {}

@@ -75,7 +75,7 @@ def maker_of(result: ResultFile, place: Mapping[str, Any]) -> tuple[Method, Load
     if not made:
         raise ValueError(f"{result.path} has no maps, and no .meta.json that tells how to make them: use --maps saved")
     refuse_unknown_maker(result)
-    module, source = model_module(made["model"]), (made["model"], made["model_id"])
+    source = made["model"], made["model_id"]
     revision = None if Path(local_or_hub(*source)).is_dir() else made["weights"]
     if weights_of(*source, revision) != made["weights"]:
         raise ValueError(f"{made['model_id']} has other weights than those that made {result.path}: use --maps saved")
@@ -87,7 +87,7 @@ def maker_of(result: ResultFile, place: Mapping[str, Any]) -> tuple[Method, Load
     fixed = None if heads is None else tuple(heads)
     how = MethodChoice((result.method,), made.get("layer"), fixed, views=made.get("views", VIEWS))
     loaded = load_chosen(choice, how)
-    method = loaded.methods[result.method]
+    method, module = loaded.methods[result.method], model_module(*source, revision)
     now = [options.get("prompt") or module.PROMPT, GENERAL_PROMPT, list(method.layers(loaded.model))]
     for run in result.meta.get("runs", {}).values():
         then = [made["prompt"], made["general_prompt"], run["layers"]]

@@ -23,8 +23,8 @@ class Picture:
 def add_task_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which questions are asked, and where results are written."""
     add = parser.add_argument
-    add("--task", help=f"{', '.join(TASKS)}, or NAME of your own data/NAME/data.json, or the path of such a folder; with "
-        f"--question_path, what the results are called; default: {DEFAULT_TASK}")  # fmt: skip
+    add("--task", help=f"{', '.join(TASKS)}, or NAME of your own data/NAME/data.json, or the path of such a folder; "
+        f"with --question_path, what the results are called; default: {DEFAULT_TASK}")  # fmt: skip
     add("--question_path", help="a file of questions, or a dataset of the Hugging Face hub (extra `hub`); default: the "
         "task's own")  # fmt: skip
     add("--split", help="of the dataset of the hub; default: test")

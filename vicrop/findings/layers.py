@@ -35,7 +35,7 @@ def layers(run: RunSettings, out: Path) -> Table:
     The notes also tell what the mean of all layers costs, which needs no data to choose a layer (the paper's ablation).
     """
     for method in run.how.names:
-        if "layers" not in method_of(model_module(run.model.name), method).reads:
+        if "layers" not in method_of(model_module(*run.model.checkpoint), method).reads:
             raise ValueError(f"{method} reads no layer, and every method of this finding must read one")
     records = graded(measured(run, out, "layers", scores_by_layer))
     halves = dict(zip(("to choose", "to judge"), halved(records), strict=True))

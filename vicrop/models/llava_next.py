@@ -12,7 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from vicrop import processors
 from vicrop.adapter import Adapter
-from vicrop.layouts import Layout, Size, any_resolution, join_tiles, middle, whole
+from vicrop.layouts import Layout, Size, any_resolution, any_resolution_region, join_tiles, middle, whole
 from vicrop.methods import family_methods
 
 ATT_LAYER = 14
@@ -22,7 +22,10 @@ prepare = processors.prepare
 
 
 class LlavaNextAdapter(Adapter):
-    """LLaVA-NeXT (see adapter.Adapter). A map covers the whole image."""
+    """LLaVA-NeXT (see adapter.Adapter).
+
+    A map covers what the tokens show: the image, or a little more or less where padding ends within a cell.
+    """
 
     def tile_grid(self, size: Tensor) -> tuple[int, int]:
         """(rows, columns) of the high-resolution tiles of an image of that (height, width)."""
@@ -33,10 +36,12 @@ class LlavaNextAdapter(Adapter):
         vision, found = self.model.config.vision_config, []
         side = vision.image_size // vision.patch_size
         for size, shape in zip(sizes, inputs["image_sizes"], strict=True):
-            height, width = shape.tolist()
-            index = any_resolution(*self.tile_grid(shape), side, (width, height), overview=side**2)
+            grid, (height, width), region = self.tile_grid(shape), shape.tolist(), whole(size)
+            index = any_resolution(*grid, side, (width, height), overview=side**2)
             h, w = index.shape
-            found.append(Layout(side**2 + h * (w + 1), index, whole(size)))
+            if self.given["geometry"] == "exact":
+                region = any_resolution_region(*grid, side, vision.patch_size, (h, w), size)
+            found.append(Layout(side**2 + h * (w + 1), index, region))
         return found
 
     def canvas(self, values: Tensor, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
