@@ -671,7 +671,7 @@ def unsound(tmp_path):
     records = [{"id": key, "question": "what?", "labels": ["1"], "image_path": "a.png", "gt_bbox": [9, 9, 30, 30]}
                for key in "12"]  # fmt: skip
     (tmp_path / "data.json").write_text(json.dumps(records))
-    asked = ["--question_path", tmp_path / "data.json", "--image_path", tmp_path]
+    asked = ["--task", "demo", "--question_path", tmp_path / "data.json", "--image_path", tmp_path]
     return ["--model", "llava", "--model_id", tmp_path / "unsound", "--device", "cpu"], asked
 
 

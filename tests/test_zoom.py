@@ -141,7 +141,16 @@ def test_records_say_how_many_views_they_took_and_a_resumed_run_compares_the_bud
     photo(700, 400).save(images / "a.png")
     records = [{"id": "1", "question": "what number is on the red sign?", "labels": ["1"], "image_path": "a.png"}]
     (tmp_path / "data.json").write_text(json.dumps(records))
-    where = ["--question_path", tmp_path / "data.json", "--image_path", images, "--save_path", tmp_path / "out"]
+    where = [
+        "--task",
+        "demo",
+        "--question_path",
+        tmp_path / "data.json",
+        "--image_path",
+        images,
+        "--save_path",
+        tmp_path / "out",
+    ]
     told = [str(each) for each in [*where, "--model", "llava_tiny", "--method", "rel_att_zoom,rel_att_high"]]
     run.main([*told, "--views", "3"])
     (zoomed,) = json.loads((tmp_path / "out" / "llava_tiny-demo-rel_att_zoom.json").read_text())
