@@ -9,7 +9,7 @@ of its own; where it is wrong, the right token is known at once. What comes out 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -33,6 +33,20 @@ class Answer(NamedTuple):
 
 
 Draft = Sequence[int]  # token ids, as those of an Answer
+
+
+def usable(drafts: Sequence[Draft], config: Any, tokenizer: Any, most: int) -> list[Draft]:
+    """Drafts as far as they can be read behind a prompt: a mark of an image among them would be taken for one.
+
+    Args:
+        config, tokenizer: the model's, which know its marks; most: tokens that an answer has at most.
+    """
+    named = [value for name, value in vars(config).items() if "_token_" in name and isinstance(value, int)]
+    special, cut = {*named, *tokenizer.all_special_ids}, []
+    for draft in drafts:
+        stop = next((n for n, token in enumerate(draft, 1) if token in special), len(draft))
+        cut.append(tuple(draft[: min(stop, most)]))
+    return cut
 
 
 def highest(scores: Tensor, logits: Tensor) -> tuple[list, list]:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from vicrop.adapter import EncodedImage, adapter_class
 from vicrop.attention import FrozenModel, capture_attention, device_of, frozen_eval, replaced, with_implementation
 from vicrop.decoder_call import DecoderCall, captured_call
-from vicrop.decoding import Answer, Decoding, Draft, Rule
+from vicrop.decoding import Answer, Decoding, Draft, Rule, usable
 from vicrop.generation import checkpoint_rules
 from vicrop.images import ImageSource, load_image
 from vicrop.layouts import Layout
@@ -297,7 +297,8 @@ class ImageSession(ImageBatch):
         """
         if layers and (crops or drafts):
             raise ValueError("maps are those of a prompt about the image alone: ask for layers without crops or drafts")
-        drafts = self._usable(drafts) if drafts and self.store.takes_drafts else []
+        read = drafts if drafts and self.store.takes_drafts else []
+        drafts = usable(read, self.model.config, self.processor.tokenizer, self.max_new_tokens)
         queries = self.queries(prompts, of, [draft[:-1] for draft in drafts])
         rows = self.rows_with_crops(queries, crops) if crops else [self.row(query) for query in queries]
         if not all(row.rest.causal_from(row.rest.length - len(query.forced_tokens))
@@ -311,16 +312,6 @@ class ImageSession(ImageBatch):
                 self.remember(probs, layers, asked, read)
             found += self.greedy_decode(read, drafts[len(found) : len(found) + len(batch)])
         return found
-
-    def _usable(self, drafts: Sequence[Draft]) -> list[Draft]:
-        """Drafts as far as they can be read behind a prompt: a mark of an image among them would be taken for one."""
-        config = vars(self.model.config).items()
-        named = [value for name, value in config if "_token_" in name and isinstance(value, int)]
-        special, cut = {*named, *self.processor.tokenizer.all_special_ids}, []
-        for draft in drafts:
-            stop = next((n for n, token in enumerate(draft, 1) if token in special), len(draft))
-            cut.append(tuple(draft[: min(stop, self.max_new_tokens)]))
-        return cut
 
     def greedy_decode(self, read: Read, drafts: Sequence[Draft]) -> list[Answer]:
         """The Answer of each row, greedily, up to an end token: what `generate` gives, with nothing set up anew.
