@@ -20,7 +20,7 @@ def rules_of(
 
     Args:
         how: a name of tables.GENERATION.
-        model: that makes the logits, with the generation config; device: where it makes them.
+        model: that makes the logits, with the generation config; device: where they are.
         prompts: (T,) token ids of each, all of them; most: tokens that an answer has at most.
     Raises:
         ValueError: the config asks for passes of the model by themselves (guidance_scale).

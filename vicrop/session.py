@@ -329,9 +329,9 @@ class ImageSession(ImageBatch):
         ends, tokenizer = end_tokens(*configs, tokenizer=self.processor.tokenizer), self.processor.tokenizer
         counts = [max(1, len(draft)) for draft in drafts]
         prompts = [row.rest.ids[: row.rest.length - count + 1] for row, count in zip(read.rows, counts, strict=True)]
-        how, cache = self.adapter.given["generation"], read.cache
-        rules = rules_of(how, self.adapter.speaker, prompts, MAX_NEW_TOKENS, self.device)
-        answers = Decoding(self.last_logits(read, counts), drafts, ends, MAX_NEW_TOKENS, rules)
+        logits, how, cache = self.last_logits(read, counts), self.adapter.given["generation"], read.cache
+        rules = rules_of(how, self.adapter.speaker, prompts, MAX_NEW_TOKENS, logits.device)
+        answers = Decoding(logits, drafts, ends, MAX_NEW_TOKENS, rules)
         cache.drop(answers.unread)
         said = torch.tensor([[len(tokens)] for tokens in answers.tokens], device=self.device)
         asked = [row.rest.positions[..., -count, None] for row, count in zip(read.rows, counts, strict=True)]
