@@ -10,6 +10,7 @@ from families import FAMILIES
 from test_draft import wrong_at
 from test_engine import stock_inputs
 
+from vicrop import session as session_module
 from vicrop.attention import replaced
 from vicrop.crop import vicrop_qa
 from vicrop.evaluation import command as run
@@ -158,5 +159,5 @@ def test_a_resumed_run_compares_it(tmp_path):
     run.main([*first, "1"])
     with pytest.raises(SystemExit, match="generation was"):
         run.main([*first, "2", "--generation", "checkpoint"])
-    with replaced(ImageSession, "_rules", lambda *_: 1 / 0), pytest.raises(ZeroDivisionError):
+    with replaced(session_module, "rules_of", lambda *_: 1 / 0), pytest.raises(ZeroDivisionError):
         run.main([*first[:-1], "--overwrite", "--generation", "checkpoint"])

@@ -13,17 +13,23 @@ from transformers.generation.logits_process import LogitsProcessorList, Unbatche
 from vicrop.decoding import Rule
 
 
-def checkpoint_rules(model: PreTrainedModel, prompts: Sequence[Tensor], most: int) -> list[Rule]:
-    """The Rule of each prompt by the generation config of a model; none at all where that changes no logits.
+def rules_of(
+    how: str, model: PreTrainedModel, prompts: Sequence[Tensor], most: int, device: torch.device
+) -> list[Rule]:
+    """The Rule of each prompt by the generation config of a model; none at all where no logits are changed.
 
     Args:
-        model: that makes the logits, with the generation config.
+        how: a name of tables.GENERATION.
+        model: that makes the logits, with the generation config; device: where they are.
         prompts: (T,) token ids of each, all of them; most: tokens that an answer has at most.
     Raises:
         ValueError: the config asks for passes of the model by themselves (guidance_scale).
     """
-    processors = [_processors(model, ids, most) for ids in prompts]
-    return [_rule(each, ids) for each, ids in zip(processors, prompts, strict=True)] if any(processors) else []
+    if how == "greedy":
+        return []
+    read = [ids.to(device) for ids in prompts]
+    processors = [_processors(model, ids, most) for ids in read]
+    return [_rule(each, ids) for each, ids in zip(processors, read, strict=True)] if any(processors) else []
 
 
 def _processors(model: Any, ids: Tensor, most: int) -> LogitsProcessorList:

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from vicrop.adapter import EncodedImage, adapter_class
 from vicrop.attention import FrozenModel, capture_attention, device_of, frozen_eval, replaced, with_implementation
 from vicrop.decoder_call import DecoderCall, captured_call
-from vicrop.decoding import Answer, Decoding, Draft, Rule, usable
-from vicrop.generation import checkpoint_rules
+from vicrop.decoding import Answer, Decoding, Draft, usable
+from vicrop.generation import rules_of
 from vicrop.images import ImageSource, load_image
 from vicrop.layouts import Layout
 from vicrop.prefix_cache import PrefixCache, PrefixStore, Row, left_padded
@@ -324,8 +324,10 @@ class ImageSession(ImageBatch):
         configs = [model.generation_config for model in (self.model, self.adapter.speaker)]  # hashing one is slow
         ends, tokenizer = end_tokens(*configs, tokenizer=self.processor.tokenizer), self.processor.tokenizer
         counts = [max(1, len(draft)) for draft in drafts]
-        rules, cache = self._rules(read, counts), read.cache
-        answers = Decoding(self.last_logits(read, counts), drafts, ends, self.max_new_tokens, rules)
+        prompts = [row.rest.ids[: row.rest.length - count + 1] for row, count in zip(read.rows, counts, strict=True)]
+        logits, how, cache = self.last_logits(read, counts), self.adapter.given["generation"], read.cache
+        rules = rules_of(how, self.adapter.speaker, prompts, self.max_new_tokens, logits.device)
+        answers = Decoding(logits, drafts, ends, self.max_new_tokens, rules)
         cache.drop(answers.unread)
         said = torch.tensor([[len(tokens)] for tokens in answers.tokens], device=self.device)
         asked = [row.rest.positions[..., -count, None] for row, count in zip(read.rows, counts, strict=True)]
@@ -339,14 +341,6 @@ class ImageSession(ImageBatch):
                  for tokens in answers.tokens]  # fmt: skip
         return [Answer(text.strip(), float(f"{math.exp(sum(logs)):.5g}"), tuple(tokens))
                 for text, logs, tokens in zip(texts, answers.logs, answers.tokens, strict=True)]  # fmt: skip
-
-    def _rules(self, read: Read, counts: Sequence[int]) -> list[Rule]:
-        """The rule of each row that the checkpoint's generation config makes; `counts` as in `last_logits`."""
-        if self.adapter.given["generation"] == "greedy":
-            return []
-        prompts = [row.rest.ids[: row.rest.length - count + 1].to(self.device)
-                   for row, count in zip(read.rows, counts, strict=True)]  # fmt: skip
-        return checkpoint_rules(self.adapter.speaker, prompts, self.max_new_tokens)
 
 
 def finite(logits: Tensor) -> Tensor:
