@@ -27,12 +27,14 @@ BUILDERS = {**{name: lambda name=name: KINDS[name](layers=3) for name in KINDS},
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
+    before = dict(adapters.REGISTRY)
     for kind, adapter in ADAPTERS.items():
         sys.modules[f"adapter_of_{kind}"] = types.SimpleNamespace(ADAPTER=adapter)
         adapters.REGISTRY[kind] = f"adapter_of_{kind}"
     yield
+    adapters.REGISTRY.update(before)
     for kind in ADAPTERS:
-        del adapters.REGISTRY[kind], sys.modules[f"adapter_of_{kind}"]
+        del sys.modules[f"adapter_of_{kind}"]
 
 
 class Asked:
