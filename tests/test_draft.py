@@ -32,6 +32,7 @@ def registered():
         sys.modules[f"adapter_of_{kind}"] = types.SimpleNamespace(ADAPTER=adapter)
         adapters.REGISTRY[kind] = f"adapter_of_{kind}"
     yield
+    adapters.REGISTRY.clear()
     adapters.REGISTRY.update(before)
     for kind in ADAPTERS:
         del sys.modules[f"adapter_of_{kind}"]
