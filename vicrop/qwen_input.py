@@ -99,7 +99,8 @@ def resized(part: dict[str, Any], settings: Any) -> Image.Image:
             raise ValueError(f"{', '.join(limits)} in a message is read by qwen_vl_utils, which needs torchvision: "
                              "install that, or give min_pixels and max_pixels") from None  # fmt: skip
         return resize_to_multiple(image, settings.patch_size * settings.merge_size)
-    return fetch_image({**UNLIMITED, **limits, "image": image}, image_patch_size=settings.patch_size)
+    message: dict[str, Any] = {**UNLIMITED, **limits, "image": image}
+    return fetch_image(message, image_patch_size=settings.patch_size)
 
 
 def opened(source: ImageSource) -> Image.Image:

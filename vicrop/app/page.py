@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Default
 
 from vicrop.app.work import LONGEST, OFFERED, OneModel, find_phrase, look
 from vicrop.failures import recoverable_message
@@ -17,9 +18,9 @@ QUEUE = 16  # questions that may wait
 KEPT = 3600  # seconds for which an uploaded picture stays on the disk
 EXAMPLES = 5
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_name": False}
-BUTTONS = ["fullscreen", "download"]  # not gradio's share, which sends the picture to another server
+BUTTONS: list[Any] = ["fullscreen", "download"]  # not gradio's share, which sends the picture to another server
 # Fonts of the reader's own computer: gradio's usual ones come from another server.
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 WHAT = """# Where does the model look?
 The model answers from the whole picture. Then the picture is cropped **where it looked**, and it answers again from the
 picture and the crop. Nothing is trained."""
@@ -162,6 +163,6 @@ def serve(models: OneModel, names: Sequence[str], host: str, port: int, upload_m
     page = blocks(models, names)
     page.launch(
         server_name=host, server_port=port, share=False, max_file_size=f"{upload_mb}mb", prevent_thread_lock=not wait,
-        theme=gr.themes.Default(**FONTS), footer_links=[], ssr_mode=False, show_error=True, quiet=not wait,
+        theme=Default(**FONTS), footer_links=[], ssr_mode=False, show_error=True, quiet=not wait,
     )  # fmt: skip
     return page
