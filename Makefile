@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: demo test test-torchvision clean
 
 WITH_TORCHVISION := .venv-torchvision
-OF_MODELS := $(addprefix tests/test_,torchvision.py families.py models.py adapters.py engine.py draft.py generation.py check.py)
+OF_MODELS := $(addprefix tests/test_,torchvision.py families.py models.py adapters.py engine.py draft.py generation.py check.py lmms_eval.py)
 
 demo: .venv/ready
 	PYTHON=$(BIN)/python bash run_all.sh demo llava_tiny rel_att --save_maps
@@ -34,12 +34,12 @@ test-torchvision: $(WITH_TORCHVISION)/ready
 	$(BIN)/pip install -q pytest pytest-xdist pycocotools ruff 'pyright[nodejs]' nbclient ipykernel playwright 'gradio>=6,<7' -c constraints.txt
 	touch $@
 
-# All versions are those of constraints.txt but torch's, which torchvision decides.
+# All versions are those of constraints.txt, but for torch's, which torchvision decides, and av's, which lmms-eval does.
 $(WITH_TORCHVISION)/ready: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(WITH_TORCHVISION)
-	grep -v '^torch==' constraints.txt > $(WITH_TORCHVISION)/constraints.txt
+	grep -vE '^(torch|av)==' constraints.txt > $(WITH_TORCHVISION)/constraints.txt
 	$(WITH_TORCHVISION)/bin/pip install -q -r requirements.txt torch==2.14.1 torchvision==0.29.1 timm num2words \
-		pytest pytest-xdist pycocotools -c $(WITH_TORCHVISION)/constraints.txt
+		pytest pytest-xdist pycocotools 'lmms-eval>=0.7,<0.8' -c $(WITH_TORCHVISION)/constraints.txt
 	touch $@
 
 clean:
