@@ -345,11 +345,12 @@ def compare(shape, args):
             print(f"note: a draft changed {changed} of {len(trial.right)} answers of {shape}", file=sys.stderr)
         rounds = []
         for number in range(args.rounds):
-            names = list(WAYS)[:: -1 if number % 2 else 1]
+            names = args.ways[:: -1 if number % 2 else 1]
             rounds.append({name: timed(trial, WAYS[name]) for name in names})
-        for name, way in WAYS.items():
+        for name, way in ((name, WAYS[name]) for name in args.ways):
             low, middle, high = statistics.quantiles([each[name] for each in rounds], n=4)
-            ratios = [ratio_of([each[name] / each[base] for each in rounds]) for base in BASES]
+            ratios = [ratio_of([each[name] / each[base] for each in rounds]) if base in args.ways else "-"
+                      for base in BASES]  # fmt: skip
             images, tokens = count_work(trial, way)
             row = [f"{shape}, {parameters:.0f} M", trial.tokens, name, f"{middle:.3f} ({low:.3f} to {high:.3f})",
                    *ratios, f"{images:.0f}", f"{tokens:.0f}"]  # fmt: skip
@@ -389,6 +390,7 @@ def main():
     add("--batch_size", type=int, default=1, help="questions asked together, but for the reference: it has no batches")
     add("--tokens", type=int, nargs="+", default=[4, 20], help="lengths of every answer")
     add("--rounds", type=int, default=5)
+    add("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="only these, in this order")
     add("--no_memory", action="store_true", help="do not measure peak memory (a process for each way)")
     add("--peak_of", choices=WAYS, help=argparse.SUPPRESS)
     add("--agreement", nargs="+", metavar="FILE", help="nothing but how often both answers of result files agree")

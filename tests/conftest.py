@@ -1,7 +1,26 @@
 """Small real models with random weights, built from configs: nothing is downloaded."""
 
+import os
+import shutil
+
 import pytest
 from builders import BUILDERS, build_llava
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A browser for all pages: Playwright can only be at work once in a process."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        assert not os.environ.get("CI"), "the pages' tests need a browser: apt-get install chromium"
+        pytest.skip(f"no browser: one of {', '.join(BROWSERS)}")
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="session")

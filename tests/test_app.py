@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,14 +12,13 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from vicrop import plots
 from vicrop.app import command, work
 from vicrop.crop import load_model, vicrop_qa
 from vicrop.files import ROOT
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 IMAGE, QUESTION = ROOT / "data/demo/images/scene_00001.jpg", "what number is on the blue sign?"
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="the app needs gradio: pip install 'vicrop[app]'")
 
@@ -133,17 +131,6 @@ def test_only_this_computer_reaches_it_by_default():
 
 
 # -------------------------------------------------------------------------------------------------------- in a browser
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: one of {', '.join(BROWSERS)}")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.fixture(scope="module")
 def address():
     """Where the app is served, by a process of its own."""

@@ -154,7 +154,7 @@ def test_run_all_on_a_folder_goes_on_after_a_kill_scores_and_reports(tmp_path, f
     assert [record["id"] for record in records] == [record["id"] for record in load_task("data/demo/data.json")[:8]]
     assert not any("error" in record for record in records)
     assert path.with_suffix(".meta.json").is_file()
-    rows = json.loads((tmp_path / "evaluation_report.json").read_text())
+    rows = json.loads((out / "evaluation_report.json").read_text())
     assert {(row["task"], row["method"]) for row in rows} == {("demo", "rel_att")}
     report.main([str(path), "--maps", "saved"])
     assert records[0]["question"] in path.with_suffix(".html").read_text()

@@ -140,7 +140,8 @@ def dataset(tmp_path):
 
 
 def test_a_finished_run_that_is_typed_again_says_so(dataset, capsys, monkeypatch):
-    typed = ["--question_path", str(dataset / "data.json"), "--save_path", str(dataset / "out"), "--device", "cpu"]
+    typed = ["--question_path", str(dataset / "data.json"), "--task", "demo", "--save_path", str(dataset / "out"),
+             "--device", "cpu"]  # fmt: skip
     run.main(typed)
     first = capsys.readouterr().out
     monkeypatch.setattr(importlib.import_module("vicrop.evaluation.runner"), "load_chosen", None)  # would fail

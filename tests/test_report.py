@@ -1,14 +1,13 @@
 """The page of results, in a real browser: what it shows is what the files say, and it needs nothing but itself."""
 
 import json
-import os
 import re
 import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from vicrop.evaluation import batching, columns, report
 from vicrop.evaluation import command as run
@@ -17,20 +16,6 @@ from vicrop.evaluation.result_files import ResultFile
 from vicrop.evaluation.scores import ScoreOptions, rows_of
 from vicrop.files import ROOT
 from vicrop.map_files import read_maps, write_maps
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-
-
-@pytest.fixture(scope="session")
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        assert not os.environ.get("CI"), "the page's tests need a browser: apt-get install chromium"
-        pytest.skip(f"no browser: one of {', '.join(BROWSERS)}")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ def check_model(choice: ModelChoice, twin_only: bool = False) -> dict[str, Any]:
         ValueError, OSError: there is no such checkpoint, or it is not whole.
     """
     began, shown = time.perf_counter(), shown_name(choice.name, choice.model_id)
-    source, _ = checked_source(*choice.checkpoint)
-    module, where = model_module(*choice.checkpoint), {"revision": choice.revision, "trust_remote_code": False}
+    module = model_module(*choice.checkpoint)  # first, as it knows a name that is only misspelt
+    (source, _), where = checked_source(*choice.checkpoint), {"revision": choice.revision, "trust_remote_code": False}
     with in_a_sentence(shown, source):
         config = AutoConfig.from_pretrained(source, **where)
         unknown = module.__name__ == DEFAULT_MODULE  # its own functions would already be the guard

@@ -129,6 +129,8 @@ def _load(image):
         image.tile = list(map(_in_native_order, image.tile))
     try:
         image.load()
+    except KeyError:  # of a broken tag, which Pillow below 13 looks at when the pixels are there
+        image.load()
     finally:
         if name:
             image.filename = name
