@@ -97,6 +97,13 @@ def size_class(sign, size):
     return next(name for name, limit in SIZES.items() if share < limit)
 
 
+def classes_of(signs):
+    """The size classes that signs of a range of sides (relative to the canvas) are in."""
+    low, high = (side**2 for side in signs)
+    below = [0, *list(SIZES.values())[:-1]]
+    return [name for (name, limit), start in zip(SIZES.items(), below, strict=True) if low < limit and high > start]
+
+
 def _canvas(rng, side, aspect):
     aspect = aspect or rng.choice(ASPECTS)
     return round(side * math.sqrt(aspect)), round(side / math.sqrt(aspect))
@@ -162,23 +169,27 @@ def describe(scene):
     return ", ".join(f"{sign.color} {sign.digit}" for sign in ordered)
 
 
-def write_dataset(out, seed, per_size):
+def write_dataset(out, seed, per_size, side=None, signs=SIDES):
     """Write `out`/data.json and `out`/images: `per_size` questions for each size class, several per image.
 
     Every fourth canvas is larger than 1024 px on its longer side. A question never depends on what a model can do.
+
+    Args:
+        side: sqrt of every canvas area in pixels, in place of those sizes.
+        signs: range of a sign's side, relative to `side`; only size classes that it reaches are asked about.
     """
     out, rng = Path(out), random.Random(f"dataset {seed}")
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "data.json").unlink(missing_ok=True)  # what is there of other scenes must not ask about these images
-    open_slots, records, number = dict.fromkeys(SIZES, per_size), [], 0
-    with tqdm(total=per_size * len(SIZES), unit="question", desc=str(out)) as bar:
+    open_slots, records, number = dict.fromkeys(classes_of(signs), per_size), [], 0
+    with tqdm(total=sum(open_slots.values()), unit="question", desc=str(out)) as bar:
         while any(open_slots.values()):
-            side = rng.uniform(1080, 1300) if number % 4 == 3 else rng.uniform(450, 760)
-            scene = make_scene(rng, side, min_side_px=MIN_SIDE_PX)
+            usual = rng.uniform(1080, 1300) if number % 4 == 3 else rng.uniform(450, 760)
+            scene = make_scene(rng, side or usual, sides=signs, min_side_px=MIN_SIDE_PX)
             asked = []
             for sign in scene.signs:
                 kind = size_class(sign, scene.size)
-                if open_slots[kind]:
+                if open_slots.get(kind):
                     open_slots[kind] -= 1
                     asked.append((sign, kind))
             if not asked:
@@ -225,10 +236,15 @@ def main():
     parser.add_argument("--seed", type=int, default=2025, help="any seed is disjoint from the training scenes")
     parser.add_argument("--per_size", type=int, default=120, help="questions per size class (small, medium, large)")
     parser.add_argument("--out", default="data/demo", help="folder to write data.json and images/ into")
+    parser.add_argument("--side", type=int, help="side of every canvas, were it square; default: 450 to 1300, varied")
+    parser.add_argument("--signs", type=float, nargs=2, metavar=("LOW", "HIGH"), default=SIDES,
+                        help="range of a sign's side, relative to the canvas's")  # fmt: skip
     args = parser.parse_args()
+    if not 0 < args.signs[0] < args.signs[1] < 1:
+        parser.error(f"--signs must be two rising numbers between 0 and 1, got {args.signs[0]} {args.signs[1]}")
     if args.per_size < 1:
         parser.error(f"--per_size {args.per_size} is not at least 1")
-    records = write_dataset(args.out, args.seed, args.per_size)
+    records = write_dataset(args.out, args.seed, args.per_size, args.side, tuple(args.signs))
     print(f"{len(records)} questions about {len({r['image_path'] for r in records})} images in {args.out}")
 
 
