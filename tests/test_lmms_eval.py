@@ -73,8 +73,9 @@ def test_answers_are_those_of_run_py(tmp_path, installed, model, method, after):
     (samples,) = (tmp_path / "out").rglob("*_samples_vicrop_demo.jsonl")
     lines = sorted((json.loads(line) for line in samples.read_text().splitlines()), key=lambda line: line["doc_id"])
     answers = [line["filtered_resps"] for line in lines]
-    run.main(["--model", model, "--method", method, "--question_path", str(tmp_path / "data.json"), "--device", "cpu",
-              "--image_path", str(demo / "images"), "--save_path", str(tmp_path / "own")])  # fmt: skip
+    run.main(["--model", model, "--method", method, "--device", "cpu", "--task", "demo", "--question_path",
+              str(tmp_path / "data.json"), "--image_path", str(demo / "images"), "--save_path",
+              str(tmp_path / "own")])  # fmt: skip
     own = json.loads((tmp_path / "own" / f"{model}-demo-{method}.json").read_text())
     assert answers == [record["crop_answer"] for record in own]
     assert answers != [record["original_answer"] for record in own]
