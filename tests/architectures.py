@@ -1,7 +1,9 @@
 """Small real models with what a decoder may be handed besides embeddings: deepstack features, windows, states, caps."""
 
+import sys
 import types
 
+import pytest
 import torch
 from builders import GENERAL, clip_vision, make_tokenizer, sharpened
 from transformers import (
@@ -147,3 +149,17 @@ class WindowedAdapter(adapters.Adapter):
 
 ARCHITECTURES = {"deepstack": deepstack, "recurrent": recurrent, "windowed": windowed}
 ADAPTERS = {"qwen3_vl": DeepAdapter, "qwen3_5": DeepAdapter, "gemma3": WindowedAdapter}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """The adapters above, registered as a user's own would be, for the tests of a file that imports this."""
+    before = dict(adapters.REGISTRY)
+    for kind, adapter in ADAPTERS.items():
+        sys.modules[f"adapter_of_{kind}"] = types.SimpleNamespace(ADAPTER=adapter)
+        adapters.REGISTRY[kind] = f"adapter_of_{kind}"
+    yield
+    adapters.REGISTRY.clear()
+    adapters.REGISTRY.update(before)
+    for kind in ADAPTERS:
+        del sys.modules[f"adapter_of_{kind}"]

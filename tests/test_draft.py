@@ -1,16 +1,13 @@
 """A draft changes no answer, wherever it goes wrong; and how sure a model is is what its own forward says."""
 
 import math
-import sys
-import types
 
 import pytest
 import torch
-from architectures import ADAPTERS, ARCHITECTURES
+from architectures import ARCHITECTURES, registered  # noqa: F401
 from builders import KINDS, photo
 from test_engine import stock_inputs
 
-from vicrop import adapter as adapters
 from vicrop import session as session_module
 from vicrop.decoding import Decoding, usable
 from vicrop.session import ImageSession
@@ -23,19 +20,6 @@ QUESTIONS = [
 ]
 OF, MOST = [1, 0, 1, 0], 8  # tokens of an answer
 BUILDERS = {**{name: lambda name=name: KINDS[name](layers=3) for name in KINDS}, **ARCHITECTURES}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    before = dict(adapters.REGISTRY)
-    for kind, adapter in ADAPTERS.items():
-        sys.modules[f"adapter_of_{kind}"] = types.SimpleNamespace(ADAPTER=adapter)
-        adapters.REGISTRY[kind] = f"adapter_of_{kind}"
-    yield
-    adapters.REGISTRY.clear()
-    adapters.REGISTRY.update(before)
-    for kind in ADAPTERS:
-        del sys.modules[f"adapter_of_{kind}"]
 
 
 class Asked:

@@ -1,18 +1,16 @@
 """The engine gives what the model's own forward gives, whatever the decoder is handed; or it refuses."""
 
-import sys
 import types
 
 import accelerate
 import numpy as np
 import pytest
 import torch
-from architectures import ADAPTERS, ARCHITECTURES, capped
+from architectures import ARCHITECTURES, capped, registered  # noqa: F401
 from builders import KINDS, photo
 from test_models import relative_error, state_of
 from transformers import DynamicCache
 
-from vicrop import adapter as adapters
 from vicrop import attention, decoder_call, prefix_cache
 from vicrop import session as session_module
 from vicrop.attribution import attention as attention_maps
@@ -22,19 +20,6 @@ from vicrop.heads import smoothed
 from vicrop.session import ImageSession, layer_numbers
 
 QUESTIONS = ["what number is on the red sign?", "why?", "is there a blue sign in the image, or is it a green one?"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    """The adapters of these tests, registered as a user's own would be."""
-    before = dict(adapters.REGISTRY)
-    for kind, adapter in ADAPTERS.items():
-        sys.modules[f"adapter_of_{kind}"] = types.SimpleNamespace(ADAPTER=adapter)
-        adapters.REGISTRY[kind] = f"adapter_of_{kind}"
-    yield
-    adapters.REGISTRY.update(before)
-    for kind in ADAPTERS:
-        del sys.modules[f"adapter_of_{kind}"]
 
 
 @pytest.fixture(scope="module", params=[(name, how) for name in ARCHITECTURES for how in ("sdpa", "eager")], ids=str)

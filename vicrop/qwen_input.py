@@ -108,6 +108,6 @@ def opened(source: ImageSource) -> Image.Image:
     if isinstance(source, str) and source.startswith("data:image"):
         source = Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2])))
     elif isinstance(source, str) and source.startswith(("http://", "https://")):
-        with urlopen(source) as answer:
+        with urlopen(source, timeout=60) as answer:
             source = Image.open(io.BytesIO(answer.read()))
     return load_image(source.removeprefix("file://") if isinstance(source, str) else source)
