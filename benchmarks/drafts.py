@@ -4,7 +4,8 @@
                                 [--question_path FILE] [--limit N]
 
 Each question of a dataset is answered with a crop: with the first answer as a draft, with no draft, with the very
-answer that comes out as a draft, and with a wrong one. A gate of 1 must give the plain answers, one of 0 the first ones.
+answer that comes out as a draft, and with a wrong one. A gate of 1 must give the plain answers, one of 0 the first
+ones.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def main():
     add("--batch_size", type=int, default=1)
     add("--dtype", choices=DTYPES, default="float32")
     add("--device")
-    add("--question_path", type=Path, default=ROOT / "data/demo/data.json", help="with its images beside it, in images/")
+    add("--question_path", type=Path, default=ROOT / "data/demo/data.json", help="its images lie beside it, in images/")
     add("--limit", type=int, help="only the first N questions")
     args = parser.parse_args()
     transformers_logging.disable_progress_bar()

@@ -84,12 +84,14 @@ def gate_cells(row: dict[str, Any]) -> list[str]:
     against = (
         [f"{row['against_always']:+.2f}", f"{row['low']:+.2f} to {row['high']:+.2f}"] if "low" in row else ["", ""]
     )
-    return [row["task"], row["model"], row["method"], row["metric"], row["part"], f"{row['threshold']:g}", str(row["n"]),
-            f"{row['crops']:.1f} %", f"{row['score']:.2f}", *against]  # fmt: skip
+    named = [row[name] for name in ("task", "model", "method", "metric", "part")]
+    figures = [f"{row['threshold']:g}", str(row["n"]), f"{row['crops']:.1f} %", f"{row['score']:.2f}"]
+    return [*named, *figures, *against]
 
 
 def gate_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each result and metric with what does not depend on a threshold."""
-    return [f"{row['task']} {row['model']} {row['method']} {row['metric']} {row['part']}: area under the risk-coverage curve "
-            f"{row['aurc']:.2f}, the surer of both answers {row['surer']:.2f}, oracle {row['oracle']:.2f}"
+    return [f"{row['task']} {row['model']} {row['method']} {row['metric']} {row['part']}: area under the "
+            f"risk-coverage curve {row['aurc']:.2f}, the surer of both answers {row['surer']:.2f}, "
+            f"oracle {row['oracle']:.2f}"
             for row in rows if "aurc" in row]  # fmt: skip

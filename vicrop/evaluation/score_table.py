@@ -110,8 +110,8 @@ def parser_of_scores(prog: str) -> CommandParser:
     add("--save_path", help="folder for the table; default: beside the results, in --data_dir")
     add("--metric", default="both", help="of benchmarks the paper's metric, their official one, or both; or others in "
         "place of all, comma-separated: names as in docs/scores.md, or FILE.py:function")  # fmt: skip
-    add("--by", choices=(*GROUPS, "nothing"), help="break scores down by this field only; default: by each that exists, with "
-        "--gate by none")  # fmt: skip
+    add("--by", choices=(*GROUPS, "nothing"), help="break scores down by this field only; default: by each that "
+        "exists, with --gate by none")  # fmt: skip
     add("--bootstrap", type=int, default=10_000, help="rounds of the bootstrap behind the intervals")
     add("--seed", type=int, default=0, help="seed of the bootstrap")
     add("--per_sample", help="file for the scores of each record, as JSON lines; default: none is written")
