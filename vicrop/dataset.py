@@ -254,6 +254,16 @@ def box_of_truth(record: dict, name: str) -> tuple[tuple[float, ...], tuple[floa
     return box, size
 
 
+def iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes, xyxy; 0 if either has no area."""
+    areas = [max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (one, other)]
+    if not all(areas):
+        return 0.0
+    sides = [min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1)]
+    both = max(0, sides[0]) * max(0, sides[1])
+    return both / (sum(areas) - both)
+
+
 def numbers_of(values: Any, count: int) -> tuple[float, ...] | None:
     """So many finite numbers as a tuple of floats, or None."""
     values = list(values) if isinstance(values, list | tuple) or hasattr(values, "tolist") else []

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from vicrop.dataset import checked, load_task
-from vicrop.evaluation.metrics import metrics_named, note_on_few_labels
+from vicrop.evaluation.metrics import OF_BOXES, metrics_named, note_on_few_labels
 from vicrop.evaluation.settings import RunSettings
 from vicrop.files import ROOT, in_repository, read_json, safe_name
 from vicrop.hub import SPLIT, HubDataset
@@ -185,6 +185,7 @@ def questions_of(run: RunSettings) -> list[dict]:
 
 def notes_on_labels(run: RunSettings, records: Sequence[dict]) -> list[str]:
     """Sentences on what the labels of records mean for their scores, where these will surprise."""
-    without = sum(not record.get("labels") for record in records)
+    judged_by_labels = not set(run.metrics.values()) <= set(OF_BOXES)
+    without = sum(not record.get("labels") for record in records) if judged_by_labels else 0
     said = [f"{without} of {len(records)} records have no labels: they are answered, and not scored"] if without else []
     return [*said, *filter(None, (note_on_few_labels(records, grader) for grader in run.metrics.values()))]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vicrop.command_line import CommandParser
-from vicrop.dataset import EDGE, box_of_truth, numbers_of, refuse_bad_ids
+from vicrop.dataset import EDGE, box_of_truth, iou, numbers_of, refuse_bad_ids
 from vicrop.evaluation.statistics import bootstrap_interval
 from vicrop.files import read_json, read_rows
 from vicrop.localization.storage import beside, safe_id
@@ -26,16 +26,6 @@ SHOWN_IDS = 10  # so many wrong predictions are named
 Truth = dict[str, Any]  # "id", "box" (xyxy), "image", "size": (width, height) or None
 Sides = Sequence[float]  # a box [x1, y1, x2, y2], a point [x, y] or a size [width, height]
 Prediction = tuple[Sides | None, Sides | None, Sides | None, str | None]  # box, peak, image's size, what is wrong
-
-
-def iou(one: Sides, other: Sides) -> float:
-    """Intersection over union of two boxes, xyxy; 0 if either has no area."""
-    areas = [max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (one, other)]
-    if not all(areas):
-        return 0.0
-    sides = [min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1)]
-    both = max(0, sides[0]) * max(0, sides[1])
-    return both / (sum(areas) - both)
 
 
 def inside(point: Sides, box: Sides) -> bool:
