@@ -34,16 +34,21 @@ def inside(point: Sides, box: Sides) -> bool:
 
 
 # -------------------------------------------------------------------------------------------------------------- input
-def ground_truth(path: str | Path, id_field: str) -> list[Truth]:
-    """The truths in a file of JSON lines; `id_field` is the field with the id."""
+def truth_records(path: str | Path, id_field: str) -> list[dict[str, Any]]:
+    """The records in a file of JSON lines, each with an id of its own in the field `id_field`."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no ground truth at {path}: --dataset-jsonl must be a file of JSON lines")
     records = read_rows(Path(path))
     if not records:
         raise ValueError(f"{path} has no record")
     refuse_bad_ids(records, f"{path} (--id-field names the id)", id_field, range(1, len(records) + 1))
+    return records
+
+
+def ground_truth(path: str | Path, id_field: str) -> list[Truth]:
+    """The truths in a file of JSON lines; `id_field` is the field with the id."""
     rows = []
-    for record in records:
+    for record in truth_records(path, id_field):
         key = record[id_field]
         box, size = box_of_truth({**record, "id": key}, f"{path}, {key!r}")
         rows.append({"id": str(key), "box": box, "image": str(record.get("image_path", key)), "size": size})
