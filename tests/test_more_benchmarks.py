@@ -28,6 +28,7 @@ from more_releases import (
 from PIL import Image
 
 from vicrop.dataset import check_record, load_task
+from vicrop.evaluation import command as run
 from vicrop.evaluation import score_table as get_score
 from vicrop.evaluation.metrics import GRADERS, hrbench_details, mme_details, relaxed_match, score
 from vicrop.evaluation.option_letters import first_letter, matched_letter
@@ -381,3 +382,26 @@ def test_a_benchmark_that_the_paper_has_not_is_left_out_of_its_metric(tmp_path, 
         get_score.main(["--data_dir", str(tmp_path), "--metric", "paper"])
     assert "of chartqa there is no metric paper, but official" in str(stopped.value)
     assert "Traceback" not in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+@pytest.mark.parametrize("dataset", ["hrbench_4k", "mme_realworld_lite", "infovqa", "chartqa", "refcoco"])
+def test_a_prepared_benchmark_is_run_and_scored_under_its_name(tmp_path, capsys, dataset):
+    """From official files to the table, as one types it."""
+    RELEASES[dataset](tmp_path / "release")
+    target = tmp_path / "target"
+    releases.main([dataset, "--source", str(tmp_path / "release"), "--target", str(target)])
+    run.main([
+        "--model", "llava_tiny", "--device", "cpu", "--task", dataset, "--question_path", str(target / "data.json"),
+        "--image_path", str(target / "images"), "--method", "center_crop", "--limit", "2", "--save_path",
+        str(tmp_path / "results"),
+    ])  # fmt: skip
+    assert "no labels" not in capsys.readouterr().err
+    rows = get_score.report(tmp_path / "results", tmp_path, ScoreOptions(bootstrap=50))
+    whole = {row["metric"]: row for row in rows if row["part"] == "all"}
+    assert whole.keys() == TASKS[dataset]["metrics"].keys()
+    asked = min(2, len(load_task(target / "data.json")))
+    assert all((row["n"], row["errors"]) == (asked, 0) for row in whole.values())
+    if dataset == "refcoco":  # the middle of a 40 x 30 image, and what is around it, of an object at its upper left
+        assert (whole["box_point"]["with_crop"], whole["box_inside"]["without_crop"]) == (0, 100)
+        assert whole["box_iou"]["without_crop"] == pytest.approx(100 * 10.5 * 10 / (40 * 30))

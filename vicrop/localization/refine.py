@@ -73,8 +73,9 @@ class Refiner:
         quiet_libraries()
         if not Path(name).is_dir():
             say_download(name, ("model.safetensors", "pytorch_model.bin"))
-        self.model = SamModel.from_pretrained(name).to(device or default_device()).eval()
-        self.processor = SamProcessor.from_pretrained(name)
+        self.model: Any = SamModel.from_pretrained(name)
+        self.model.to(device or default_device()).eval()
+        self.processor: Any = SamProcessor.from_pretrained(name)
 
     def masks(self, image: Any, places: Sequence[Sequence[float]], prompt: str) -> list[Any]:
         """[(height, width) bool array] of some boxes (xyxy pixels) or points [x, y] of a PIL image, which is read once.

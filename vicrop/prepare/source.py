@@ -35,7 +35,7 @@ class Source:
     """
 
     def __init__(self, folder: str | Path, scratch: str | Path | None = None):
-        self.folder, self.scratch = Path(folder), scratch and Path(scratch)
+        self.folder, self.scratch = Path(folder), None if scratch is None else Path(scratch)
         if not self.folder.is_dir():
             raise ValueError(f"no folder {folder}: --source must be the folder of the official files")
         self.at = ""  # the file and entry that is being converted, for error messages
@@ -119,10 +119,9 @@ class Source:
         if self.scratch is None:
             raise ValueError(f"{self.at}: there is no folder for the images of a table")
         try:
-            held = isinstance(image, dict) and image.get("bytes")
-            content = held or base64.b64decode(image, validate=True)
+            content = image["bytes"] if isinstance(image, dict) else base64.b64decode(image, validate=True)
             name = name_of_content(content)
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, KeyError, OSError) as error:
             raise ValueError(f"{self.at}: {shown(image)} is no image in base64: {error}") from error
         path = self.scratch / name
         if name not in self.by_name:
