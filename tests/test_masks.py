@@ -213,6 +213,19 @@ def test_masks_of_refer_are_kept_as_they_are(tmp_path):
         refcoco.main([path, "--images", str(tmp_path / "train2014"), "--out", str(tmp_path), "--split", "testB"])
 
 
+def test_masks_in_mdetrs_annotations_are_kept(tmp_path):
+    from more_releases import RLE, TRIANGLE
+
+    images = [{"id": number, "caption": "it", "file_name": "COCO_train2014_000000000009.jpg", "width": 40, "height": 30}
+              for number in range(3)]  # fmt: skip
+    boxes = [{"image_id": number, "bbox": [1, 2, 3, 4]} for number in range(3)]
+    boxes[0]["segmentation"], boxes[1]["segmentation"] = TRIANGLE, RLE
+    (tmp_path / "finetune_refcoco_val.json").write_text(json.dumps({"images": images, "annotations": boxes}))
+    refcoco.main([str(tmp_path / "finetune_refcoco_val.json"), "--images", str(tmp_path), "--out", str(tmp_path)])
+    rows = list(map(json.loads, (tmp_path / "finetune_refcoco_val_gt.jsonl").read_text().splitlines()))
+    assert [row.get("segmentation") for row in rows] == [TRIANGLE, RLE, None]
+
+
 # ------------------------------------------------------------------------------------------------------------------ SAM
 SIDE = 64  # of what the small SAM sees
 

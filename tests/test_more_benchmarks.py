@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import shutil
 import sys
 
 import pytest
@@ -207,6 +208,31 @@ def test_a_wrong_entry_is_named_and_nothing_is_written(tmp_path, release, name, 
         del entries[0]["Task"]
     write_json(path, content)
     assert says in refused(dataset, tmp_path / "release", tmp_path / "target")
+
+
+@pytest.mark.parametrize("dataset", ["hrbench_4k", "mme_realworld_lite"])
+def test_of_a_hubs_dataset_only_the_wanted_files_are_fetched(tmp_path, monkeypatch, dataset):
+    """A stand-in for the hub: what it has lies in a folder, and what matches is copied."""
+    RELEASES[dataset](tmp_path / "hub")
+    (tmp_path / "hub" / "others.tsv").write_text("of no use")
+
+    def snapshot(name, repo_type, local_dir, allow_patterns):
+        assert (name.count("/"), repo_type) == (1, "dataset")
+        for path in (tmp_path / "hub").iterdir():
+            if path.match(allow_patterns):
+                shutil.copy(path, local_dir)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    releases.main([dataset, "--download", "--target", str(tmp_path / "target")])
+    assert len(list((tmp_path / "target" / "source").iterdir())) == 1
+    assert load_task(tmp_path / "target" / "data.json")
+
+
+def test_the_page_of_a_licence_is_named_with_what_to_fetch_there(tmp_path):
+    with pytest.raises(
+        SystemExit, match=r"infovqa needs its licence accepted: register at https://rrc\S*, download task 3"
+    ):
+        releases.main(["infovqa", "--download", "--target", str(tmp_path)])
 
 
 # -------------------------------------------------------------------------------------------------------------- RefCOCO

@@ -231,9 +231,10 @@ def name_of_content(content: bytes) -> str:
     """A file name for the bytes of an image: of their hash, with the ending of their format.
 
     Raises:
-        OSError: they are no image.
+        OSError, TooManyPixels: they are no image, or one that Pillow does not open at all.
     """
-    kind = Image.open(io.BytesIO(content)).format or "png"
+    with _opened(io.BytesIO(content)) as image:
+        kind = image.format or "png"
     return f"{hashlib.sha256(content).hexdigest()[:16]}.{kind.lower()}"
 
 

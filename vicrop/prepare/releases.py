@@ -54,12 +54,13 @@ GROUNDING = "grounding.jsonl"  # beside data.json: phrases and their boxes, for 
 COCO = "http://images.cocodataset.org/zips"
 VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 POPE = "https://raw.githubusercontent.com/AoiDragon/POPE/main/output/coco"
+TEXTVQA = "https://dl.fbaipublicfiles.com/textvqa"
 MDETR = "https://zenodo.org/record/4729015/files/mdetr_annotations.tar.gz"  # with boxes, without masks
 BOXES = "to have gt_bbox, save https://huggingface.co/datasets/jrzhang/TextVQA_GT_bbox as TextVQA_GT_bbox.json there"
 # dataset -> its public files; archives among them are unpacked after the download.
 DOWNLOADS = {
-    "textvqa": ["https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json",
-                "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip"],
+    "textvqa": [f"{TEXTVQA}/data/TextVQA_0.5.1_val.json", f"{TEXTVQA}/data/TextVQA_Rosetta_OCR_v0.2_val.json",
+                f"{TEXTVQA}/images/train_val_images.zip"],
     "gqa": ["https://downloads.cs.stanford.edu/nlp/data/gqa/questions1.2.zip",
             "https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip"],
     "aokvqa": ["https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.tar.gz", f"{COCO}/val2017.zip"],
