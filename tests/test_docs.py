@@ -36,10 +36,12 @@ WORK = {
     "vicrop.findings.attention": ("attention",), "vicrop.findings.layers": ("layers",),
     "vicrop.findings.overhead": ("overhead",), "vicrop.prepare.releases": ("fetch", "prepare"),
     "vicrop.localization.evaluate_boxes": ("evaluate",), "vicrop.localization.refcoco": ("convert",),
+    "vicrop.localization.evaluate_masks": ("evaluate",), "vicrop.localization.refine": ("refine",),
     "tiny.scenes": ("write_dataset",), "vicrop.app.command": ("serve",),
 }  # fmt: skip
 COMMANDS = [*(module for module, _ in cli.COMMANDS.values()), "vicrop.localization.evaluate_boxes",
-            "vicrop.localization.refcoco", "tiny.scenes"]  # fmt: skip
+            "vicrop.localization.refcoco", "vicrop.localization.evaluate_masks", "vicrop.localization.refine",
+            "tiny.scenes"]  # fmt: skip
 
 
 class OptionsAreRead(BaseException):

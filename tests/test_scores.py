@@ -10,18 +10,9 @@ from scipy.stats import binom
 
 from vicrop.evaluation import columns
 from vicrop.evaluation import score_table as get_score
-from vicrop.evaluation.metrics import (
-    CONTRACTIONS,
-    GRADERS,
-    chosen_letter,
-    evalai_normal,
-    labels_of,
-    pope_details,
-    says_yes,
-    score,
-    vqa_normal,
-    vstar_details,
-)
+from vicrop.evaluation.metrics import GRADERS, labels_of, pope_details, says_yes, score, vstar_details
+from vicrop.evaluation.normal_text import CONTRACTIONS, evalai_normal, vqa_normal
+from vicrop.evaluation.option_letters import chosen_letter
 from vicrop.evaluation.scores import ScoreOptions
 from vicrop.evaluation.statistics import bootstrap_interval, mcnemar
 from vicrop.tables import TASKS

@@ -21,6 +21,7 @@ TEXTS = ("question", "short_question", "prompt", "image_path")  # fields that ar
 Kind = TypeVar("Kind")
 SHOWN = 100  # characters of a wrong value, at most
 LARGEST = 1e300  # of a box's numbers, so that what is computed of them is still finite
+ASKED = "question_with_ocr_tokens"  # field with what is asked in place of the question, its map excepted
 EDGE = 1  # pixels that a box may reach beyond its image: annotators round
 
 # ------------------------------------------------------------------------------------------------------------- fields
@@ -252,6 +253,16 @@ def box_of_truth(record: dict, name: str) -> tuple[tuple[float, ...], tuple[floa
     size = None if None in size else size
     refuse_misplaced(box, size, f"{name}: bbox {shown(record['bbox'])} (x, y, width, height)")
     return box, size
+
+
+def iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes, xyxy; 0 if either has no area."""
+    areas = [max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (one, other)]
+    if not all(areas):
+        return 0.0
+    sides = [min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1)]
+    both = max(0, sides[0]) * max(0, sides[1])
+    return both / (sum(areas) - both)
 
 
 def numbers_of(values: Any, count: int) -> tuple[float, ...] | None:

@@ -4,18 +4,15 @@ The copy is what runs are about: without a network, and whatever becomes of the 
 `hub`) only while it is made.
 """
 
-import hashlib
-import io
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vicrop.dataset import refuse_bad_ids
 from vicrop.files import atomic_path, file_lock, is_json, write_atomically
+from vicrop.images import name_of_content
 
 SPLIT = "test"  # where nothing is said
 LABELS = ("answers", "answer")  # columns that are taken for labels where there are none by that name
@@ -103,10 +100,9 @@ class HubDataset:
             return None
         content = image["bytes"] or Path(image["path"]).read_bytes()
         try:
-            kind = Image.open(io.BytesIO(content)).format or "png"
+            name = name_of_content(content)
         except OSError as error:
             raise ValueError(f"{self.name}, {what} is no image that can be read: {error}") from error
-        name = f"{hashlib.sha256(content).hexdigest()[:16]}.{kind.lower()}"
         path = self.folder / "images" / name
         if not path.exists():
             with atomic_path(path) as temporary:

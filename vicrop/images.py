@@ -1,5 +1,6 @@
 """Image files as a person sees them: upright, RGB, 8 bits, transparency over white. No model in here."""
 
+import hashlib
 import io
 import re
 import warnings
@@ -224,6 +225,17 @@ def _low_bytes(image, stored):
     file.seek(place)
     twin.tile = [tile._replace(args="RGB;16L") for tile in twin.tile]  # as if the other byte came first
     return np.asarray(twin.convert("RGB")).astype(int)
+
+
+def name_of_content(content: bytes) -> str:
+    """A file name for the bytes of an image: of their hash, with the ending of their format.
+
+    Raises:
+        OSError, TooManyPixels: they are no image, or one that Pillow does not open at all.
+    """
+    with _opened(io.BytesIO(content)) as image:
+        kind = image.format or "png"
+    return f"{hashlib.sha256(content).hexdigest()[:16]}.{kind.lower()}"
 
 
 def pad_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:

@@ -48,49 +48,31 @@ ALIASES = {
     "liuhaotian/llava-v1.5-13b": "llava-hf/llava-1.5-13b-hf",
 }
 
-# name -> the questions (see data/README.md), the folder of their images, and metrics: name -> a grader of
-# evaluation/metrics.py.
-TASKS = {
-    "demo": {
-        "question_path": "data/demo/data.json",
-        "image_path": "data/demo/images",
-        "metrics": {"exact": "exact"},
-    },
-    "textvqa": {
-        "question_path": "data/textvqa/data.json",
-        "image_path": "data/textvqa/images",
-        "metrics": {"paper": "vqa_paper", "official": "textvqa"},
-    },
-    "docvqa": {
-        "question_path": "data/docvqa/data.json",
-        "image_path": "data/docvqa/images",
-        "metrics": {"paper": "docvqa_paper", "official": "anls"},
-    },
-    "gqa": {
-        "question_path": "data/gqa/data.json",
-        "image_path": "data/gqa/images",
-        "metrics": {"paper": "gqa_paper", "official": "gqa"},
-    },
-    "aokvqa": {
-        "question_path": "data/aokvqa/data.json",
-        "image_path": "data/aokvqa/images",
-        "metrics": {"paper": "vqa_paper", "official": "aokvqa_direct", "official choice": "aokvqa_choice"},
-    },
-    "pope": {
-        "question_path": "data/pope/data.json",
-        "image_path": "data/pope/images",
-        "metrics": {"paper": "pope_paper", "official": "pope"},
-    },
-    "vstar": {
-        "question_path": "data/vstar/data.json",
-        "image_path": "data/vstar/images",
-        "metrics": {"paper": "vstar_paper", "official": "vstar"},
-    },
-    "vqav2": {
-        "question_path": "data/vqav2/data.json",
-        "image_path": "data/vqav2/images",
-        "metrics": {"paper": "vqa_paper", "official": "vqav2"},
-    },
+# task -> its metrics: name -> a grader of evaluation/metrics.py.
+METRICS = {
+    "demo": {"exact": "exact"},
+    "textvqa": {"paper": "vqa_paper", "official": "textvqa"},
+    "docvqa": {"paper": "docvqa_paper", "official": "anls"},
+    "gqa": {"paper": "gqa_paper", "official": "gqa"},
+    "aokvqa": {"paper": "vqa_paper", "official": "aokvqa_direct", "official choice": "aokvqa_choice"},
+    "pope": {"paper": "pope_paper", "official": "pope"},
+    "vstar": {"paper": "vstar_paper", "official": "vstar"},
+    "vqav2": {"paper": "vqa_paper", "official": "vqav2"},
+    "hrbench_4k": {"official": "hrbench"},
+    "hrbench_8k": {"official": "hrbench"},
+    "mme_realworld": {"official": "mme_realworld"},
+    "mme_realworld_lite": {"official": "mme_realworld"},
+    "infovqa": {"official": "anls"},
+    "chartqa": {"official": "chartqa"},
+    "refcoco": {"box_point": "box_point", "box_inside": "box_inside", "box_iou": "box_iou"},
+    "refcoco_plus": {"box_point": "box_point", "box_inside": "box_inside", "box_iou": "box_iou"},
+    "refcocog": {"box_point": "box_point", "box_inside": "box_inside", "box_iou": "box_iou"},
+}
+
+# name -> the questions (see data/README.md), the folder of their images, and metrics.
+TASKS: dict[str, dict[str, Any]] = {
+    name: {"question_path": f"data/{name}/data.json", "image_path": f"data/{name}/images", "metrics": metrics}
+    for name, metrics in METRICS.items()
 }
 
 # How large an object is: name -> below this part of the image (the ViCrop paper's analysis of TextVQA, section 3).

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel
 
 from vicrop.crop import QuestionBatch
+from vicrop.dataset import ASKED
 from vicrop.decoding import Answer
 from vicrop.failures import recoverable_message
 from vicrop.methods import Method
@@ -92,8 +93,8 @@ def question_batch(
     batch: Sequence[dict], session: ImageSession, of: Sequence[int], crop_below: float | None = None
 ) -> QuestionBatch:
     """The QuestionBatch of some records about a session's images; `of` has the number of each record's image."""
-    questions = [record["question"] for record in batch]
-    short = [record.get("short_question") for record in batch]
+    questions = [record.get(ASKED) or record["question"] for record in batch]
+    short = [record.get("short_question") or (record["question"] if ASKED in record else None) for record in batch]
     return QuestionBatch(session, questions, of, short, batch, crop_below)
 
 

@@ -5,76 +5,21 @@ A grader is a function (answer, record) that returns 0 to 100, or None if the be
 """
 
 import difflib
-import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from vicrop.dataset import Result, field_of, name_of
+from vicrop.dataset import Result, box_of, field_of, iou, name_of
+from vicrop.evaluation.normal_text import evalai_normal, one_line, vqa_normal
+from vicrop.evaluation.option_letters import choices, chosen_letter, first_letter, matched_letter
 from vicrop.evaluation.own_metrics import is_own, own_metric, own_score, parts_of, seen_from
 from vicrop.tables import known
 
 Grader = Callable[[str, dict], float | None]
 Scores = tuple[float, float]  # without crop, with crop
-
-# -------------------------------------------------------------------------------------------------- normalised answers
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(DIGITS)}
-ARTICLES = {"a", "an", "the"}
-APOSTROPHES = """
-ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
-he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
-needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
-somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
-that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've
-weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've
-why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
-you've
-"""
-# A word that lacks one apostrophe -> the word with it. The official list has "somebody'd" the other way round.
-CONTRACTIONS = {
-    word[:place] + word[place + 1 :]: word
-    for word in APOSTROPHES.split()
-    for place, letter in enumerate(word)
-    if letter == "'"
-} | {"somebody'd": "somebodyd"}
-COMMA_IN_NUMBER = re.compile(r"\d,\d")
-PERIOD = re.compile(r"\.(?!\d)")
-PERIODS = 32  # replaced at most: the official code passes a flag (of value 32) where the number of them belongs
-
-
-@lru_cache(maxsize=1 << 18)
-def vqa_normal(text: str) -> str:
-    """A text in lower case, without punctuation and articles, with digits for number words (VQA, vqaEval.py)."""
-    return _words(_unpunctuated(_one_line(text)))
-
-
-@lru_cache(maxsize=1 << 18)
-def evalai_normal(text: str) -> str:
-    """`vqa_normal` as TextVQA's evaluation does it (mmf, EvalAIAnswerProcessor): commas and 's are treated first."""
-    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return _words(_unpunctuated(_one_line(text)))
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", " ").replace("\t", " ").strip()
-
-
-def _unpunctuated(text: str) -> str:
-    number, found = COMMA_IN_NUMBER.search(text) is not None, text
-    for mark in PUNCTUATION:
-        glued = not (number or f"{mark} " in found or f" {mark}" in found)
-        text = text.replace(mark, " " if glued else "")
-    return PERIOD.sub("", text, PERIODS)
-
-
-def _words(text: str) -> str:
-    words = [NUMBERS.get(word, word) for word in text.lower().split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
@@ -116,7 +61,7 @@ def textvqa(answer: str, record: dict) -> float:
 
 def vqav2(answer: str, record: dict) -> float:
     """VQAv2's own (vqaEval.py): leave-one-out soft accuracy; texts are normalised only if the labels differ."""
-    answer, labels = _one_line(answer), [_one_line(label) for label in labels_of(record)]
+    answer, labels = one_line(answer), [one_line(label) for label in labels_of(record)]
     if len(set(labels)) > 1:
         answer, labels = vqa_normal(answer), [vqa_normal(label) for label in labels]
     return leave_one_out(answer, labels)
@@ -235,68 +180,86 @@ def options_of(record: dict) -> list[tuple[str, str, str]]:
         raise ValueError(f"{name_of(record)}: {error}") from None
 
 
-def choices(question: str, label: str) -> list[tuple[str, str, str]]:
-    """The options of a question as `option_lines`; a ValueError if it has none, or the label is none of them."""
-    options = option_lines(question)
-    letters = [letter for letter, *_ in options]
-    if not letters:
-        raise ValueError("its question has no lines like '(A) red'")
-    following = [f"({letter})" for letter in LETTERS[len(letters) :][:1]]
-    joined = any(mark in text for mark in following for *_, text in options)  # several options on one line
-    if joined or len(letters) < 2 or sorted(letters) != LETTERS[: len(letters)]:
-        raise ValueError("its question must have two options or more, each on a line of its own, with letters from A "
-                         f"on, and has lines of {', '.join(letters)}")  # fmt: skip
-    if label not in letters:
-        raise ValueError(f"labels are the letter of an option ({', '.join(letters)}), not {label!r}")
-    return options
+def hrbench(answer: str, record: dict) -> float:
+    """HR-Bench as VLMEvalKit scores it without a judge (see option_letters.matched_letter)."""
+    letter = matched_letter(answer.strip(), {line[0]: line[3:] for line in lines_of_options(record)})
+    return 100.0 * (letter == labels_of(record)[0])
 
 
-LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-OPTION = re.compile(r"(?:\s*(?i:options?|choices?):)?(\s*\(?([A-Z])[).:]\s*(.*?)\s*)")
+def mme_realworld(answer: str, record: dict) -> float:
+    """MME-RealWorld's own (eval_your_results.py; see option_letters.first_letter)."""
+    return 100.0 * (first_letter(answer, lines_of_options(record)) == labels_of(record)[0])
 
 
-def option_lines(question: str) -> list[tuple[str, str, str]]:
-    """[(letter, its line, the text behind the letter)] of the options of a question, "(A) red" or "A. red".
+def lines_of_options(record: dict) -> list[str]:
+    """A record's `options` as they were shown, "A. red" or "(A) red"; a ValueError, naming the record, without any."""
+    lines = record.get("options")
+    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) and len(line) > 2 for line in lines):
+        raise ValueError(f"{name_of(record)}: options are a list of texts like 'A. red', not {lines!r}")
+    return lines
 
-    Other text before, between ("Options:") and after them (an instruction) does not matter.
+
+def chartqa(answer: str, record: dict) -> float:
+    """Relaxed accuracy: numbers within 5 % of the label, other answers equal in small letters (pix2struct, metrics.py).
+
+    "5%" is 0.05. A label of 0 is compared as a text: nothing is within 5 % of it.
     """
-    found = map(OPTION.fullmatch, question.split("\n")[1:])
-    return [(each[2], each[1], each[3]) for each in found if each]
+    return 100.0 * any(relaxed_match(answer, label) for label in labels_of(record))
 
 
-SAID_BEFORE = r"(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?:? ?){0,2}"  # "The answer is option"
-LETTER = re.compile(rf"^{SAID_BEFORE}\(?([A-Z])(?:[).:,\n]|$)", re.IGNORECASE)
+def relaxed_match(answer: str, label: str, most: float = 0.05) -> bool:
+    """Is an answer a label, or a number that differs from it by at most the share `most`?"""
+    said, right = as_number(answer), as_number(label)
+    if said is None or not right:
+        return answer.lower() == label.lower()
+    return abs(said - right) / abs(right) <= most
 
 
-def chosen_letter(answer: str, question: str) -> str | None:
-    """The letter of the option that an answer to a question with lines "(A) text" chooses, or None.
+def as_number(text: str) -> float | None:
+    """The number that a text is, a percentage as its hundredth; None if it is none."""
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
 
-    A letter at its beginning counts if nothing or a mark follows it ("A", "(A) red", "A: red", not "A red one"). Else
-    the only option counts whose text is in the answer (where "dark red" is an option, it does not also name "red").
+
+# RefCOCO as a task: not what is answered counts, but where the crop is. The crop of no crop is the whole image.
+def box_point(answer: str, record: dict) -> float:
+    """100 if the middle of the crop lies in `gt_bbox` (the pointing game)."""
+    (left, top, right, bottom), (x1, y1, x2, y2) = crop_and_truth(record)
+    return 100.0 * (x1 <= (left + right) / 2 <= x2 and y1 <= (top + bottom) / 2 <= y2)
+
+
+def box_inside(answer: str, record: dict) -> float:
+    """The part of `gt_bbox` that the crop shows, in %."""
+    (left, top, right, bottom), (x1, y1, x2, y2) = crop_and_truth(record)
+    sides = max(0.0, min(right, x2) - max(left, x1)), max(0.0, min(bottom, y2) - max(top, y1))
+    return 100 * sides[0] * sides[1] / ((x2 - x1) * (y2 - y1))
+
+
+def box_iou(answer: str, record: dict) -> float:
+    """Intersection over union of the crop and `gt_bbox`, in %."""
+    return 100 * iou(*crop_and_truth(record))
+
+
+def crop_and_truth(record: dict) -> tuple[Sequence[float], Sequence[float]]:
+    """The box of a record's crop, or of its whole image where it has none, and `gt_bbox` (xyxy pixels).
+
+    Raises:
+        ValueError: naming the record: one is no box, or the size of the image is not known.
     """
-    options = {letter: text for letter, _, text in option_lines(question)}
-    found = LETTER.match(answer.strip())
-    if found and found[1].upper() in options:
-        return found[1].upper()
-    said = f" {vqa_normal(answer)} "
-    texts = {letter: f" {vqa_normal(text)} " for letter, text in options.items() if text}
-    texts = {letter: text for letter, text in texts.items() if text in said}
-    named = [letter for letter, text in texts.items() if text in without_longer(said, text, texts.values())]
-    return named[0] if len(named) == 1 else None
-
-
-def without_longer(said: str, text: str, texts: Iterable[str]) -> str:
-    """`said`, without those of `texts` that are longer than `text` and contain it."""
-    for longer in texts:
-        if text in longer and text != longer:
-            said = said.replace(longer, " | ")
-    return said
+    size = field_of(record, "image_size")
+    if size is None or record.get("gt_bbox") is None:
+        raise ValueError(f"{name_of(record)}: image_size and gt_bbox are needed to judge where a crop is")
+    truth = box_of(record)
+    return (box_of(record, "bbox") if record.get("bbox") else (0, 0, *size)), truth
 
 
 _ALL = (exact, vqa_paper, textvqa, vqav2, aokvqa_direct, aokvqa_choice, gqa_paper, gqa, pope_paper, pope)
-_ALL += (docvqa_paper, anls, vstar_paper, vstar)
+_ALL += (docvqa_paper, anls, vstar_paper, vstar, hrbench, mme_realworld, chartqa, box_point, box_inside, box_iou)
 GRADERS: Mapping[str, Grader] = {grader.__name__: grader for grader in _ALL}
 RIGHT = 50  # an answer with at least this score counts as right where only right or wrong is asked
+OF_BOXES = ("box_point", "box_inside", "box_iou")  # graders that read no labels
 NOT_COUNTED = {"aokvqa_direct": is_difficult, "aokvqa_choice": has_no_choices}  # when these graders return None
 
 
@@ -360,7 +323,8 @@ def note_on_few_labels(records: Iterable[dict], grader: str) -> str | None:
 def score(record: dict, grader: str) -> Scores | None:
     """(without crop, with crop) by the grader of that name; None if it does not count the record.
 
-    A record with an error is wrong and is not graded: it may lack what the grader reads.
+    A record with an error is wrong and is not graded: it may lack what the grader reads. The answer without a crop is
+    graded as that of a record without one (`bbox`).
 
     Raises:
         ValueError: naming the record: an answer is no text, there are no labels, or something else cannot be graded.
@@ -368,7 +332,8 @@ def score(record: dict, grader: str) -> Scores | None:
     if "error" in record:
         return None if grader in NOT_COUNTED and NOT_COUNTED[grader](record) else (0.0, 0.0)
     answers = [field_of(record, field, Result) for field in ("original_answer", "crop_answer")]
-    before, after = (graded(answer, record, grader) for answer in answers)
+    uncropped = {name: value for name, value in record.items() if name != "bbox"}
+    before, after = (graded(answer, each, grader) for answer, each in zip(answers, (uncropped, record), strict=True))
     return None if before is None or after is None else (before, after)
 
 
@@ -401,7 +366,22 @@ def vstar_details(answers: Sequence[str], records: Sequence[dict]) -> dict[str, 
     return {"unparsed": letters.count(None)}
 
 
+def hrbench_details(answers: Sequence[str], records: Sequence[dict]) -> dict[str, float]:
+    """{"average of cycles": the mean of the accuracies of the permutations, in %}, which HR-Bench reports."""
+    cycles = defaultdict(list)
+    for answer, record in zip(answers, records, strict=True):
+        cycles[str(record.get("cycle"))].append(0.0 if "error" in record else hrbench(answer, record))
+    return {"average of cycles": sum(sum(each) / len(each) for each in cycles.values()) / len(cycles)}
+
+
+def mme_details(answers: Sequence[str], records: Sequence[dict]) -> dict[str, int]:
+    """{"E": how often E is chosen, which says that the others are wrong}, as eval_your_results.py prints it."""
+    letters = ["" if "error" in record else first_letter(answer, lines_of_options(record))
+               for answer, record in zip(answers, records, strict=True)]  # fmt: skip
+    return {"E": letters.count("E")}
+
+
 # grader -> the function that gives further figures of its answers
 DETAILS: Mapping[str, Callable[[Sequence[str], Sequence[dict]], Mapping[str, Any]]] = {
-    "pope": pope_details, "vstar": vstar_details,
+    "pope": pope_details, "vstar": vstar_details, "hrbench": hrbench_details, "mme_realworld": mme_details,
 }  # fmt: skip

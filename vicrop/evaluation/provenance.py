@@ -40,7 +40,7 @@ def common_settings(run: RunSettings, device: torch.device | None = None) -> dic
         "weights": weights_of(*choice.checkpoint),
         "task": run.task, "dtype": str(dtype).removeprefix("torch."),
         **choice.options, **prompt_settings(choice), "general_prompt": GENERAL_PROMPT,
-        "decoding": f"greedy, {choice.max_new_tokens} tokens",
+        "decoding": f"greedy, {choice.max_new_tokens} tokens", **({"ocr_tokens": True} if run.ocr_tokens else {}),
         "image_path": place_name(in_repository(run.image_path)),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else str(run.question_path),
     }  # fmt: skip

@@ -190,6 +190,7 @@ def shown_question(record: dict, result: ResultFile) -> dict[str, Any]:
     """What the page shows of a question itself, whatever the answers are."""
     labels, category = record.get("labels"), record.get("category")
     labels = labels if isinstance(labels, list) else [] if labels is None else [labels]
+    category = ", ".join(map(str, category)) if isinstance(category, list) else category
     size = size_of(record, result.images)
     return {
         "id": str(record["id"]), "question": record.get("question"), "gt": shown_box(record, "gt_bbox"),

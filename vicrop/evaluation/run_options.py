@@ -32,6 +32,8 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
     add("--image_path", help="folder of the images; default: images/ beside the questions")
     add("--metric", help="how answers are scored, one or several, comma-separated: names as in docs/scores.md, or "
         "FILE.py:function of your own; default: the benchmark's, or exact")  # fmt: skip
+    add("--ocr_tokens", action="store_true", help="ask with the texts of each record's ocr_tokens, as LLaVA does for "
+        "TextVQA: \"Reference OCR token: ...\"")  # fmt: skip
     add("--save_path", help="folder for the results; default: data/results, or the current folder for the pictures of "
         "--image")  # fmt: skip
     add("--batch_size", type=int, help="questions that go through the model together; default: 8 on CUDA, else 1")
@@ -74,7 +76,7 @@ def picture_of(given: argparse.Namespace) -> Picture | None:
         raise ValueError("--question needs --image, the picture that it asks about")
     if not given.image:
         return None
-    of_tasks = ("ids", "limit", "save_maps", "retry_errors", "overwrite")
+    of_tasks = ("ids", "limit", "save_maps", "retry_errors", "overwrite", "ocr_tokens")
     wrong = [name for name in of_tasks if getattr(given, name)] + ["total_chunks"] * (given.total_chunks > 1)
     if wrong:
         raise ValueError(f"--{wrong[0]} is about the questions of a task, and --image asks about one picture")
@@ -96,7 +98,7 @@ def settings_of(given: argparse.Namespace, results: Path = Path("data/results"))
         if getattr(given, name) is None:
             setattr(given, name, getattr(task, name))
     same = ("batch_size", "total_chunks", "chunk_id", "limit", "ids", "save_maps", "retry_errors",
-            "overwrite")  # fmt: skip
+            "overwrite", "ocr_tokens")  # fmt: skip
     return RunSettings(
         model=model_choice(given), how=method_choice(given),
         task=task.name, question_path=task.question_path, image_path=task.image_path, metrics=task.metrics,

@@ -22,7 +22,8 @@ from vicrop.evaluation.metrics import (
 from vicrop.evaluation.result_files import ResultFile, place_of_size, say, size_of
 from vicrop.evaluation.statistics import bootstrap_interval, mcnemar
 
-GROUPS = ("size", "category")  # fields by which scores are broken down, where records have them
+# Fields by which scores are broken down, where records have them; a list puts a record into several parts.
+GROUPS = ("size", "category", "subcategory", "detail", "cycle")
 OF_BENCHMARKS = ("both", "paper", "official")  # which of a benchmark's metrics
 SHOWN = 10  # so many records of a file that cannot be scored are named
 NO_LABELS = "it has no labels"  # why a record of own data has no score; such records are counted, not named
@@ -69,7 +70,10 @@ class ScoreOptions:
             if metric not in gone
         }
         if not found:
-            raise ValueError(f"{file.path}: {next(iter(gone.values()))}")
+            why = next(
+                iter(gone.values()), f"of {file.task} there is no metric {self.metric}, but {', '.join(file.metrics)}"
+            )
+            raise ValueError(f"{file.path}: {why}")
         return found
 
 
@@ -140,8 +144,9 @@ def parts_of(file: ResultFile, groups: Sequence[str]) -> dict[tuple[str, str], l
         members: dict[str, list[int]] = {}
         for number, record in enumerate(file.records):
             value = size_of(record, file.images) if group == "size" else record.get(group)
-            if value is not None:
-                members.setdefault(str(value), []).append(number)
+            for each in value if isinstance(value, list) else [value]:
+                if each is not None:
+                    members.setdefault(str(each), []).append(number)
         for name in sorted(members, key=place_of_size) if group == "size" else members:
             parts[group, name] = members[name]
     return parts

@@ -23,6 +23,7 @@ class RunSettings:
         limit, ids: only the first records; only those whose ids this file lists.
         save_maps, retry_errors, overwrite: keep the maps; ask records with an error again; delete earlier results.
         hub: where the questions are copied from, if they are not there yet.
+        ocr_tokens: ask with the texts that were read in the image (see tasks.with_ocr_tokens).
     """
 
     model: ModelChoice
@@ -41,6 +42,7 @@ class RunSettings:
     retry_errors: bool = False
     overwrite: bool = False
     hub: HubDataset | None = None
+    ocr_tokens: bool = False
 
     @property
     def grader(self) -> str:

@@ -7,8 +7,9 @@ from scipy.stats import binomtest
 
 
 def bootstrap_interval(
-    differences: Sequence[float] | np.ndarray, clusters: Sequence[Hashable], rounds: int, seed: int
-) -> tuple[float, float]:
+    differences: Sequence[float] | np.ndarray, clusters: Sequence[Hashable], rounds: int, seed: int,
+    weights: np.ndarray | None = None,
+) -> tuple[float, float]:  # fmt: skip
     """95 % percentile interval of a mean, by a bootstrap that draws whole clusters (images) with replacement.
 
     Clusters with the same sum and number of differences are interchangeable. So a multinomial draws how often each kind
@@ -16,9 +17,10 @@ def bootstrap_interval(
 
     Args:
         differences: (n,) values; clusters: for each the name of its cluster.
+        weights: (n,), not negative: then it is not the mean, but the sum of the values by the sum of the weights.
     """
     _, cluster = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    sums, counts = np.bincount(cluster, differences), np.bincount(cluster)
+    sums, counts = np.bincount(cluster, differences), np.bincount(cluster, weights)
     kinds, number = np.unique(np.stack([sums.round(9), counts], 1), axis=0, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(sums), number / len(sums), size=rounds)  # (rounds, kinds)
     means = (draws @ kinds[:, 0]) / (draws @ kinds[:, 1])

@@ -12,8 +12,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from vicrop.dataset import checked, load_task
-from vicrop.evaluation.metrics import metrics_named, note_on_few_labels
+from vicrop.dataset import ASKED, checked, load_task, name_of, shown
+from vicrop.evaluation.metrics import OF_BOXES, metrics_named, note_on_few_labels
 from vicrop.evaluation.settings import RunSettings
 from vicrop.files import ROOT, in_repository, read_json, safe_name
 from vicrop.hub import SPLIT, HubDataset
@@ -176,15 +176,39 @@ def questions_of(run: RunSettings) -> list[dict]:
     """The records of a run's task, which are copied from the hub first, if they are to come from there.
 
     Raises:
-        OSError, ValueError: as hub.HubDataset.fetch and dataset.load_task raise them.
+        OSError, ValueError: as hub.HubDataset.fetch, dataset.load_task and with_ocr_tokens raise them.
     """
     if run.hub is not None:
         run.hub.fetch()
-    return load_task(run.question_path)
+    records = load_task(run.question_path)
+    return with_ocr_tokens(records, run.question_path) if run.ocr_tokens else records
+
+
+def with_ocr_tokens(records: Sequence[dict], question_path: str) -> list[dict]:
+    """The records, each with what is asked in place of its question: the question and its ocr_tokens.
+
+    That is LLaVA's protocol for TextVQA (llava_textvqa_val_v051_ocr.jsonl); a record with no token gets an empty list.
+    The map is made for the bare question: the tokens would draw it to all texts of the image.
+
+    Raises:
+        ValueError: naming the file and a record: it has none, or they are no list of texts.
+    """
+    found = []
+    for record in records:
+        tokens = record.get("ocr_tokens")
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            what = f"not {shown(tokens)}" if "ocr_tokens" in record else "and it has none"
+            raise ValueError(f"{question_path}: --ocr_tokens needs ocr_tokens in every record, a list of texts: "
+                             f"{name_of(record)}, {what}")  # fmt: skip
+        question = record.get("question")
+        asked = {ASKED: f"{question}\nReference OCR token: {', '.join(tokens)}"} if isinstance(question, str) else {}
+        found.append(record | asked)
+    return found
 
 
 def notes_on_labels(run: RunSettings, records: Sequence[dict]) -> list[str]:
     """Sentences on what the labels of records mean for their scores, where these will surprise."""
-    without = sum(not record.get("labels") for record in records)
+    judged_by_labels = not set(run.metrics.values()) <= set(OF_BOXES)
+    without = sum(not record.get("labels") for record in records) if judged_by_labels else 0
     said = [f"{without} of {len(records)} records have no labels: they are answered, and not scored"] if without else []
     return [*said, *filter(None, (note_on_few_labels(records, grader) for grader in run.metrics.values()))]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vicrop.command_line import CommandParser
-from vicrop.dataset import EDGE, box_of_truth, numbers_of, refuse_bad_ids
+from vicrop.dataset import EDGE, box_of_truth, iou, numbers_of, refuse_bad_ids
 from vicrop.evaluation.statistics import bootstrap_interval
 from vicrop.files import read_json, read_rows
 from vicrop.localization.storage import beside, safe_id
@@ -28,32 +28,27 @@ Sides = Sequence[float]  # a box [x1, y1, x2, y2], a point [x, y] or a size [wid
 Prediction = tuple[Sides | None, Sides | None, Sides | None, str | None]  # box, peak, image's size, what is wrong
 
 
-def iou(one: Sides, other: Sides) -> float:
-    """Intersection over union of two boxes, xyxy; 0 if either has no area."""
-    areas = [max(0, box[2] - box[0]) * max(0, box[3] - box[1]) for box in (one, other)]
-    if not all(areas):
-        return 0.0
-    sides = [min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1)]
-    both = max(0, sides[0]) * max(0, sides[1])
-    return both / (sum(areas) - both)
-
-
 def inside(point: Sides, box: Sides) -> bool:
     """Does a point [x, y] lie in a box, xyxy?"""
     return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
 
 
 # -------------------------------------------------------------------------------------------------------------- input
-def ground_truth(path: str | Path, id_field: str) -> list[Truth]:
-    """The truths in a file of JSON lines; `id_field` is the field with the id."""
+def truth_records(path: str | Path, id_field: str) -> list[dict[str, Any]]:
+    """The records in a file of JSON lines, each with an id of its own in the field `id_field`."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no ground truth at {path}: --dataset-jsonl must be a file of JSON lines")
     records = read_rows(Path(path))
     if not records:
         raise ValueError(f"{path} has no record")
     refuse_bad_ids(records, f"{path} (--id-field names the id)", id_field, range(1, len(records) + 1))
+    return records
+
+
+def ground_truth(path: str | Path, id_field: str) -> list[Truth]:
+    """The truths in a file of JSON lines; `id_field` is the field with the id."""
     rows = []
-    for record in records:
+    for record in truth_records(path, id_field):
         key = record[id_field]
         box, size = box_of_truth({**record, "id": key}, f"{path}, {key!r}")
         rows.append({"id": str(key), "box": box, "image": str(record.get("image_path", key)), "size": size})
