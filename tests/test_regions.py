@@ -139,9 +139,14 @@ def test_true_places_have_a_crop_each_where_there_are_not_too_many():
     assert gt_crops(record | {"gt_bboxes": boxes * 2}, SIZE, BASE, 3) == [whole]
 
 
-@pytest.mark.parametrize(("regions", "says"), [((0,), "--regions must be at least 1, got 0"),
-                                               ((2, 1.5), "--region_share must be 0 to 1, got 1.5"),
-                                               ((2, float("nan")), "--region_share must be 0 to 1, got nan")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("regions", "says"),
+    [
+        ((0,), "--regions must be at least 1, got 0"),
+        ((2, 1.5), "--region_share must be 0 to 1, got 1.5"),
+        ((2, float("nan")), "--region_share must be 0 to 1, got nan"),
+    ],
+)
 def test_regions_that_cannot_be_are_refused(regions, says):
     with pytest.raises(ValueError, match=says):
         Regions(*regions)
