@@ -93,7 +93,7 @@ def sharpest_window(att_map: np.ndarray, image_size: Size, bbox_size: float) -> 
         n_y = max(1, min(int(bbox_size * ratio / cell_h), rows))
         if (n_x, n_y) == (columns, rows):
             if ratio == 1:
-                return Window(whole((int(width), int(height))), np.s_[:, :], att_map.sum())
+                return Window(whole((int(width), int(height))), np.s_[:, :], float(att_map.sum()))
             continue
         sums = window_sums(att_map, n_x, n_y)
         x, y = np.argwhere(sums.max() - noise <= sums.T)[0]  # smallest x first, then smallest y
@@ -103,7 +103,7 @@ def sharpest_window(att_map: np.ndarray, image_size: Size, bbox_size: float) -> 
         if best is None or sharpness > best[0] + noise:
             centre = int(x * cell_w + cell_w * n_x / 2), int(y * cell_h + cell_h * n_y / 2)
             box = square_around(*centre, bbox_size * ratio, image_size)
-            best = sharpness, Window(box, np.s_[y : y + n_y, x : x + n_x], sums[y, x])
+            best = sharpness, Window(box, np.s_[y : y + n_y, x : x + n_x], float(sums[y, x]))
     assert best is not None  # the first size proposes a window, or is returned
     return best[1]
 

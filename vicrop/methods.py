@@ -7,7 +7,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -135,7 +135,7 @@ class Method:
                 raise ValueError(f"{self.__name__} reads {own}: {name}={value!r} has no meaning for it")
         return self
 
-    def with_regions(self, regions: Regions) -> "Method":
+    def with_regions(self, regions: Regions) -> Self:
         """This method, choosing up to so many boxes."""
         twin = copy.copy(self)
         twin.regions = regions

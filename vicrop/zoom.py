@@ -12,7 +12,7 @@ So a path goes on while the model gets surer, and where it gets less sure the be
 import heapq
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -148,9 +148,11 @@ class ZoomMethod(Method):
         """See Method."""
         return ZoomMethod(self.method.bind(model, layer, heads), self.views)
 
-    def with_regions(self, regions: Regions) -> "ZoomMethod":
+    def with_regions(self, regions: Regions) -> Self:
         """See Method."""
-        return ZoomMethod(self.method.with_regions(regions), self.views)
+        twin = super().with_regions(regions)
+        twin.method = self.method.with_regions(regions)
+        return twin
 
     def layers(self, model: PreTrainedModel) -> tuple[int, ...]:
         """See Method."""

@@ -50,8 +50,8 @@ class Ways:
 
     def of(self, kind: str, scores: np.ndarray) -> Estimate:
         """The estimate of the scores of one kind of questions, or of ALL."""
-        chosen = np.arange(len(self.kinds)) if kind == ALL else np.flatnonzero(self.kinds == kind)
-        return estimate(scores[chosen], [self.images[number] for number in chosen])
+        chosen = [number for number, own in enumerate(self.kinds) if kind in (own, ALL)]
+        return estimate(scores[chosen].tolist(), [self.images[number] for number in chosen])
 
     @property
     def names(self) -> list[str]:
