@@ -139,7 +139,7 @@ def planted():
     plain, main = np.concatenate([wrong, right, right]), np.concatenate([right, right, wrong])
     gate = np.concatenate([right, right, right])
     scores = {"no crop": plain, "rel_att": main, "rel_att, 2 regions": main, "gate": gate}
-    kinds = np.repeat(["reading", "presence", "count"], 40)
+    kinds = [kind for kind in ("reading", "presence", "count") for _ in range(40)]
     return Ways(scores, "rel_att", ("rel_att, 2 regions", "gate"), kinds, [str(number) for number in range(120)])
 
 

@@ -39,13 +39,13 @@ class Ways:
     Attributes:
         scores: {way: (n,) scores}; the first way is without a crop. main: the way that others are held against.
         repairs: the ways that may repair what `main` does.
-        kinds: (n,) the kind of each question; images: its image.
+        kinds: of each question its kind; images: its image.
     """
 
     scores: Mapping[str, np.ndarray]
     main: str
     repairs: Sequence[str]
-    kinds: np.ndarray
+    kinds: Sequence[str]
     images: Sequence[str]
 
     def of(self, kind: str, scores: np.ndarray) -> Estimate:
@@ -137,7 +137,7 @@ def ways_of(files: Mapping[str, ResultFile], main: str, run: RunSettings, wanted
         shared = Common(metric, [records[way] for way in members], [list(map(tuple, pairs[way])) for way in members], 0)
         scores[ENSEMBLE] = chosen_by_rules(votes_of([files[way] for way in members], shared))["highest p"]
     repairs = [way for way in scores if way not in {NO_CROP, *METHODS} and not way.startswith((TRUE_CROP, GRID))]
-    about = np.array([str(record["category"]) for record in records[main]])
+    about = [str(record["category"]) for record in records[main]]
     return Ways(scores, main, repairs, about, images_of(records[main]))
 
 
