@@ -1,17 +1,17 @@
 """Maps to boxes, tiles and filters, under the names that notebooks import. Needs no torch.
 
-From a map to a box: vicrop/boxes.py. Large images: vicrop/tiles.py. Fine structure: vicrop/edges.py. Qwen2.5-VL's
-messages: vicrop/qwen_input.py. Reading images: vicrop/images.py.
+From a map to boxes: vicrop/boxes.py, and without a map: vicrop/baselines.py. Large images: vicrop/tiles.py. Fine
+structure: vicrop/edges.py. Qwen2.5-VL's messages: vicrop/qwen_input.py. Reading images: vicrop/images.py.
 """
 
+from vicrop.baselines import center_crop, gt_crop, random_crop
 from vicrop.boxes import (
     WINDOW_RATIOS,
     bbox_from_att_image_adaptive,
     bbox_in_region,
-    center_crop,
+    bboxes_from_att_image,
+    bboxes_in_region,
     clip_box,
-    gt_crop,
-    random_crop,
     square_around,
 )
 from vicrop.dataset import box_xywh_to_xyxy
@@ -29,8 +29,8 @@ from vicrop.tiles import TILE_ASPECT, TILE_SIDE, high_res, high_res_split_thresh
 
 __all__ = [
     "MAX_PIXELS", "TILE_ASPECT", "TILE_SIDE", "WINDOW_RATIOS",
-    "bbox_from_att_image_adaptive", "bbox_in_region", "box_xywh_to_xyxy", "center_crop", "clip_box", "edge_mask",
-    "edge_strength", "encode_base64", "gt_crop", "high_pass_filter", "high_res", "high_res_split_threshold",
-    "join_maps", "load_image", "multiple_size", "pad_to_square", "pixel_range", "prepare_qwen2_5_input", "random_crop",
-    "resize_to_multiple", "same_size", "square_around",
+    "bbox_from_att_image_adaptive", "bbox_in_region", "bboxes_from_att_image", "bboxes_in_region", "box_xywh_to_xyxy",
+    "center_crop", "clip_box", "edge_mask", "edge_strength", "encode_base64", "gt_crop", "high_pass_filter", "high_res",
+    "high_res_split_threshold", "join_maps", "load_image", "multiple_size", "pad_to_square", "pixel_range",
+    "prepare_qwen2_5_input", "random_crop", "resize_to_multiple", "same_size", "square_around",
 ]  # fmt: skip

@@ -72,7 +72,7 @@ class Trial:
         if drafts is not None:
             originals = [answer._replace(tokens=draft) for answer, draft in zip(originals, drafts, strict=True)]
         results = batch.results(self.bound, originals)
-        return results, [batch.with_crop[number, found.bbox].tokens for number, found in enumerate(results)]
+        return results, [batch.with_crops[number, found.bboxes].tokens for number, found in enumerate(results)]
 
     def no_draft(self):
         return self.ours([()] * len(self.images))

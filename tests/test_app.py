@@ -34,22 +34,31 @@ def test_the_app_answers_as_vicrop_qa_does(models, method):
     seen = work.look(models, "llava_tiny", method, str(IMAGE), f" {QUESTION} ")
     model, processor = load_model("llava_tiny", device="cpu")
     plain = vicrop_qa("llava_tiny", method, str(IMAGE), QUESTION, model, processor)
-    assert (seen.original_answer, seen.crop_answer, tuple(seen.bbox)) == (*plain[:2], tuple(plain[2]))
+    assert (seen.original_answer, seen.crop_answer, seen.bboxes) == (*plain[:2], (tuple(plain[2]),))
     assert seen.picture.size == Image.open(IMAGE).size
-    assert max(seen.crop.size) == work.CROP_SIDE
-    x1, y1, _, _ = seen.bbox
+    (crop,), ((x1, y1, _, _),) = seen.crops, seen.bboxes
+    assert max(crop.size) == work.CROP_SIDE
     assert seen.picture.getpixel((x1, y1 + 5)) != Image.open(IMAGE).getpixel((x1, y1 + 5))  # the box is drawn
 
 
 def test_a_sure_answer_is_not_cropped_where_a_gate_is_set(models):
     asked = (models, "llava_tiny", "rel_att", str(IMAGE), QUESTION)
     always, never = (work.look(*asked, crop_below=bound) for bound in (1.0, 0.0))
-    assert always.bbox == work.look(*asked).bbox
-    assert (never.bbox, never.crop, never.crop_answer) == (None, None, always.original_answer)
+    assert always.bboxes == work.look(*asked).bboxes
+    assert (never.bboxes, never.crops, never.crop_answer) == ((), [], always.original_answer)
     sure = always.confidence["original"]
     assert never.confidence == {"original": sure, "crop": sure}
     assert never.picture.tobytes() == Image.open(IMAGE).convert("RGB").tobytes()  # neither map nor box
-    assert work.look(*asked, crop_below=sure + 0.01).bbox == always.bbox
+    assert work.look(*asked, crop_below=sure + 0.01).bboxes == always.bboxes
+
+
+def test_every_region_that_is_asked_for_has_its_box_and_its_crop(models):
+    asked = (models, "llava_tiny", "rel_att", str(IMAGE), QUESTION)
+    one, three = (work.look(*asked, regions=most, region_share=0) for most in (1, 3))
+    assert len(three.bboxes) == len(three.crops) == 3
+    assert three.bboxes[:1] == one.bboxes
+    for x1, y1, _, _ in three.bboxes[1:]:
+        assert three.picture.getpixel((x1, y1 + 5)) != one.picture.getpixel((x1, y1 + 5))
 
 
 @pytest.mark.parametrize("phrase", ["the blue sign", "the black sign"])
@@ -178,7 +187,7 @@ def test_a_picture_is_uploaded_and_asked_about(page):
     expect(shown(page, "before")).to_have_value("2", timeout=120_000)
     expect(shown(page, "after")).to_have_value("3")
     expect(page.locator("#picture img")).to_be_visible()
-    expect(page.locator("#crop img")).to_be_visible()
+    expect(page.locator("#crop img").first).to_be_visible()
     assert " s; box 453, 119, 565, 231" in shown(page, "facts").input_value()
     assert shown(page, "sure").input_value().count(" %") == 2
     page.locator("#crop-below input[type=number]").fill("0")

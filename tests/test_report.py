@@ -11,7 +11,10 @@ from playwright.sync_api import expect
 
 from vicrop.evaluation import batching, columns, report
 from vicrop.evaluation import command as run
+from vicrop.evaluation.ensembles import ensemble_rows
+from vicrop.evaluation.gates import risk_coverage_area
 from vicrop.evaluation.metrics import score
+from vicrop.evaluation.page_scores import risk_curves
 from vicrop.evaluation.result_files import ResultFile
 from vicrop.evaluation.scores import ScoreOptions, rows_of
 from vicrop.files import ROOT
@@ -573,6 +576,56 @@ def test_methods_and_sizes_are_one_matrix(opened, results, page_of_two):
             pairs = [score(r, "exact") for r in records_of(results, method) if size in (None, r["size"])]
             assert count == str(len(pairs))
             assert float(share) == pytest.approx(np.mean([pair[field] for pair in pairs]), abs=0.051)
+
+
+def test_the_surer_answer_has_rows_and_a_filter(opened, results, page_of_two):
+    page = opened(page_of_two)
+    files = [ResultFile.read(results / f"llava_tiny-demo-{name}.json") for name in ("rel_att", "center_crop")]
+    rows = page.locator("#matrix tbody tr")
+    shown = {rows.nth(n).locator("td").first.inner_text(): rows.nth(n).locator("td").nth(1).inner_text().split()[0]
+             for n in range(rows.count())}  # fmt: skip
+    for file in files:
+        (row, *_) = rows_of(file, ScoreOptions())
+        assert float(shown[f"{file.method}, the surer of both answers"]) == pytest.approx(row["surer"], abs=0.051)
+    for row in ensemble_rows(files, ScoreOptions()):
+        if "best" in row:
+            named = f"all results together, {row['member']}"
+            assert float(shown[named]) == pytest.approx(row["score"], abs=0.051)
+    with_crop = [record["id"] for record in files[0].records
+                 if record["confidence"]["crop"] >= record["confidence"]["original"]]  # fmt: skip
+    assert 0 < len(with_crop) < 24
+    page.locator("#surer button", has_text="surer with crop").click()
+    assert page.locator("#count").inner_text().startswith(f"{len(with_crop)} of 24")
+    expect(page).to_have_url(re.compile("#surer=with"))
+    page.locator("#surer button", has_text="surer without").click()
+    assert page.locator("#count").inner_text().startswith(f"{24 - len(with_crop)} of 24")
+
+
+def test_risk_is_drawn_by_coverage(opened, results, page_of_two):
+    page = opened(page_of_two)
+    page.locator("#risks summary").click()
+    named = page.locator("#risk li").all_inner_texts()
+    file = ResultFile.read(results / "llava_tiny-demo-rel_att.json")
+    scores = [score(record, "exact") for record in file.records]
+    sure = [record["confidence"] for record in file.records]
+    for at, number, field in ((0, 0, "original"), (1, 1, "crop")):
+        area = risk_coverage_area([pair[number] for pair in scores], [each[field] for each in sure])
+        assert named[at].strip().endswith(f"{area:.1f} %")
+    assert [text.split(": ")[0].strip() for text in named] == [
+        "llava_tiny, without crop", "llava_tiny, rel_att", "llava_tiny, rel_att, the surer of both answers",
+        "llava_tiny, center_crop", "llava_tiny, center_crop, the surer of both answers",
+    ]  # fmt: skip
+    assert page.locator("#risk > svg .curve").count() == 5
+    (curve, *_) = risk_curves([file], "exact")
+    assert curve["points"][-1] == pytest.approx([100, 100 - np.mean([before for before, _ in scores])], abs=0.01)
+
+
+def test_without_confidence_there_is_neither_a_curve_nor_a_filter(opened, tmp_path):
+    report.main([str(hand_made(tmp_path, [{}, {}])), "--maps", "saved"])
+    page = opened(tmp_path / "mine-demo-rel_att.html")
+    assert page.locator("#risks").is_hidden()
+    assert page.locator("#surer button").count() == 0
+    assert page.locator("#matrix tbody tr").count() == 2
 
 
 def test_filters_tell_where_methods_disagree_and_what_was_hit(opened, results, page_of_two):

@@ -12,6 +12,7 @@ from vicrop.version import __version__
 
 if TYPE_CHECKING:
     from vicrop.checkpoints import load_model, model_module
+    from vicrop.choices import Regions
     from vicrop.crop import CropResult, QuestionBatch, adapter_of, build_methods, vicrop_qa
     from vicrop.known_heads import heads_of
     from vicrop.session import ImageSession
@@ -20,6 +21,7 @@ __all__ = [
     "CropResult",
     "ImageSession",
     "QuestionBatch",
+    "Regions",
     "__version__",
     "adapter_of",
     "build_methods",
@@ -33,6 +35,7 @@ _HOMES = {
     "CropResult": "vicrop.crop",
     "ImageSession": "vicrop.session",
     "QuestionBatch": "vicrop.crop",
+    "Regions": "vicrop.choices",
     "adapter_of": "vicrop.crop",
     "build_methods": "vicrop.crop",
     "heads_of": "vicrop.known_heads",

@@ -233,8 +233,8 @@ class Adapter:
         """(copies, 3, H, W): values laid out as a single image's pixels, as pictures; some models see copies."""
         return values
 
-    def record_fields(self, layout: Layout, crop: Image.Image) -> dict[str, Any]:
-        """What a result record about an image and a crop carries beside the answers."""
+    def record_fields(self, layout: Layout, crops: Sequence[Image.Image]) -> dict[str, Any]:
+        """What a result record about an image and its crops carries beside the answers."""
         return {}
 
     # -- layers

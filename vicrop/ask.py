@@ -29,8 +29,10 @@ def ask(image_path: str, question: str, choice: ModelChoice, how: MethodChoice, 
         (found,) = batch.results(method, original)
         path = folder / f"{Path(image_path).stem}-{safe_name(choice.name)}-{name}.png"
         save_figure(finding_figure(image, question, name, found), path)
-        what = "no crop, the first answer is sure enough" if found.gated else f"box {found.bbox}"
+        boxes = f"{'box' if len(found.bboxes) == 1 else 'boxes'} {', '.join(map(str, found.bboxes))}"
+        what = "no crop, the first answer is sure enough" if found.gated else boxes
         print(f"{name}: {what}, drawn in {path}")
         sure = {when: f"p {p:.2f}" for when, p in found.confidence.items()}
         print(f"  without crop: {found.original_answer} ({sure['original']})")
-        print(f"  with crop:    {found.crop_answer} ({sure['crop']})")
+        with_crops = "with crop:  " if len(found.bboxes) < 2 else f"with {len(found.bboxes)} crops:"
+        print(f"  {with_crops}  {found.crop_answer} ({sure['crop']})")

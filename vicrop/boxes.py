@@ -5,15 +5,23 @@ map is (h, w) with row 0 at the top.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vicrop.dataset import box_of
-from vicrop.layouts import Region, Size
+from vicrop.choices import ONE, Regions
+from vicrop.layouts import Region, Size, whole
 
 WINDOW_RATIOS = (1, 1.2, 1.4, 1.6, 1.8, 2)
+
+
+class Window(NamedTuple):
+    """A window on a map: its box in the image, its cells (rows, columns), and the sum over them."""
+
+    box: Region
+    cells: tuple[slice, slice]
+    total: float
 
 
 def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size: float = 336) -> Region:
@@ -31,16 +39,51 @@ def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size
     Raises:
         ValueError: the map is empty, not two-dimensional, or holds NaN or inf (says how many cells).
     """
-    att_map = np.asarray(att_map, dtype=np.float64)
-    if att_map.ndim != 2 or att_map.size == 0:
-        raise ValueError(f"an importance map has shape (h, w) with at least one cell, not {att_map.shape}")
-    broken = int(np.count_nonzero(~np.isfinite(att_map)))
-    if broken:
-        raise ValueError(f"{broken} of the importance map's {att_map.size} cells are NaN or inf")
+    return bboxes_from_att_image(att_map, image_size, bbox_size)[0]
+
+
+def bboxes_from_att_image(
+    att_map: ArrayLike, image_size: Size, bbox_size: float = 336, regions: Regions = ONE
+) -> list[Region]:
+    """Up to `regions.most` boxes, one after the other: the first is that of `bbox_from_att_image_adaptive`.
+
+    What a window covers is set to the map's minimum before the next one is looked for. The search ends where nothing
+    stands out any more, or where the next window's sum is less than `regions.share` of the first one's.
+
+    Args and raises: as `bbox_from_att_image_adaptive`.
+    """
+    left = valid_map(att_map)
     width, height = image_size
     if width < 1 or height < 1 or bbox_size <= 0:
         raise ValueError(f"image size {image_size} and bbox_size {bbox_size} must be positive")
-    rows, columns = att_map.shape
+    least = left.min()
+    window = first = sharpest_window(left, image_size, bbox_size)
+    boxes = [first.box]
+    while len(boxes) < regions.most:
+        left[window.cells] = least
+        if left.max() == least:
+            break
+        window = sharpest_window(left, image_size, bbox_size)
+        if window.total < regions.share * first.total or window.box in boxes:
+            break
+        boxes.append(window.box)
+    return boxes
+
+
+def valid_map(att_map: ArrayLike) -> np.ndarray:
+    """A float64 copy of a map (h, w); a ValueError if it is empty, not two-dimensional, or holds NaN or inf."""
+    values = np.array(att_map, dtype=np.float64)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"an importance map has shape (h, w) with at least one cell, not {values.shape}")
+    broken = int(np.count_nonzero(~np.isfinite(values)))
+    if broken:
+        raise ValueError(f"{broken} of the importance map's {values.size} cells are NaN or inf")
+    return values
+
+
+def sharpest_window(att_map: np.ndarray, image_size: Size, bbox_size: float) -> Window:
+    """The Window of `bbox_from_att_image_adaptive`, for a valid map."""
+    (rows, columns), (width, height) = att_map.shape, image_size
     cell_w, cell_h = width / columns, height / rows
     # Sums from an integral image carry rounding noise that grows with the total; below it, two windows are equal.
     noise = 1e-12 * np.abs(att_map).sum()
@@ -50,7 +93,7 @@ def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size
         n_y = max(1, min(int(bbox_size * ratio / cell_h), rows))
         if (n_x, n_y) == (columns, rows):
             if ratio == 1:
-                return 0, 0, int(width), int(height)
+                return Window(whole((int(width), int(height))), np.s_[:, :], float(att_map.sum()))
             continue
         sums = window_sums(att_map, n_x, n_y)
         x, y = np.argwhere(sums.max() - noise <= sums.T)[0]  # smallest x first, then smallest y
@@ -58,10 +101,11 @@ def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size
                       if 0 <= i < sums.shape[1] and 0 <= j < sums.shape[0]]  # fmt: skip
         sharpness = (sums[y, x] - np.mean(neighbours)) / (n_x * n_y)
         if best is None or sharpness > best[0] + noise:
-            best = sharpness, ratio, int(x * cell_w + cell_w * n_x / 2), int(y * cell_h + cell_h * n_y / 2)
+            centre = int(x * cell_w + cell_w * n_x / 2), int(y * cell_h + cell_h * n_y / 2)
+            box = square_around(*centre, bbox_size * ratio, image_size)
+            best = sharpness, Window(box, np.s_[y : y + n_y, x : x + n_x], float(sums[y, x]))
     assert best is not None  # the first size proposes a window, or is returned
-    _, ratio, x, y = best
-    return square_around(x, y, bbox_size * ratio, image_size)
+    return best[1]
 
 
 def window_sums(att_map: np.ndarray, n_x: int, n_y: int) -> np.ndarray:
@@ -80,9 +124,17 @@ def square_around(x: int, y: int, side: float, image_size: Size) -> Region:
 
 def bbox_in_region(att_map: ArrayLike, region: Region, image_size: Size, bbox_size: float) -> Region:
     """`bbox_from_att_image_adaptive` for a map that covers `region` (xyxy pixels), clipped to the image."""
+    return bboxes_in_region(att_map, region, image_size, bbox_size)[0]
+
+
+def bboxes_in_region(
+    att_map: ArrayLike, region: Region, image_size: Size, bbox_size: float, regions: Regions = ONE
+) -> list[Region]:
+    """`bboxes_from_att_image` for a map that covers `region` (xyxy pixels), each clipped to the image; all differ."""
     left, top, right, bottom = region
-    x1, y1, x2, y2 = bbox_from_att_image_adaptive(att_map, (right - left, bottom - top), bbox_size)
-    return clip_box((x1 + left, y1 + top, x2 + left, y2 + top), image_size)
+    found = bboxes_from_att_image(att_map, (right - left, bottom - top), bbox_size, regions)
+    clipped = (clip_box((x1 + left, y1 + top, x2 + left, y2 + top), image_size) for x1, y1, x2, y2 in found)
+    return list(dict.fromkeys(clipped))
 
 
 def clip_box(box: Sequence[float], image_size: Size) -> Region:
@@ -95,30 +147,3 @@ def clip_box(box: Sequence[float], image_size: Size) -> Region:
         clipped.append((int(max(0, low)), int(min(limit, high))))
     (x1, x2), (y1, y2) = clipped
     return x1, y1, x2, y2
-
-
-# Boxes that no map chooses: baselines for a data record (see info.METHODS). They take windows of the sizes that the
-# methods choose from, so that the comparison is one of place; only gt_crop goes beyond where its box does not fit.
-def gt_crop(record: dict[str, Any], image_size: Size, bbox_size: float) -> Region:
-    """The smallest of the methods' windows around `gt_bbox` that holds it (or the square that does)."""
-    if not record.get("gt_bbox"):
-        whose = f"record {record['id']!r}" if "id" in record else "a single picture"
-        raise ValueError(f"gt_crop crops at the gt_bbox of a dataset's record, and {whose} has none")
-    x1, y1, x2, y2 = box_of(record, image_size=image_size)
-    longest = max(x2 - x1, y2 - y1)
-    side = next((bbox_size * ratio for ratio in WINDOW_RATIOS if bbox_size * ratio >= longest), longest)
-    return square_around(int(x1 + x2) // 2, int(y1 + y2) // 2, side, image_size)
-
-
-def center_crop(record: dict[str, Any], image_size: Size, bbox_size: float) -> Region:
-    """The base window in the middle of the image."""
-    return square_around(image_size[0] // 2, image_size[1] // 2, bbox_size, image_size)
-
-
-def random_crop(record: dict[str, Any], image_size: Size, bbox_size: float) -> Region:
-    """A window of random size and place; the same one for the same record id."""
-    rng = np.random.default_rng(list(str(record.get("id", "")).encode()) or 0)
-    side = bbox_size * rng.choice(WINDOW_RATIOS)
-    half = side / 2
-    x, y = (int(rng.uniform(min(half, size / 2), max(size - half, size / 2))) for size in image_size)
-    return square_around(x, y, side, image_size)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vicrop.tables import MAX_NEW_TOKENS, VIEWS
+from vicrop.tables import MAX_NEW_TOKENS, REGION_SHARE, VIEWS
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,30 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
+class Regions:
+    """How many regions of an image are cropped for a question.
+
+    Attributes:
+        most: at most so many.
+        share: a further one counts where its window holds at least this share of what the first one's holds.
+    Raises:
+        ValueError: there must be at least one; a share is 0 to 1.
+    """
+
+    most: int = 1
+    share: float = REGION_SHARE
+
+    def __post_init__(self):
+        if self.most < 1:
+            raise ValueError(f"--regions must be at least 1, got {self.most}")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"--region_share must be 0 to 1, got {self.share}")
+
+
+ONE = Regions()
+
+
+@dataclass(frozen=True)
 class MethodChoice:
     """Methods, and what they read.
 
@@ -47,6 +71,7 @@ class MethodChoice:
         max_image_pixels: open images of up to so many pixels; None: Pillow's own limit.
         crop_below: crop only where the model is less sure of its first answer than this (see `wants_crop`).
         views: of the `_zoom` methods, how many views of an image they may take.
+        regions: how many crops of an image a question is asked with.
     """
 
     names: tuple[str, ...] = ("rel_att",)
@@ -55,6 +80,7 @@ class MethodChoice:
     max_image_pixels: int | None = None
     crop_below: float | None = None
     views: int = VIEWS
+    regions: Regions = ONE
 
 
 def wants_crop(confidence: float, crop_below: float | None) -> bool:

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel
 
-from vicrop import boxes
+from vicrop import baselines
 from vicrop.adapter import Adapter
 from vicrop.attribution import answers_with_gradients
 from vicrop.checkpoints import load_model as load_model  # notebooks import it from here
 from vicrop.checkpoints import model_module
-from vicrop.choices import wants_crop
+from vicrop.choices import ONE, Regions, wants_crop
 from vicrop.dataset import refuse_other_size
 from vicrop.decoding import Answer
 from vicrop.images import ImageSource
@@ -25,40 +25,51 @@ from vicrop.known_heads import heads_of
 from vicrop.layouts import Region, whole
 from vicrop.methods import CropBaseline, Found, Method, Questions
 from vicrop.session import ImageSession
-from vicrop.tables import GENERAL_PROMPT, MAX_NEW_TOKENS, METHODS, VIEWS, known
+from vicrop.tables import GENERAL_PROMPT, MAX_NEW_TOKENS, METHODS, REGION_SHARE, VIEWS, known
 from vicrop.zoom import ZoomMethod
+
+Places = tuple[int, tuple[Region, ...]]  # the number of a question, and the boxes that it is asked with
 
 
 @dataclass
 class CropResult:
-    """What a method found: both answers, the crop's box (xyxy pixels), and its map with the region that it covers.
+    """What a method found: both answers, the crops' boxes (xyxy pixels), and its map with the region that it covers.
 
     Attributes:
-        bbox: None where no crop was made, as the model was sure enough: then the answers are one, and there is no map.
+        bboxes: empty where no crop was made, as the model was sure enough: then the answers are one, and there is no
+            map.
         confidence: {"original", "crop"}: the probabilities of both answers.
+        listed: do records list all boxes, as where there may be several? If not, the only one is `bbox`.
         views: how many views of the image the map took, where that is not one.
         fields: what the model's records carry besides.
     """
 
     original_answer: str
     crop_answer: str
-    bbox: Region | None
+    bboxes: tuple[Region, ...]
     att_map: np.ndarray | None
     region: Region
     confidence: dict[str, float]
+    listed: bool = False
     views: int | None = None
     fields: dict = field(default_factory=dict)
 
     @property
+    def bbox(self) -> Region | None:
+        """The first box; None where no crop was made."""
+        return next(iter(self.bboxes), None)
+
+    @property
     def gated(self) -> bool:
         """Was the model sure enough for no crop to be made?"""
-        return self.bbox is None
+        return not self.bboxes
 
     @property
     def outputs(self) -> dict[str, Any]:
         """The fields that this adds to a record."""
         fields = {"original_answer": self.original_answer, "crop_answer": self.crop_answer,
                   "bbox": None if self.bbox is None else list(self.bbox), "confidence": self.confidence}  # fmt: skip
+        fields |= {"bboxes": [list(box) for box in self.bboxes]} if self.listed else {}
         fields |= {"gated": True} if self.gated else {}
         return fields | ({} if self.views is None else {"views": self.views}) | self.fields
 
@@ -85,7 +96,7 @@ class QuestionBatch:
                 raise ValueError("the question is empty")
         ask = session.adapter.prompt
         self.session, self.of, self.records, self.crop_below = session, list(of), records, crop_below
-        self.with_crop: dict[tuple[int, Region], Answer] = {}  # (question, box) -> its answer, for methods that agree
+        self.with_crops: dict[Places, Answer] = {}  # what was answered with crops, for methods that agree
         for record, number in zip(records, self.of, strict=False):  # notebooks' questions have none
             refuse_other_size(record, session.images[number].size)
         self.prompts, self.general = [ask(question) for question in questions], ask(GENERAL_PROMPT)
@@ -116,45 +127,49 @@ class QuestionBatch:
         Questions whose answers are sure enough take no part: neither is a map made of them, nor are they asked again.
         """
         images = [self.session.images[number] for number in self.of]
-        results = [CropResult(text, text, None, None, whole(image.size), {"original": sure, "crop": sure})
+        listed = method.regions.most > 1
+        results = [CropResult(text, text, (), None, whole(image.size), {"original": sure, "crop": sure}, listed)
                    for (text, sure, _), image in zip(original_answers, images, strict=True)]  # fmt: skip
         asked = [number for number, answer in enumerate(original_answers)
                  if wants_crop(answer.confidence, self.crop_below)]  # fmt: skip
         found = self.find(method, asked) if asked else []
-        crops = {(number, each.bbox): images[number].crop(each.bbox) for number, each in zip(asked, found, strict=True)}
+        crops = {(number, each.bboxes): [images[number].crop(box) for box in each.bboxes]
+                 for number, each in zip(asked, found, strict=True)}  # fmt: skip
         self._answer_with(crops, original_answers)
-        for number, (bbox, att_map, region, views) in zip(asked, found, strict=True):
-            original, answer = original_answers[number], self.with_crop[number, bbox]
-            fields = self.session.adapter.record_fields(self.session.layouts[self.of[number]], crops[number, bbox])
+        for number, (boxes, att_map, region, views) in zip(asked, found, strict=True):
+            original, answer = original_answers[number], self.with_crops[number, boxes]
+            fields = self.session.adapter.record_fields(self.session.layouts[self.of[number]], crops[number, boxes])
             sure = {"original": original.confidence, "crop": answer.confidence}
-            results[number] = CropResult(original.text, answer.text, bbox, att_map, region, sure, views, fields)
+            answers = original.text, answer.text
+            results[number] = CropResult(*answers, boxes, att_map, region, sure, listed, views, fields)
         return results
 
-    def _answer_with(self, crops: Mapping[tuple[int, Region], Image.Image], drafts: Sequence[Answer]) -> None:
+    def _answer_with(self, crops: Mapping[Places, Sequence[Image.Image]], drafts: Sequence[Answer]) -> None:
         """Answer questions with crops that were not among those before; the original answers are drafts of theirs."""
-        new = [place for place in crops if place not in self.with_crop]
+        new = [places for places in crops if places not in self.with_crops]
         if not new:
             return
         prompts, of, tokens = zip(*((self.prompts[n], self.of[n], drafts[n].tokens) for n, _ in new), strict=True)
-        shown = [crops[place] for place in new]
+        shown = [crops[places] for places in new]
         answers = self.session.answers(list(prompts), crops=shown, of=of, drafts=tokens)
-        self.with_crop |= dict(zip(new, answers, strict=True))
+        self.with_crops |= dict(zip(new, answers, strict=True))
 
 
 def build_methods(module: ModuleType, methods: Sequence[str], model: PreTrainedModel, layer: Any = None,
-                  heads: Any = None, views: int = VIEWS, **options: Any) -> dict[str, Method]:  # fmt: skip
+                  heads: Any = None, views: int = VIEWS, regions: Regions = ONE,
+                  **options: Any) -> dict[str, Method]:  # fmt: skip
     """{name: the Method, bound to a model}.
 
     Args:
         layer: for every method that makes a map; heads: for those that read attention heads (see methods.MapMethod).
-        views: how many views of an image a `_zoom` method may take.
+        views: how many views of an image a `_zoom` method may take; regions: how many boxes each method may choose.
         options: those of the model's adapter.
     Raises:
         ValueError: an unknown method; a model or an option that the adapter cannot have; a layer or a head that the
             model does not have, or a layer for a method that reads none.
     """
     module.ADAPTER.check(model, **options)
-    found = {name: method_of(module, name, views) for name in methods}
+    found = {name: method_of(module, name, views).with_regions(regions) for name in methods}
     if layer is not None and not any(method.makes_map for method in found.values()):
         raise ValueError(f"layer={layer!r} has no meaning here: {', '.join(found)} reads no layer")
     return {name: method.bind(model, layer if method.makes_map else None, heads if "heads" in method.reads else None)
@@ -164,8 +179,8 @@ def build_methods(module: ModuleType, methods: Sequence[str], model: PreTrainedM
 def method_of(module: ModuleType, name: str, views: int = VIEWS) -> Method:
     """The Method of a family's module under a name of info.METHODS; a `_zoom` one takes up to so many views."""
     row = METHODS[known(name, METHODS, "method")]
-    if "box" in row:
-        return CropBaseline(getattr(boxes, row["box"]))
+    if "boxes" in row:
+        return CropBaseline(getattr(baselines, row["boxes"]))
     method = getattr(module, row["map"])
     if row.get("zoom"):
         return ZoomMethod(method, views)
@@ -184,17 +199,18 @@ def vicrop_qa(model_name: str, method_name: str, image_path: ImageSource, questi
         model, processor: as loaded by `load_model` or by transformers, in any dtype, with any attention implementation.
         short_question: asked in place of the question for the map only.
         options: `layer=`, `heads=` (as methods.MapMethod takes them; by default those of `heads_of`), `crop_below=`
-            (see QuestionBatch), `views=` of a `_zoom` method, `max_new_tokens=` of an answer, and options of the
-            model's adapter (`prompt=`, `geometry=`, ...).
+            (see QuestionBatch), `views=` of a `_zoom` method, `regions=` and `region_share=` (see choices.Regions),
+            `max_new_tokens=` of an answer, and options of the model's adapter (`prompt=`, `geometry=`, ...).
     Returns:
-        (original_answer, crop_answer, bbox): strings and (x1, y1, x2, y2) ints in pixels of the image; the box is None
-        where `crop_below` let no crop be made.
+        (original_answer, crop_answer, bbox): strings and (x1, y1, x2, y2) ints in pixels of the image, of several crops
+        the first one's; the box is None where `crop_below` let no crop be made.
     """
     module, layer = model_module(model_name), options.pop("layer", None)
     crop_below, views = options.pop("crop_below", None), options.pop("views", VIEWS)
+    regions = Regions(options.pop("regions", 1), options.pop("region_share", REGION_SHARE))
     most = options.pop("max_new_tokens", MAX_NEW_TOKENS)
     heads = options.pop("heads", None) or heads_of(model_name, model.name_or_path)
-    methods = build_methods(module, [method_name], model, layer, heads, views, **options)
+    methods = build_methods(module, [method_name], model, layer, heads, views, regions, **options)
     session = ImageSession([image_path], model, processor, most, **options)
     batch = QuestionBatch(session, [question], short_questions=[short_question], crop_below=crop_below)
     (found,) = batch.results(methods[method_name], batch.original_answers(methods))

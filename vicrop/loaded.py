@@ -47,5 +47,5 @@ def load_chosen(choice: ModelChoice, how: MethodChoice, device: torch.device | N
     where = choice.device or device, torch_dtype(choice.dtype), choice.device_map
     model, processor = load_model(choice.name, choice.model_id, *where, choice.revision)
     module = model_module(*choice.checkpoint)
-    methods = build_methods(module, how.names, model, how.layer, how.heads, how.views, **choice.options)
+    methods = build_methods(module, how.names, model, how.layer, how.heads, how.views, how.regions, **choice.options)
     return LoadedModel(model, processor, methods, choice.options, choice.max_new_tokens)

@@ -7,7 +7,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from vicrop.adapter import adapter_class
 from vicrop.attribution import attention, edge_mask, pixel_gradients, weighted_attention
-from vicrop.boxes import bbox_in_region
+from vicrop.boxes import bboxes_in_region
+from vicrop.choices import ONE, Regions
 from vicrop.heads import Criteria, Head, greedy, heads_map, parse_heads, valid_heads
 from vicrop.images import ImageSource
 from vicrop.layouts import Region, Size, cell_means, whole
@@ -100,9 +101,9 @@ class Questions(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a method found for a question: a box and, if it made one, the map that gave it and the map's region."""
+    """What a method found for a question: boxes and, if it made one, the map that gave them and the map's region."""
 
-    bbox: tuple[int, int, int, int]  # xyxy pixels of the image
+    bboxes: tuple[Region, ...]  # at least one, xyxy pixels of the image
     att_map: np.ndarray | None  # (h, w) float32
     region: Region
     views: int | None = None  # of the image that this took, where that is not one for every method of its kind
@@ -113,12 +114,14 @@ class Method:
 
     Attributes:
         reads: what can be chosen of it: "layers", "heads", or nothing.
-        makes_map: does a map choose the box?
+        makes_map: does a map choose the boxes?
+        regions: how many there may be.
     """
 
     __name__: str
     reads: frozenset[str] = frozenset()
     makes_map = False
+    regions = ONE
 
     def bind(self, model: PreTrainedModel, layer: Any = None, heads: Any = None) -> "Method":
         """This method for a model, and a layer or heads of it.
@@ -131,6 +134,12 @@ class Method:
                 own, name = " ".join(self.reads) or "pixels", "layer" if what == "layers" else what
                 raise ValueError(f"{self.__name__} reads {own}: {name}={value!r} has no meaning for it")
         return self
+
+    def with_regions(self, regions: Regions) -> Self:
+        """This method, choosing up to so many boxes."""
+        twin = copy.copy(self)
+        twin.regions = regions
+        return twin
 
     def layers(self, model: PreTrainedModel) -> tuple[int, ...]:
         """The layers of a model that this method reads, ascending."""
@@ -150,20 +159,22 @@ class Method:
 
 
 class CropBaseline(Method):
-    """A box that no map chooses.
+    """Boxes that no map chooses.
 
     Args:
-        box: `(record, image_size, bbox_size) -> (x1, y1, x2, y2)`; see utils.
+        boxes: `(record, image_size, bbox_size, most) -> [(x1, y1, x2, y2)]`; see baselines.
     """
 
-    def __init__(self, box: Callable[[dict, Size, float], Region]):
-        self.__name__, self.box = box.__name__, box
+    def __init__(self, boxes: Callable[[dict, Size, float, int], list[Region]]):
+        self.__name__, self.boxes = boxes.__name__, boxes
 
     def find(self, questions: Questions) -> list[Found]:
         """See Method."""
-        session, images = questions.session, [questions.session.images[number] for number in questions.of]
-        return [Found(self.box(record, image.size, session.adapter.bbox_size), None, whole(image.size))
-                for record, image in zip(questions.records, images, strict=True)]  # fmt: skip
+        found, base = [], questions.session.adapter.bbox_size
+        for record, number in zip(questions.records, questions.of, strict=True):
+            size = questions.session.images[number].size
+            found.append(Found(tuple(self.boxes(record, size, base, self.regions.most)), None, whole(size)))
+        return found
 
 
 class MapMethod(Method):
@@ -268,10 +279,14 @@ class MapMethod(Method):
             maps = self.maps(session, prompts, general, of)
             regions, views = [session.layouts[number].region for number in of], [None] * len(of)
         return [
-            Found(bbox_in_region(att_map, region, session.images[number].size, session.adapter.bbox_size),
-                  att_map, region, count)
+            Found(self.boxes(session, number, att_map, region), att_map, region, count)
             for att_map, region, number, count in zip(maps, regions, of, views, strict=True)
-        ]  # fmt: skip
+        ]
+
+    def boxes(self, session: ImageSession, image: int, att_map: np.ndarray, region: Region) -> tuple[Region, ...]:
+        """The boxes that a map over a region of one of a session's images gives."""
+        size, base = session.images[image].size, session.adapter.bbox_size
+        return tuple(bboxes_in_region(att_map, region, size, base, self.regions))
 
 
 def family_methods(family: str) -> tuple[MapMethod, ...]:

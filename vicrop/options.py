@@ -5,9 +5,20 @@ torch is imported only where a command line has been read: --help does not wait 
 
 import argparse
 
-from vicrop.choices import MethodChoice, ModelChoice
+from vicrop.choices import MethodChoice, ModelChoice, Regions
 from vicrop.images import MOST_PIXELS, refuse_bad_limit
-from vicrop.tables import DTYPES, GENERATION, MAX_NEW_TOKENS, METHODS, MODELS, OPTIONS, PER_SAMPLE, VIEWS, known
+from vicrop.tables import (
+    DTYPES,
+    GENERATION,
+    MAX_NEW_TOKENS,
+    METHODS,
+    MODELS,
+    OPTIONS,
+    PER_SAMPLE,
+    REGION_SHARE,
+    VIEWS,
+    known,
+)
 
 
 # ------------------------------------------------------------------------------------------------- values of options
@@ -76,6 +87,10 @@ def add_method_options(parser: argparse.ArgumentParser, method: str = "rel_att")
     add("--crop_below", type=bound_option, metavar="P", help="crop only where the model gives its first answer a "
         "probability below P: 0 is never, 1 always; default: always")  # fmt: skip
     add("--views", type=int, default=VIEWS, help="views of an image that a _zoom method may take")
+    add("--regions", type=int, default=1, metavar="K", help="up to so many crops of an image, all in one prompt: one "
+        "for each place that stands out")  # fmt: skip
+    add("--region_share", type=float, default=REGION_SHARE, metavar="S", help="a further region counts where its "
+        "window holds at least this share of what the first one's holds")  # fmt: skip
     add("--max_image_pixels", type=int, help="open images of up to so many pixels; default: 89478485, at most "
         f"{MOST_PIXELS}")  # fmt: skip
 
@@ -114,7 +129,8 @@ def method_choice(given: argparse.Namespace) -> MethodChoice:
     """The MethodChoice of what was typed.
 
     Raises:
-        ValueError, OSError: an unknown method; heads for methods that read none; no such file of heads, or it has none.
+        ValueError, OSError: an unknown method; heads for methods that read none; no such file of heads, or it has none;
+            a number of regions that cannot be.
     """
     from vicrop.crop import method_of, model_module
     from vicrop.known_heads import heads_of
@@ -127,4 +143,5 @@ def method_choice(given: argparse.Namespace) -> MethodChoice:
         raise ValueError(f"--views {given.views} is not at least 1")
     heads = heads_of(given.model, given.model_id, given.loc_heads)
     heads = None if heads is None else tuple(heads)
-    return MethodChoice(names, given.layer, heads, given.max_image_pixels, given.crop_below, given.views)
+    regions = Regions(given.regions, given.region_share)
+    return MethodChoice(names, given.layer, heads, given.max_image_pixels, given.crop_below, given.views, regions)

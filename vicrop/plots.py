@@ -59,7 +59,7 @@ def heat_over(image: Image.Image, att_map: np.ndarray, region: Region, most: flo
 
 
 def finding_figure(image: Image.Image, question: str, title: str, finding: "CropResult") -> Figure:
-    """A Figure of up to three panels: the picture and the map, both with the box, and the crop, where there is one.
+    """A Figure of a panel each: the picture and the map, both with the boxes, and the crops, as far as there are any.
 
     Args:
         image: PIL image; question: the text above.
@@ -68,7 +68,10 @@ def finding_figure(image: Image.Image, question: str, title: str, finding: "Crop
     whole = [(image, f"without crop: {finding.original_answer}")]
     if finding.att_map is not None:
         whole.append((overlay(image, finding.att_map, finding.region), f"where it looks ({title})"))
-    cropped = [(image.crop(finding.bbox), f"with crop: {finding.crop_answer}")] if finding.bbox else []
+    count = len(finding.bboxes)
+    captions = [f"with {'crop' if count == 1 else f'{count} crops'}: {finding.crop_answer}"]
+    captions += [f"crop {number} of {count}" for number in range(2, count + 1)]
+    cropped = [(image.crop(box), caption) for box, caption in zip(finding.bboxes, captions, strict=False)]
     panels = [*whole, *cropped]
     figure = Figure(figsize=(4.2 * len(panels), 4.6), layout="constrained")
     figure.suptitle(question, fontsize=14, fontweight="bold", parse_math=False)
@@ -77,10 +80,10 @@ def finding_figure(image: Image.Image, question: str, title: str, finding: "Crop
         axes.imshow(picture)
         axes.set_title(caption, fontsize=12, parse_math=False)
         axes.set_axis_off()
-    x1, y1, x2, y2 = finding.bbox or (0, 0, *image.size)
     for axes in all_axes[: len(whole)]:
-        for color, width in (("white", 4), ("crimson", 2)):
-            axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, linewidth=width)
+        for x1, y1, x2, y2 in finding.bboxes or [(0, 0, *image.size)]:
+            for color, width in (("white", 4), ("crimson", 2)):
+                axes.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=color, linewidth=width)
     return figure
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ from vicrop.tiles import high_res_split_threshold, same_size
 
 Prompts = str | Sequence[str]  # see ImageSession
 Of = Sequence[int] | None
+Crops = Image.Image | Sequence[Image.Image]  # what follows the image in a prompt: one more (PIL), or several
 SESSION_IMAGES = 8  # at most so many images (tiles of a large one) go through the model together
 KEPT_BYTES = 64 << 20  # of decoder calls that several methods have in common
 
@@ -197,13 +199,17 @@ class ImageSession(ImageBatch):
         self._calls.move_to_end(query)
         return self._calls[query]
 
-    def rows_with_crops(self, queries: list[Query], crops: Sequence[Any]) -> list[Row]:
-        """The Rows of queries about their image and a crop each; of an image and a crop only the crop is encoded."""
-        prepared = self.adapter.preprocess(crops)
-        layouts = self.adapter.layouts(prepared, [crop.size for crop in crops])
-        encoded = self.encode(self.adapter.placed(prepared), layouts)
-        return [self.store.row(query.image_index, self.decoder_call(query, [self.encoded[query.image_index], crop]))
-                for query, crop in zip(queries, encoded, strict=True)]  # fmt: skip
+    def rows_with_crops(self, queries: list[Query], crops: Sequence[Crops]) -> list[Row]:
+        """The Rows of queries about their image and the crops of each; only the crops are encoded, all together."""
+        of_each = [[each] if isinstance(each, Image.Image) else each for each in crops]
+        shown = [crop for own in of_each for crop in own]
+        prepared = self.adapter.preprocess(shown)
+        layouts = self.adapter.layouts(prepared, [crop.size for crop in shown])
+        encoded, rows = iter(self.encode(self.adapter.placed(prepared), layouts)), []
+        for query, own in zip(queries, of_each, strict=True):
+            images = [self.encoded[query.image_index], *islice(encoded, len(own))]
+            rows.append(self.store.row(query.image_index, self.decoder_call(query, images)))
+        return rows
 
     def batches(self, queries: list[Query], rows: list[Row]) -> Iterator[tuple[list[Query], list[Row]]]:
         """As many queries with their Rows as may go through the decoder together."""
@@ -276,19 +282,19 @@ class ImageSession(ImageBatch):
             self.rows.update({(query, layer): att_map for layer, att_map in zip(layers, maps, strict=True)})
 
     # -- answers
-    def answer(self, prompts: Prompts, crops: Sequence[Image.Image] | None = None, layers: Sequence[int] = (),
+    def answer(self, prompts: Prompts, crops: Sequence[Crops] | None = None, layers: Sequence[int] = (),
                of: Of = None) -> list[str]:  # fmt: skip
         """The texts of `answers`."""
         return [answer.text for answer in self.answers(prompts, crops, layers, of)]
 
     @frozen_eval
-    def answers(self, prompts: Prompts, crops: Sequence[Image.Image] | None = None, layers: Sequence[int] = (),
+    def answers(self, prompts: Prompts, crops: Sequence[Crops] | None = None, layers: Sequence[int] = (),
                 of: Of = None, drafts: Sequence[Draft] | None = None) -> list[Answer]:  # fmt: skip
         """Greedy answers, at most `max_new_tokens` tokens, one per prompt.
 
         Args:
             prompts, of: see the class.
-            crops: one more image per prompt (PIL), appended after the first; None asks about the images alone.
+            crops: for each prompt one more image (PIL) or several, which follow the first; None: there are none.
             layers: layers whose attention will be asked for: read off this answer's own prefill.
             drafts: for each prompt what its answer may turn out to be: where it does, that takes no decoding steps.
                 Nothing else depends on it.

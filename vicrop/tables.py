@@ -79,7 +79,7 @@ TASKS: dict[str, dict[str, Any]] = {
 SIZES = {"small": 0.005, "medium": 0.05, "large": float("inf")}
 
 # name -> the function of the model's module that makes the map ("tiles": of each tile of the image; "zoom": of windows,
-# see zoom.py), or the function of boxes.py that chooses the box without a map.
+# see zoom.py), or the function of baselines.py that chooses the boxes without a map.
 METHODS: dict[str, dict[str, Any]] = {
     "rel_att": {"map": "rel_att", "tiles": False},
     "grad_att": {"map": "grad_att", "tiles": False},
@@ -93,9 +93,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "grad_att_zoom": {"map": "grad_att", "tiles": False, "zoom": True},
     "pure_grad_zoom": {"map": "pure_grad", "tiles": False, "zoom": True},
     "loc_att_zoom": {"map": "loc_att", "tiles": False, "zoom": True},
-    "gt_crop": {"box": "gt_crop"},
-    "center_crop": {"box": "center_crop"},
-    "random_crop": {"box": "random_crop"},
+    "gt_crop": {"boxes": "gt_crops"},
+    "center_crop": {"boxes": "center_crops"},
+    "random_crop": {"boxes": "random_crops"},
+    "grid_crops": {"boxes": "grid_crops"},
 }
 
 # Of floating numbers; auto: bfloat16 on CUDA, float32 elsewhere.
@@ -108,6 +109,8 @@ GENERATION = ("greedy", "checkpoint")
 MAX_NEW_TOKENS = 20  # of an answer, where nothing is said
 
 VIEWS = 8  # that a `_zoom` method may take of an image, where nothing is said
+
+REGION_SHARE = 0.5  # of the first window's sum that a further region's must have, where nothing is said
 
 PER_SAMPLE = "per_sample"  # in place of localization heads: the best ones of each image
 

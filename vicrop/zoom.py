@@ -12,13 +12,14 @@ So a path goes on while the model gets surer, and where it gets less sure the be
 import heapq
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel
 
-from vicrop.boxes import bbox_in_region, window_sums
+from vicrop.boxes import window_sums
+from vicrop.choices import Regions
 from vicrop.layouts import Region, Size, whole
 from vicrop.methods import Found, MapMethod, Method, Questions
 from vicrop.session import ImageSession
@@ -128,7 +129,7 @@ def _box(corner: Size, sides: Size) -> Region:
 
 
 class ZoomMethod(Method):
-    """A map method that searches large images view by view.
+    """A map method that searches large images view by view. The best view's map gives the boxes, however many.
 
     Args:
         method: what makes a view's map; views: of an image, at most.
@@ -141,10 +142,17 @@ class ZoomMethod(Method):
             raise ValueError(f"views must be at least 1, got {views}")
         self.method, self.views = method, views
         self.__name__, self.reads = f"{method.__name__} in windows", method.reads
+        self.regions = method.regions
 
     def bind(self, model: PreTrainedModel, layer: Any = None, heads: Any = None) -> "ZoomMethod":
         """See Method."""
         return ZoomMethod(self.method.bind(model, layer, heads), self.views)
+
+    def with_regions(self, regions: Regions) -> Self:
+        """See Method."""
+        twin = super().with_regions(regions)
+        twin.method = self.method.with_regions(regions)
+        return twin
 
     def layers(self, model: PreTrainedModel) -> tuple[int, ...]:
         """See Method."""
@@ -160,8 +168,8 @@ class ZoomMethod(Method):
         for prompt, number in zip(questions.prompts, questions.of, strict=True):
             image, base = session.images[number], session.adapter.bbox_size
             best, views = search(self._looker(questions, prompt, number), image.size, base, self.views)
-            box = bbox_in_region(best.att_map, best.region, image.size, base)
-            found.append(Found(box, best.att_map, best.region, views))
+            boxes = self.method.boxes(session, number, best.att_map, best.region)
+            found.append(Found(boxes, best.att_map, best.region, views))
         return found
 
     def _looker(self, questions: Questions, prompt: str, number: int) -> Callable[[Region], View]:

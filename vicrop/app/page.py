@@ -15,6 +15,7 @@ from vicrop.localization.viz import SHOWN_HEADS
 from vicrop.tables import MODELS
 
 QUEUE = 16  # questions that may wait
+MOST_REGIONS = 4  # crops that can be asked for
 KEPT = 3600  # seconds for which an uploaded picture stays on the disk
 EXAMPLES = 5
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_name": False}
@@ -49,13 +50,13 @@ def said(work: Callable[[], list[Any]], path: str | None) -> list[Any]:
 def ask_tab(models: OneModel, names: Sequence[str]) -> None:
     """The tab of questions."""
 
-    def ask(path: str | None, question: str, name: str, method: str, crop_below: float) -> list[Any]:
+    def ask(path: str | None, question: str, name: str, method: str, crop_below: float, regions: float) -> list[Any]:
         def work() -> list[Any]:
-            seen = look(models, name, method, path, question, crop_below)
+            seen = look(models, name, method, path, question, crop_below, int(regions))
             sure = [f"{100 * seen.confidence[which]:.0f} %" for which in ("original", "crop")]
-            box = f"box {', '.join(map(str, seen.bbox))} (x1, y1, x2, y2)" if seen.bbox else "no crop: sure enough"
-            facts = f"{seen.seconds:.1f} s; {box}"
-            return [seen.picture, seen.crop, seen.original_answer, seen.crop_answer, " and ".join(sure), facts]
+            boxes = [f"box {', '.join(map(str, box))}" for box in seen.bboxes]
+            facts = "; ".join([f"{seen.seconds:.1f} s", *(boxes or ["no crop: sure enough"])])
+            return [seen.picture, seen.crops, seen.original_answer, seen.crop_answer, " and ".join(sure), facts]
 
         return said(work, path)
 
@@ -75,21 +76,30 @@ def ask_tab(models: OneModel, names: Sequence[str]) -> None:
                 elem_id="crop-below",
                 info="1: always crop. 0.9: only where the first answer is less sure than 90 %.",
             )
+            regions = gr.Slider(
+                1,
+                MOST_REGIONS,
+                1,
+                step=1,
+                label="crops, at most",
+                elem_id="regions",
+                info="One for each place that stands out, all in one prompt.",
+            )
             button = gr.Button("Ask", variant="primary", elem_id="ask")
         with gr.Column(scale=3, min_width=280):
-            picture = drawing("where it looked, and the crop's box", "picture")
+            picture = drawing("where it looked, and the boxes (x1, y1, x2, y2)", "picture")
             with gr.Row():
                 with gr.Column(min_width=200):
                     before = gr.Textbox(label="answer without crop", elem_id="before")
                     after = gr.Textbox(label="answer with crop", elem_id="after")
                     sure = gr.Textbox(label="confidence in each", elem_id="sure")
-                    facts = gr.Textbox(label="seconds and box", elem_id="facts")
-                crop = drawing("the crop", "crop", height=310, min_width=200)
+                    facts = gr.Textbox(label="seconds and boxes", elem_id="facts")
+                crops = gallery("the crop, or the crops", "crop", height=310, min_width=200)
     if found := examples():
         gr.Examples(found, [path, question], label="Pictures of the demo. The embedded models read the digits of such "
                     "signs, and know nothing else.")  # fmt: skip
     for event in (button.click, question.submit):
-        event(ask, [path, question, name, method, crop_below], [picture, crop, before, after, sure, facts],
+        event(ask, [path, question, name, method, crop_below, regions], [picture, crops, before, after, sure, facts],
               **ONE_AT_A_TIME)  # fmt: skip
 
 
@@ -115,8 +125,7 @@ def heads_tab(models: OneModel, names: Sequence[str]) -> None:
         with gr.Column(scale=3, min_width=280):
             picture = drawing("mask and box", "mask")
             facts = gr.Textbox(label="heads, box, seconds", elem_id="heads-facts")
-            maps = gr.Gallery(label="the map of each head", elem_id="heads", interactive=False, columns=2,
-                              object_fit="contain", buttons=BUTTONS)  # fmt: skip
+            maps = gallery("the map of each head", "heads")
     if found := examples():
         phrases = [[image, question.rpartition(" on ")[2].rstrip("?")] for image, question in found]
         gr.Examples(phrases, [path, phrase], label="Pictures of the demo")
@@ -132,6 +141,12 @@ def upload() -> gr.Image:
 def drawing(label: str, name: str, **options: Any) -> gr.Image:
     """Where a picture is shown."""
     return gr.Image(label=label, elem_id=name, interactive=False, buttons=BUTTONS, **options)
+
+
+def gallery(label: str, name: str, **options: Any) -> gr.Gallery:
+    """Where several pictures are shown."""
+    shown: dict[str, Any] = {"interactive": False, "columns": 2, "object_fit": "contain", "buttons": BUTTONS}
+    return gr.Gallery(label=label, elem_id=name, **shown | options)
 
 
 def model_choice(names: Sequence[str]) -> gr.Dropdown:

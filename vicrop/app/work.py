@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from vicrop.attribution import attention
 from vicrop.checkpoints import model_module
-from vicrop.choices import MethodChoice, ModelChoice
+from vicrop.choices import MethodChoice, ModelChoice, Regions
 from vicrop.crop import QuestionBatch, adapter_of, build_methods
 from vicrop.files import PACKAGE
 from vicrop.heads import head_name
@@ -31,10 +31,10 @@ from vicrop.localization.grounding import Grounding, ground
 from vicrop.localization.viz import SHOWN_HEADS, masked
 from vicrop.plots import heat_over
 from vicrop.session import layer_numbers
-from vicrop.tables import METHODS, checkpoint_of
+from vicrop.tables import METHODS, REGION_SHARE, checkpoint_of
 
 # Of METHODS those that need nothing but a picture and a question.
-OFFERED = [name for name, row in METHODS.items() if "map" in row or name == "center_crop"]
+OFFERED = [name for name, row in METHODS.items() if "map" in row or name in ("center_crop", "grid_crops")]
 LONGEST = 1000  # letters of a question
 SHOWN_SIDE = 1400  # pixels of the longer side of a drawing, at most
 CROP_SIDE = 480  # and of a crop, at least
@@ -76,12 +76,12 @@ class OneModel:
 class Seen:
     """What a question about a picture gave."""
 
-    picture: Image.Image  # with the map and the box
-    crop: Image.Image | None
+    picture: Image.Image  # with the map and the boxes
+    crops: list[Image.Image]  # of each box one; none where the first answer was sure enough
     original_answer: str
     crop_answer: str
     confidence: dict[str, float]  # {"original", "crop"}: how probable the model found each answer
-    bbox: Region | None  # xyxy pixels of the picture; None where the first answer was sure enough
+    bboxes: tuple[Region, ...]  # xyxy pixels of the picture
     seconds: float  # of both answers and the map, without loading the model
 
 
@@ -101,18 +101,20 @@ def picture_at(path: str | None) -> Image.Image:
 
 
 def look(models: OneModel, name: str, method: str, path: str | None, question: str | None,
-         crop_below: float = 1.0) -> Seen:  # fmt: skip
-    """Ask a model about the picture at a path, without and with the crop that a method chooses.
+         crop_below: float = 1.0, regions: int = 1, region_share: float = REGION_SHARE) -> Seen:  # fmt: skip
+    """Ask a model about the picture at a path, without and with the crops that a method chooses.
 
     Args:
         crop_below: no crop is made where the first answer is at least as probable as this; 1: one always is.
+        regions, region_share: how many crops (see choices.Regions).
     Raises:
         ValueError, OSError: no picture, or none that can be read; no question; a model that cannot be loaded.
     """
     question, image = text_of(question, "the question"), picture_at(path)
     with models.held(name) as bare:
         heads = heads_of(name)
-        methods = build_methods(model_module(name), [method], bare.model, heads=heads, **bare.options)
+        how = Regions(regions, region_share)
+        methods = build_methods(model_module(name), [method], bare.model, heads=heads, regions=how, **bare.options)
         loaded, begun = replace(bare, methods=methods), time.perf_counter()
         batch = QuestionBatch(loaded.session([image]), [question], crop_below=crop_below)
         (found,) = batch.results(methods[method], batch.original_answers(methods))
@@ -120,10 +122,10 @@ def look(models: OneModel, name: str, method: str, path: str | None, question: s
     drawn, scale = smaller(image)
     if found.att_map is not None:
         drawn = heat_over(drawn, found.att_map, scaled(found.region, scale))
-    if found.bbox is not None:
-        with_box(drawn, found.bbox, scale)
-    crop = found.bbox and enlarged(image.crop(found.bbox))
-    return Seen(drawn, crop, found.original_answer, found.crop_answer, found.confidence, found.bbox, seconds)
+    for box in found.bboxes:
+        with_box(drawn, box, scale)
+    crops = [enlarged(image.crop(box)) for box in found.bboxes]
+    return Seen(drawn, crops, found.original_answer, found.crop_answer, found.confidence, found.bboxes, seconds)
 
 
 def enlarged(crop: Image.Image) -> Image.Image:

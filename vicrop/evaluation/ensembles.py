@@ -4,7 +4,7 @@ python get_score.py --ensemble A.json B.json C.json
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +59,12 @@ def votes_of(files: Sequence[ResultFile], common: Common) -> dict[str, list[Vote
     return members
 
 
+def chosen_by_rules(members: Mapping[str, Sequence[Vote]]) -> dict[str, np.ndarray]:
+    """{rule: the score of the answer that it chooses, question by question}."""
+    questions = list(zip(*members.values(), strict=True))
+    return {rule: np.array([choose(votes).score for votes in questions]) for rule, choose in RULES.items()}
+
+
 def ensemble_rows(files: Sequence[ResultFile], options: ScoreOptions) -> list[dict[str, Any]]:
     """For each metric a row of each member, and of each of the RULES with its difference to the best member.
 
@@ -75,12 +81,10 @@ def ensemble_rows(files: Sequence[ResultFile], options: ScoreOptions) -> list[di
         best = max(scores, key=lambda name: scores[name].mean())
         about = {"task": files[0].task, "metric": common.metric, "n": len(scores[best]), "left_out": common.left_out}
         rows += [about | {"member": name, "score": each.mean()} for name, each in scores.items()]
-        questions = list(zip(*members.values(), strict=True))
-        for rule, choose in RULES.items():
-            chosen = np.array([choose(votes).score for votes in questions])
+        for rule, chosen in chosen_by_rules(members).items():
             rows.append(about | {"member": rule, "score": chosen.mean(), "best": best}
                         | common.change(chosen, scores[best], options))  # fmt: skip
-        oracle = np.max([[vote.score for vote in votes] for votes in questions], axis=1)
+        oracle = np.max(list(scores.values()), axis=0)
         rows.append(about | {"member": "the best answer of all (oracle)", "score": oracle.mean()})
     return rows
 

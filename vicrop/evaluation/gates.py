@@ -67,16 +67,21 @@ def highest(records: Sequence[dict]) -> float:
     return min((both[0] for both in sure if both), default=1.0)
 
 
-def risk_coverage_area(scores: Sequence[float] | np.ndarray, confidences: Sequence[float]) -> float:
-    """Mean risk in %, 100 minus the mean score, of the k surest answers, over all k; the order within ties is any.
-
-    0 is a model that is right wherever it answers; its mean risk is that of one whose confidence tells nothing.
-    """
+def risk_coverage(scores: Sequence[float] | np.ndarray, confidences: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(n,) risk in %, 100 minus the mean score, of the k surest answers, k = 1 to n; the order within ties is any."""
     risks, sure = 100 - np.asarray(scores, float), np.asarray(confidences)
     order = np.argsort(-sure, kind="stable")
     _, tied, counts = np.unique(-sure[order], return_inverse=True, return_counts=True)
     expected = (np.bincount(tied, risks[order]) / counts)[tied]
-    return float((expected.cumsum() / np.arange(1, len(risks) + 1)).mean())
+    return expected.cumsum() / np.arange(1, len(risks) + 1)
+
+
+def risk_coverage_area(scores: Sequence[float] | np.ndarray, confidences: Sequence[float] | np.ndarray) -> float:
+    """The mean of `risk_coverage`.
+
+    0 is a model that is right wherever it answers; its mean risk is that of one whose confidence tells nothing.
+    """
+    return float(risk_coverage(scores, confidences).mean())
 
 
 def gate_cells(row: dict[str, Any]) -> list[str]:

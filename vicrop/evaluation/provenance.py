@@ -64,13 +64,15 @@ def checkpoint_name(choice: ModelChoice) -> str:
 
 
 def method_settings(run: RunSettings, method: str) -> dict[str, Any]:
-    """The settings of one of a run's methods: its layer and heads, if it reads any, and the gate, if there is one."""
-    reads = method_of(model_module(*run.model.checkpoint), method).reads
+    """The settings of one of a run's methods: its layer and heads, if it reads any; gate and regions, where given."""
+    reads, regions = method_of(model_module(*run.model.checkpoint), method).reads, run.how.regions
     heads = run.how.heads and ",".join(map(head_name, run.how.heads))
     chosen = {"layer": run.how.layer} if "layers" in reads else {}
     chosen |= {"loc_heads": heads or PER_SAMPLE} if "heads" in reads else {}
     chosen |= {} if run.how.crop_below is None else {"crop_below": run.how.crop_below}
     chosen |= {"views": run.how.views} if METHODS[method].get("zoom") else {}
+    if regions.most > 1:
+        chosen |= {"regions": regions.most} | ({"region_share": regions.share} if "map" in METHODS[method] else {})
     return {"method": method} | chosen
 
 

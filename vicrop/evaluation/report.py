@@ -11,7 +11,6 @@ import base64
 import io
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,13 +23,13 @@ from tqdm import tqdm
 
 from vicrop.command_line import CommandParser
 from vicrop.dataset import Id, box_of, image_of
-from vicrop.evaluation.columns import COLUMNS, cells
 from vicrop.evaluation.confidence import sureness
 from vicrop.evaluation.metrics import GRADERS, RIGHT, outcome, score
 from vicrop.evaluation.own_metrics import is_own
-from vicrop.evaluation.result_files import ResultFile, place_in_table, place_of_size, say, size_of
+from vicrop.evaluation.page_scores import names_of, risk_curves, scores
+from vicrop.evaluation.result_files import ResultFile, place_in_table, say, size_of
 from vicrop.evaluation.results import SavedMap
-from vicrop.evaluation.scores import ScoreOptions, parts_of, rows_of, why_not
+from vicrop.evaluation.scores import ScoreOptions
 from vicrop.files import atomic_path, patient_threads
 from vicrop.images import MOST_PIXELS, allow_pixels, load_image
 from vicrop.map_files import read_maps, write_maps
@@ -247,53 +246,6 @@ def note_on(results: Sequence[ResultFile]) -> str:
     return f"The results are not about the same questions ({counts}; {common} in common): their scores do not compare."
 
 
-def names_of(results: Sequence[ResultFile]) -> list[dict[str, str]]:
-    """[{"model", "method"}] of the results; the method is followed by the folder where two results have both alike."""
-    alike = Counter((result.model, result.method) for result in results)
-    folders = [f" ({r.path.parent})" if alike[r.model, r.method] > 1 else "" for r in results]
-    return [{"model": r.model, "method": r.method + folder} for r, folder in zip(results, folders, strict=True)]
-
-
-def scores(results: Sequence[ResultFile], metric: str, options: ScoreOptions) -> dict[str, Any]:
-    """The score table: {"columns", "rows", "left_out" (a sentence), "matrix"}; `metric` is that of the matrix.
-
-    There are no rows, and there is a "why", if nothing can be scored.
-    """
-    rows_of_each = [rows_of(r, options) for r in results]
-    rows = [row for each in rows_of_each for row in each]
-    if not any(row["n"] or "unscored" not in row for row in rows):
-        counts = [f"{sum(map(r.is_unlabelled, r.records))} of {len(r.records)} records have no labels" for r in results]
-        why = next(filter(None, (why_not(r, options) for r in results)), counts[0])
-        return {"columns": COLUMNS, "rows": [], "why": why, "left_out": "", "matrix": None}
-    unscored = {f"{row['model']} {row['method']} {row['metric']}": row.get("unscored") for row in rows
-              if row["part"] == "all"}  # fmt: skip
-    counts = [f"{name} {count}" for name, count in unscored.items() if count]
-    left_out = f"Records that cannot be scored and are not in n: {', '.join(counts)}." if counts else ""
-    return {"columns": COLUMNS, "rows": list(map(cells, rows)), "left_out": left_out,
-            "matrix": matrix(results, rows_of_each, metric)}  # fmt: skip
-
-
-def matrix(results: Sequence[ResultFile], rows_of_each: Sequence[list[dict]], metric: str) -> dict[str, Any]:
-    """Methods x object sizes: {"parts": ["all", "small", ...], "rows": [{"model", "method", "cells": [[score, n]]}]}.
-
-    A model's row of the answers without crop has None as its method; it comes once, or once for each result if these
-    differ. A cell is None where nothing counts.
-    """
-    sizes = dict.fromkeys(part for r in results for group, part in parts_of(r, ("size",)) if group == "size")
-    parts, rows = ["all", *sorted(sizes, key=place_of_size)], []
-    for name, own in zip(names_of(results), rows_of_each, strict=True):
-        found: dict[str, dict] = {}
-        for row in own:
-            if row["metric"] == metric and row["n"]:
-                found.setdefault(row["part"], row)
-        for method, field in ((None, "without_crop"), (name["method"], "with_crop")):
-            scored = [[found[part][field], found[part]["n"]] if part in found else None for part in parts]
-            row = {"model": name["model"], "method": method, "cells": scored}
-            if row not in rows:
-                rows.append(row)
-    return {"parts": parts, "rows": rows}
-
-
 def how_made(results: Sequence[ResultFile]) -> dict[str, Any]:
     """{"names", "rows": [[setting, its value in each result]]} of what .meta.json tells; no rows without one.
 
@@ -350,7 +302,8 @@ def write_page(
     metric, grader, options = judge_of(results[0], metric)
     about = {
         "title": title_of(results), "results": names_of(results), "note": note_on(results),
-        "scores": scores(results, metric, options), "metric": metric, "right": RIGHT, "colors": heat_colors(),
+        "scores": scores(results, metric, options), "risk": risk_curves(results, grader),
+        "metric": metric, "right": RIGHT, "colors": heat_colors(),
         "settings": how_made(results),
     }  # fmt: skip
     if about["note"]:

@@ -16,7 +16,8 @@ from vicrop.files import atomic_path, file_lock, read_json, read_meta, write_ato
 from vicrop.map_files import SavedMap, packed, read_maps, unpacked, write_maps
 
 # Fields of a record that a run fills in.
-OUTPUT_FIELDS = ("original_answer", "crop_answer", "bbox", "confidence", "gated", "views", "num_img_tokens", "error")
+OUTPUT_FIELDS = ("original_answer", "crop_answer", "bbox", "bboxes", "confidence", "gated", "views", "num_img_tokens",
+                 "error")  # fmt: skip
 
 
 class Results:

@@ -4,6 +4,7 @@
     vicrop findings attention                    # how much more attention the true place gets, by layer
     vicrop findings layers                       # right answers by layer: chosen on one half, judged on another
     vicrop findings overhead                     # seconds and forward passes of a question, by method
+    vicrop findings kinds --task streets         # right answers by kind of question (`category`), in all ways to crop
 
 All options of `vicrop run` may follow. The folder --out then has MODEL-TASK-FINDING.json and .png, and the measurements
 of each question: after a kill, the same command reuses them.
@@ -29,6 +30,7 @@ FINDINGS = {
     "attention": "rel_att",
     "layers": "rel_att,grad_att",
     "overhead": "rel_att,grad_att,pure_grad,loc_att,rel_att_high,grad_att_high,pure_grad_high,loc_att_high",
+    "kinds": "rel_att,grad_att,pure_grad,loc_att,rel_att_zoom,gt_crop,grid_crops,random_crop,center_crop",
 }
 OWN_METHODS = "those of the finding"  # what --method is by default
 
@@ -62,7 +64,7 @@ def parse(
 
 def refuse_useless(finding: str, typed: argparse.Namespace) -> None:
     """ValueError, naming the option, if an option of a run makes no sense for a finding."""
-    by_layer, singly = finding in ("attention", "layers"), finding != "sizes"
+    by_layer, singly = finding in ("attention", "layers"), finding not in ("sizes", "kinds")
     one_by_one = f"{finding} asks one question at a time and keeps no maps"
     rules = [
         ("image", typed.image, "findings are about the questions of a task"),
@@ -70,6 +72,13 @@ def refuse_useless(finding: str, typed: argparse.Namespace) -> None:
         ("layer", by_layer and typed.layer is not None, "this finding is about all layers"),
         ("batch_size", singly and typed.batch_size, one_by_one),
         ("crop_below", typed.crop_below is not None, "a finding is about the crops of all questions"),
+        (
+            "regions",
+            finding in ("attention", "kinds") and typed.regions > 1,
+            "this finding needs no crops"
+            if finding == "attention"
+            else "this finding asks with one to three by itself",
+        ),
         ("save_maps", singly and typed.save_maps, one_by_one),
     ]
     for option, given, why in rules:

@@ -15,17 +15,18 @@ from vicrop.findings.table import Table, estimate, in_words
 
 def scores_by_layer(task_model: TaskModel, record: dict) -> dict[str, Any]:
     """{"score", "with_crop": {method: {layer or MEAN: score}}} of a record; layers as texts."""
-    batch, answers = task_model.ask(record), {}  # {box: answer}: layers with the same box share an answer
+    batch, answers = task_model.ask(record), {}  # {boxes: answer}: layers with the same boxes share an answer
     score_of, scores = task_model.grade(task_model.answer(batch), record), {name: {} for name in task_model.methods}
     for name, method in task_model.methods.items():
         for choice in (
             MEAN,
             *task_model.layers,
         ):  # the mean comes first: it reads all layers at once, and the session keeps them
-            ((box, *_),) = batch.find(method.bind(task_model.model, choice))
-            if box not in answers:
-                (answers[box],) = batch.session.answer(batch.prompts, crops=[batch.session.images[0].crop(box)])
-            scores[name][str(choice)] = task_model.grade(answers[box], record)
+            ((boxes, *_),) = batch.find(method.bind(task_model.model, choice))
+            if boxes not in answers:
+                crops = [[batch.session.images[0].crop(box) for box in boxes]]
+                (answers[boxes],) = batch.session.answer(batch.prompts, crops=crops)
+            scores[name][str(choice)] = task_model.grade(answers[boxes], record)
     return {"score": score_of, "with_crop": scores}
 
 

@@ -26,6 +26,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     plotted: tuple[str, ...] = ()  # the series that are drawn; all if empty
     digits: int = 1  # after the point
+    turned: bool = False  # are bars grouped by series, and `plotted` names rows?
     even: float | None = None  # the value that means "no difference"; if given, the axis is logarithmic
 
 
@@ -58,10 +59,16 @@ def show(table: Table) -> None:
         print(note)
 
 
+def turned(rows: dict[Any, dict[str, Estimate]]) -> dict[str, dict[Any, Estimate]]:
+    """{series: {row: estimate}} of {row: {series: estimate}}."""
+    return {name: {row: series[name] for row, series in rows.items()} for name in next(iter(rows.values()))}
+
+
 def figure(table: Table, title: str) -> Figure:
     """The plot of a Table: curves over layers, bars over anything else."""
+    rows = turned(table.rows) if table.turned else table.rows
     rows = {row: {name: found for name, found in series.items() if not table.plotted or name in table.plotted}
-            for row, series in table.rows.items()}  # fmt: skip
+            for row, series in rows.items()}  # fmt: skip
     if table.rows_are == "layer":
         return curves_figure(rows, table.rows_are, table.unit, title, table.even)
     return bars_figure(rows, table.unit, title)

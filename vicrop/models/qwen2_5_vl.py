@@ -97,13 +97,14 @@ class QwenAdapter(Adapter):
         vision = self.model.config.vision_config
         return unpatchify(values, layout.grid, self.merge, vision.temporal_patch_size, vision.patch_size)
 
-    def record_fields(self, layout: Layout, crop: Image.Image) -> dict[str, Any]:
-        """`num_img_tokens`: the image tokens of the prompt with image and crop."""
-        settings = self.processor.image_processor
+    def record_fields(self, layout: Layout, crops: Sequence[Image.Image]) -> dict[str, Any]:
+        """`num_img_tokens`: the image tokens of the prompt with image and crops."""
+        settings, tokens = self.processor.image_processor, layout.num_tokens
         limits = {"min_pixels": self.size["shortest_edge"], "max_pixels": self.size["longest_edge"]}
-        width, height = multiple_size(crop.size, settings.patch_size * settings.merge_size)
-        patches = settings.get_number_of_image_patches(height, width, limits)
-        return {"num_img_tokens": layout.num_tokens + patches // self.merge**2}
+        for crop in crops:
+            width, height = multiple_size(crop.size, settings.patch_size * settings.merge_size)
+            tokens += settings.get_number_of_image_patches(height, width, limits) // self.merge**2
+        return {"num_img_tokens": tokens}
 
 
 ADAPTER = QwenAdapter

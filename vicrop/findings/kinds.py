@@ -1,0 +1,166 @@
+"""Right answers by the kind of question: which gain from a crop, which do not, which lose, and what repairs that.
+
+It is made of results of `vicrop run`: those of one region lie in --save_path, those of more in folders in it. So it
+goes on after a kill, and uses what has been answered before.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vicrop.choices import Regions, wants_crop
+from vicrop.dataset import Id, pick
+from vicrop.evaluation.confidence import has_confidence, sureness, why_without
+from vicrop.evaluation.ensembles import chosen_by_rules, votes_of
+from vicrop.evaluation.paired import Common, in_common
+from vicrop.evaluation.result_files import ResultFile, result_path
+from vicrop.evaluation.runner import run_task
+from vicrop.evaluation.scores import ScoreOptions
+from vicrop.evaluation.settings import RunSettings
+from vicrop.evaluation.tasks import questions_of
+from vicrop.findings.measure import NO_CROP, file_of, images_of, with_methods
+from vicrop.findings.table import Estimate, Table, estimate, in_words
+from vicrop.tables import METHODS
+
+GATE = 0.9  # a crop is made only where the first answer is less probable
+MOST_REGIONS = 3
+TOGETHER = ("rel_att", "grad_att", "loc_att")  # whose answers are one ensemble, the first answer with them
+TRUE_CROP, GRID = "gt_crop", "grid_crops"  # beside the first method, they are asked with several regions, too
+ENSEMBLE, ALL = "ensemble", "all"
+SHOWN = 3  # ways that repair a kind, at most
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The scores of what was answered in different ways, about the questions that have one in all of them.
+
+    Attributes:
+        scores: {way: (n,) scores}; the first way is without a crop. main: the way that others are held against.
+        repairs: the ways that may repair what `main` does.
+        kinds: of each question its kind; images: its image.
+    """
+
+    scores: Mapping[str, np.ndarray]
+    main: str
+    repairs: Sequence[str]
+    kinds: Sequence[str]
+    images: Sequence[str]
+
+    def of(self, kind: str, scores: np.ndarray) -> Estimate:
+        """The estimate of the scores of one kind of questions, or of ALL."""
+        chosen = [number for number, own in enumerate(self.kinds) if kind in (own, ALL)]
+        return estimate(scores[chosen].tolist(), [self.images[number] for number in chosen])
+
+    @property
+    def names(self) -> list[str]:
+        """The kinds by name, and ALL."""
+        return [*sorted(set(self.kinds)), ALL]
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+def kinds(run: RunSettings, out: Path) -> Table:
+    """Right answers by the field `category` of the records, without a crop and in all ways to make crops.
+
+    Raises:
+        ValueError: no record has a category; the first method makes no map.
+    """
+    records = pick(questions_of(run), run.ids, run.limit)
+    records = [record for record in records if record.get("category")]
+    if not records:
+        raise ValueError(f"{run.question_path}: no record has a `category`, the kind of its question: in a clone, "
+                         "python -m tiny.sets makes records that have")  # fmt: skip
+    main, notes = run.how.names[0], []
+    if "map" not in METHODS[main]:
+        raise ValueError(f"--method {main}: the first method must make a map, since it is asked with several regions")
+    names = [name for name in run.how.names if name != GRID]  # one part of a grid is the whole image
+    beside = [name for name in (TRUE_CROP, GRID) if name in run.how.names]
+    if TRUE_CROP in names and not any(record.get("gt_bbox") for record in records):
+        names, beside = ([name for name in some if name != TRUE_CROP] for some in (names, beside))
+        notes.append(f"no record has a gt_bbox, so there is no {TRUE_CROP}")
+    files = dict(answered(run, names))
+    for most in range(2, MOST_REGIONS + 1):
+        files |= {f"{name}, {most} regions": file for name, file in answered(run, [main, *beside], most)}
+    ways = ways_of(files, main, run, {record["id"] for record in records})
+    shown = (NO_CROP, main, f"{main}, 2 regions", gated(main), ENSEMBLE, TRUE_CROP)
+    shown = tuple(way for way in shown if way in ways.scores)
+    rows = {way: {kind: ways.of(kind, scores) for kind in ways.names} for way, scores in ways.scores.items()}
+    table = Table("right answers by kind of question", "method", "% right", rows, [*notes, *sentences(ways)],
+                  plotted=shown, turned=True)  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    with_lines = "\n".join([*markdown(table, shown), "", *markdown(table, list(rows)), "", *table.notes, ""])
+    file_of(run, out, "kinds", ".md").write_text(with_lines)
+    return table
+
+
+def answered(run: RunSettings, names: Sequence[str], most: int = 1) -> Iterator[tuple[str, ResultFile]]:
+    """Yield (method, its result) with up to so many regions; what has been answered before is not asked again."""
+    if most > 1:
+        how = replace(run.how, regions=Regions(most, run.how.regions.share))
+        run = replace(run, how=how, save_path=run.save_path / f"regions_{most}")
+    run = with_methods(run, names)
+    run_task(run)  # uses results that exist, or refuses them if their settings differ
+    for name in run.how.names:
+        yield name, ResultFile.read(result_path(run.save_path, run.model.name, run.task, name))
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+def gated(main: str) -> str:
+    """The name of a method's gated way."""
+    return f"{main} below {GATE:g}"
+
+
+def ways_of(files: Mapping[str, ResultFile], main: str, run: RunSettings, wanted: set[Id]) -> Ways:
+    """The Ways of some results, about these records.
+
+    Raises:
+        ValueError: no record has a score in all of them; one does not tell how sure the model was.
+    """
+    members = [way for way in TOGETHER if way in files]
+    for way in dict.fromkeys((main, *members)):
+        if not has_confidence(files[way].records):
+            raise ValueError(why_without(files[way]))
+    metric, results = next(iter(run.metrics)), list(files.values())
+    common = next((each for each in in_common(results, ScoreOptions()) if each.metric == metric), None)
+    kept = [number for number, record in enumerate(common.records[0]) if record["id"] in wanted] if common else []
+    if common is None or not kept:
+        raise ValueError(f"{run.question_path}: no record with a category has a score by {metric} in all ways")
+    records = {way: [own[number] for number in kept] for way, own in zip(files, common.records, strict=True)}
+    pairs = {way: np.array(own, float)[kept] for way, own in zip(files, common.pairs, strict=True)}  # (n, 2)
+    (before, after), sure = pairs[main].T, np.array([sureness(record) or (0.0, 0.0) for record in records[main]])
+    cropped = np.array([wants_crop(p, GATE) for p in sure[:, 0]])
+    scores = {NO_CROP: before, **{way: own[:, 1] for way, own in pairs.items()}}
+    scores[gated(main)] = np.where(cropped, after, before)
+    scores[f"{main}, the surer answer"] = np.where(sure[:, 1] >= sure[:, 0], after, before)
+    if len(members) > 1:
+        shared = Common(metric, [records[way] for way in members], [list(map(tuple, pairs[way])) for way in members], 0)
+        scores[ENSEMBLE] = chosen_by_rules(votes_of([files[way] for way in members], shared))["highest p"]
+    repairs = [way for way in scores if way not in {NO_CROP, *METHODS} and not way.startswith((TRUE_CROP, GRID))]
+    about = [str(record["category"]) for record in records[main]]
+    return Ways(scores, main, repairs, about, images_of(records[main]))
+
+
+# ------------------------------------------------------------------------------------------------------------ in words
+def sentences(ways: Ways) -> Iterator[str]:
+    """Yield for each kind what the main method's crop does to it, and which ways are better than that."""
+    plain, main = ways.scores[NO_CROP], ways.scores[ways.main]
+    for kind in ways.names:
+        change = ways.of(kind, main - plain)
+        what = "gains" if change["low"] > 0 else "loses" if change["high"] < 0 else "does not change"
+        better = {way: ways.of(kind, ways.scores[way] - main) for way in ways.repairs}
+        best = sorted((way for way, found in better.items() if found["low"] > 0), key=lambda way: -better[way]["mean"])
+        repaired = ", ".join(f"{way} by {in_words(better[way])}" for way in best[:SHOWN])
+        rest = f"; better than that: {repaired}" if best else "; nothing is better than that"
+        yield f"{kind} {what} with {ways.main} ({in_words(change)} points){rest}"
+
+
+def markdown(table: Table, ways: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a Markdown table of some ways: right answers in %, with half of the interval."""
+    names = list(table.rows[ways[0]])
+    yield f"| | {' | '.join(names)} |"
+    yield "|---" * (len(names) + 1) + "|"
+    for way in ways:
+        found = [table.rows[way][kind] for kind in names]
+        cells = [f"{each['mean']:.1f} ± {(each['high'] - each['low']) / 2:.1f}" for each in found]
+        yield f"| {way} | {' | '.join(cells)} |"
