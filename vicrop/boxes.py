@@ -16,7 +16,9 @@ from vicrop.layouts import Region, Size
 WINDOW_RATIOS = (1, 1.2, 1.4, 1.6, 1.8, 2)
 
 
-def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size: float = 336) -> Region:
+def bbox_from_att_image_adaptive(
+    att_map: ArrayLike, image_size: Size, bbox_size: float = 336, ratios: Sequence[float] = WINDOW_RATIOS
+) -> Region:
     """The crop window that stands out most from its neighbours (ViCrop, section 5: bounding box selection).
 
     Windows of `bbox_size` times 1 to 2 slide over the map cell by cell; each size proposes its largest sum; the size
@@ -26,6 +28,7 @@ def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size
         att_map: (h, w) importance of the cells, row 0 at the top; it covers the whole image.
         image_size: (width, height) of the image in pixels.
         bbox_size: base side of the window in pixels of the image.
+        ratios: the multiples of it that windows may have, ascending.
     Returns:
         (x1, y1, x2, y2) ints, pixels, inside the image.
     Raises:
@@ -45,11 +48,11 @@ def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size
     # Sums from an integral image carry rounding noise that grows with the total; below it, two windows are equal.
     noise = 1e-12 * np.abs(att_map).sum()
     best = None
-    for ratio in WINDOW_RATIOS:
+    for ratio in ratios:
         n_x = max(1, min(int(bbox_size * ratio / cell_w), columns))
         n_y = max(1, min(int(bbox_size * ratio / cell_h), rows))
         if (n_x, n_y) == (columns, rows):
-            if ratio == 1:
+            if ratio == ratios[0]:
                 return 0, 0, int(width), int(height)
             continue
         sums = window_sums(att_map, n_x, n_y)
@@ -78,10 +81,11 @@ def square_around(x: int, y: int, side: float, image_size: Size) -> Region:
     return max(0, x - half), max(0, y - half), min(width, x + half), min(height, y + half)
 
 
-def bbox_in_region(att_map: ArrayLike, region: Region, image_size: Size, bbox_size: float) -> Region:
+def bbox_in_region(att_map: ArrayLike, region: Region, image_size: Size, bbox_size: float,
+                   ratios: Sequence[float] = WINDOW_RATIOS) -> Region:  # fmt: skip
     """`bbox_from_att_image_adaptive` for a map that covers `region` (xyxy pixels), clipped to the image."""
     left, top, right, bottom = region
-    x1, y1, x2, y2 = bbox_from_att_image_adaptive(att_map, (right - left, bottom - top), bbox_size)
+    x1, y1, x2, y2 = bbox_from_att_image_adaptive(att_map, (right - left, bottom - top), bbox_size, ratios)
     return clip_box((x1 + left, y1 + top, x2 + left, y2 + top), image_size)
 
 

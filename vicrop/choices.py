@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vicrop.tables import MAX_NEW_TOKENS, VIEWS
+from vicrop.tables import CROPPERS, MAX_NEW_TOKENS, VIEWS
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class MethodChoice:
         max_image_pixels: open images of up to so many pixels; None: Pillow's own limit.
         crop_below: crop only where the model is less sure of its first answer than this (see `wants_crop`).
         views: of the `_zoom` methods, how many views of an image they may take.
+        croppers: the checkpoints of external croppers, as in tables.CROPPERS.
     """
 
     names: tuple[str, ...] = ("rel_att",)
@@ -55,6 +56,7 @@ class MethodChoice:
     max_image_pixels: int | None = None
     crop_below: float | None = None
     views: int = VIEWS
+    croppers: Mapping[str, str] = field(default_factory=lambda: dict(CROPPERS))
 
 
 def wants_crop(confidence: float, crop_below: float | None) -> bool:

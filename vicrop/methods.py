@@ -97,6 +97,7 @@ class Questions(NamedTuple):
     general_prompt: str
     of: list[int]  # for each the number of its image
     records: Sequence[dict]  # for each its data record, for boxes that come from it
+    questions: Sequence[str] = ()  # each as it is asked for the map, without the model's template
 
 
 class Found(NamedTuple):

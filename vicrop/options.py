@@ -7,7 +7,18 @@ import argparse
 
 from vicrop.choices import MethodChoice, ModelChoice
 from vicrop.images import MOST_PIXELS, refuse_bad_limit
-from vicrop.tables import DTYPES, GENERATION, MAX_NEW_TOKENS, METHODS, MODELS, OPTIONS, PER_SAMPLE, VIEWS, known
+from vicrop.tables import (
+    CROPPERS,
+    DTYPES,
+    GENERATION,
+    MAX_NEW_TOKENS,
+    METHODS,
+    MODELS,
+    OPTIONS,
+    PER_SAMPLE,
+    VIEWS,
+    known,
+)
 
 
 # ------------------------------------------------------------------------------------------------- values of options
@@ -76,6 +87,9 @@ def add_method_options(parser: argparse.ArgumentParser, method: str = "rel_att")
     add("--crop_below", type=bound_option, metavar="P", help="crop only where the model gives its first answer a "
         "probability below P: 0 is never, 1 always; default: always")  # fmt: skip
     add("--views", type=int, default=VIEWS, help="views of an image that a _zoom method may take")
+    add("--clip", default=CROPPERS["clip"], help="CLIP of clip_crop, detector_crop and sam_crop: hub id or folder")
+    add("--detector", default=CROPPERS["detector"], help="object detector of detector_crop: hub id or folder")
+    add("--sam", default=CROPPERS["sam"], help="Segment Anything of sam_crop: hub id or folder")
     add("--max_image_pixels", type=int, help="open images of up to so many pixels; default: 89478485, at most "
         f"{MOST_PIXELS}")  # fmt: skip
 
@@ -127,4 +141,5 @@ def method_choice(given: argparse.Namespace) -> MethodChoice:
         raise ValueError(f"--views {given.views} is not at least 1")
     heads = heads_of(given.model, given.model_id, given.loc_heads)
     heads = None if heads is None else tuple(heads)
-    return MethodChoice(names, given.layer, heads, given.max_image_pixels, given.crop_below, given.views)
+    croppers = {name: getattr(given, name) for name in CROPPERS}
+    return MethodChoice(names, given.layer, heads, given.max_image_pixels, given.crop_below, given.views, croppers)

@@ -97,7 +97,7 @@ TASKS = {
 SIZES = {"small": 0.005, "medium": 0.05, "large": float("inf")}
 
 # name -> the function of the model's module that makes the map ("tiles": of each tile of the image; "zoom": of windows,
-# see zoom.py), or the function of boxes.py that chooses the box without a map.
+# see zoom.py), the function of boxes.py that chooses the box without a map, or which of CROPPERS do (see croppers.py).
 METHODS: dict[str, dict[str, Any]] = {
     "rel_att": {"map": "rel_att", "tiles": False},
     "grad_att": {"map": "grad_att", "tiles": False},
@@ -114,6 +114,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "gt_crop": {"box": "gt_crop"},
     "center_crop": {"box": "center_crop"},
     "random_crop": {"box": "random_crop"},
+    "clip_crop": {"models": ("clip",)},
+    "detector_crop": {"models": ("detector", "clip")},
+    "sam_crop": {"models": ("sam", "clip")},
+}
+
+# The models of external croppers: option -> its checkpoint where nothing is said, hub id or folder.
+CROPPERS = {
+    "clip": "openai/clip-vit-base-patch32",
+    "detector": "PekingU/rtdetr_r50vd",
+    "sam": "facebook/sam-vit-huge",
 }
 
 # Of floating numbers; auto: bfloat16 on CUDA, float32 elsewhere.
