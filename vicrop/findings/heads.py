@@ -14,7 +14,7 @@ from vicrop.attribution import attention as attention_maps
 from vicrop.dataset import box_of
 from vicrop.evaluation.settings import RunSettings
 from vicrop.findings.measure import TaskModel, halved, images_of, measured
-from vicrop.findings.phrases import phrases_of
+from vicrop.findings.phrases import conv_mode_of, phrases_of
 from vicrop.findings.sample import chosen
 from vicrop.findings.table import Estimate, Table, difference, estimate, in_words
 from vicrop.heads import (
@@ -48,18 +48,19 @@ Orders = Mapping[str, list[list[Head]]]  # variant -> one or several orders of h
 
 
 # ---------------------------------------------------------------------------------------------------- which heads
-def read_maps(task_model: TaskModel, record: dict) -> tuple[ImageSession, np.ndarray]:
+def read_maps(mode: str, task_model: TaskModel, record: dict) -> tuple[ImageSession, np.ndarray]:
     """(the session of a record's image, the attention (layers, heads, h, w) of its phrase's last token)."""
     session = task_model.ask(record).session
     if task_model.layers != tuple(range(len(task_model.layers))):  # a head is named by the place of its layer
         raise ValueError(f"every layer of the model must have attention, and only {task_model.layers} have it")
-    (maps,) = attention_maps(session, [session.adapter.phrase(record["question"])], task_model.layers)
+    prompt = {"referseg": session.adapter.phrase, "vqa": session.adapter.prompt}[mode](record["question"])
+    (maps,) = attention_maps(session, [prompt], task_model.layers)
     return session, maps.cpu().numpy()
 
 
-def measures_of(task_model: TaskModel, record: dict) -> dict[str, Any]:
+def measures_of(mode: str, task_model: TaskModel, record: dict) -> dict[str, Any]:
     """{"sums", "entropy", "bottom"}: what the criteria see of each head (layers, heads); no entropy is None."""
-    found = Criteria().measure(read_maps(task_model, record)[1])
+    found = Criteria().measure(read_maps(mode, task_model, record)[1])
     entropy = [[float(each) if np.isfinite(each) else None for each in row] for row in found.entropy]
     return {"sums": found.sums.tolist(), "entropy": entropy, "bottom": found.bottom.tolist()}
 
@@ -90,9 +91,9 @@ def orders_of(samples: Sequence[Measures]) -> dict[str, list[list[Head]]]:
 
 
 # ------------------------------------------------------------------------------------------------ how good they are
-def hits_of(orders: Orders, task_model: TaskModel, record: dict) -> dict[str, Any]:
+def hits_of(orders: Orders, mode: str, task_model: TaskModel, record: dict) -> dict[str, Any]:
     """{variant: {RIGHT: [for 1, 2, ... heads], POINTING: [...]}} of a record, each in %; of random heads, means."""
-    session, maps = read_maps(task_model, record)
+    session, maps = read_maps(mode, task_model, record)
     (layout,), (image,) = session.layouts, session.images
     box = box_of(record, image_size=image.size)
     own, _ = ranked(Criteria().measure(maps), Criteria())
@@ -135,11 +136,13 @@ def heads(run: RunSettings, out: Path) -> Table:
     """
     run, dataset = phrases_of(run)
     choosing, judging = halved(chosen(dataset, "heads", run.ids, run.limit))
-    kept = measured(run, out, "heads-choosing", measures_of, records=choosing)
+    mode = conv_mode_of(run.model.name)
+    kept = measured(run, out, "heads-choosing", partial(measures_of, mode), records=choosing, conv_mode=mode)
     samples = [as_measures(record) for record in kept]
     orders = orders_of(samples)
     names = {name: [",".join(map(head_name, order)) for order in several] for name, several in orders.items()}
-    records = measured(run, out, "heads", partial(hits_of, orders), records=judging, heads=names)
+    how = {"heads": names, "conv_mode": mode}
+    records = measured(run, out, "heads", partial(hits_of, orders, mode), records=judging, **how)
     tables = {what: over_heads(records, what) for what in (RIGHT, POINTING)}
     main = tables[RIGHT]
     where = f"found on {len(samples)} phrases of {run.question_path}, judged on {len(records)} about other images"

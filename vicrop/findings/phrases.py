@@ -4,11 +4,14 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from vicrop.dataset import Query, box_of_truth, checked, refuse_bad_ids
 from vicrop.evaluation.settings import RunSettings
-from vicrop.files import in_repository, read_rows
+from vicrop.files import PACKAGE, in_repository, read_rows
 
 BESIDE = "grounding.jsonl"  # the phrases of a task, beside its questions
+SETTINGS = PACKAGE / "localization" / "conf" / "model"  # how phrases are read with some models
 
 
 def phrases_of(run: RunSettings) -> tuple[RunSettings, list[dict]]:
@@ -39,3 +42,9 @@ def phrases_of(run: RunSettings) -> tuple[RunSettings, list[dict]]:
         for row, image in zip(rows, images, strict=True)
     ]  # fmt: skip
     return replace(run, question_path=str(path), image_path=folder, hub=None), records
+
+
+def conv_mode_of(name: str) -> str:
+    """How a phrase stands before a model (config.ConvMode): as the settings of localization say, else by itself."""
+    path = SETTINGS / f"{name}.yaml"
+    return str(OmegaConf.load(path).get("conv_mode", "referseg")) if path.is_file() else "referseg"
