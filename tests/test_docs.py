@@ -36,7 +36,8 @@ WORK = {
     "vicrop.findings.attention": ("attention",), "vicrop.findings.layers": ("layers",),
     "vicrop.findings.overhead": ("overhead",), "vicrop.findings.windows": ("windows",),
     "vicrop.findings.high": ("high",), "vicrop.findings.gate": ("gate",), "vicrop.findings.budget": ("budget",),
-    "vicrop.findings.heads": ("heads",), "vicrop.findings.causal": ("causal",), "vicrop.prepare.releases": ("fetch", "prepare"),
+    "vicrop.findings.heads": ("heads",), "vicrop.findings.causal": ("causal",),
+    "vicrop.prepare.releases": ("fetch", "prepare"),
     "vicrop.localization.evaluate_boxes": ("evaluate",), "vicrop.localization.refcoco": ("convert",),
     "tiny.scenes": ("write_dataset",), "vicrop.app.command": ("serve",),
 }  # fmt: skip

@@ -1,17 +1,17 @@
 """Cells that every question lights are found, and can be left out; nothing else is."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
 
-from vicrop.files import read_json
+from vicrop.files import ROOT, read_json, read_rows
 from vicrop.localization import pipeline
 from vicrop.localization.config import Logic, Selection
 from vicrop.localization.grounding import ground
 from vicrop.localization.sinks import LEAST, SinkCounter, read_sinks, without_sinks, write_sinks
 
+PHRASES = ROOT / "data/demo/grounding.jsonl"
 SHAPE = (4, 2, 8, 8)
 HEAD, SINK = (2, 1), (6, 6)  # the head that localizes, and the cell that it lights whatever the question is
 
@@ -73,13 +73,13 @@ def test_a_batch_finds_sinks_and_goes_on_without_them(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["localization.pipeline"])
         pipeline.main(["model=llava_tiny", f"data.output_dir={tmp_path}", *told])
 
-    lines = ["data.data_file=data/demo/grounding.jsonl", f"data.end_index={LEAST}"]
+    lines = [f"data.data_file={PHRASES}", f"data.end_index={LEAST}"]
     localize("stage=batch", *lines)
     folder = tmp_path / "llava_tiny"
     localize("stage=batch_analyze", f"data.batch_attention_dir={folder}")
     sinks = read_sinks(folder / "attention_sinks.npz")
     assert sinks.ndim == 4
-    key = json.loads(open("data/demo/grounding.jsonl").readline())["id"]
+    key = read_rows(PHRASES)[0]["id"]
     before = read_json(folder / f"{key}_bbox.json")
     localize("stage=batch", *lines, f"logic.drop_sinks={folder}/attention_sinks.npz")
     after = read_json(folder / f"{key}_bbox.json")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vicrop.files import atomic_path
+from vicrop.heads import BINARIZE_THRESHOLD
 
 FILE = "attention_sinks.npz"
 LIT_IN = 0.95  # of the samples, at least, a sink is lit in
@@ -17,8 +18,8 @@ LEAST = 20  # samples to find sinks in: in fewer any cell may be lit by chance
 
 
 def lit(attention: np.ndarray) -> np.ndarray:
-    """(layers, heads, h, w) bool: the cells above the mean of their head's map."""
-    return attention > attention.mean((-2, -1), keepdims=True)
+    """(layers, heads, h, w) bool: the cells above the mean of their head's map, as criterion 2 sees them."""
+    return attention - attention.mean((-2, -1), keepdims=True) > BINARIZE_THRESHOLD
 
 
 class SinkCounter:
