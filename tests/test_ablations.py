@@ -67,7 +67,7 @@ def test_halves_are_about_different_images():
 def test_a_finding_says_how_long_it_will_take_before_it_goes_on(tmp_path, capsys):
     find(tmp_path, "high", "--limit", 4, "--method", "rel_att")
     said = capsys.readouterr().err
-    assert "4 of 4 questions to measure" not in said.partition("the task has 360")[2]
+    assert "llava_tiny high: 4 of 4 questions to measure, one at a time; the task has 360" in said
     assert "llava_tiny high: 2 more will take about" in said
     assert [duration(seconds) for seconds in (4, 300, 9000)] == ["4 s", "5 min", "2.5 h"]
 
@@ -138,7 +138,6 @@ def test_a_budget_counts_every_token_of_every_image(tmp_path):
         ways = record["ways"]
         plain = [ways[f"no crop at {int(factor * base)}"]["visual tokens"] for factor in budget.RESOLUTIONS]
         assert plain == sorted(plain)
-        assert max(plain[1] for _ in [0]) <= base / 16**2
         assert all(each <= factor * base / 16**2 for each, factor in zip(plain, budget.RESOLUTIONS, strict=True))
         assert all(way["seconds"] > 0 for way in ways.values())
         with_crop, tiled = ways[f"rel_att at {base}"], ways[f"rel_att_high at {base}"]
@@ -170,7 +169,7 @@ def test_heads_are_found_on_other_images_than_they_are_judged_on(tmp_path):
     mean = np.mean([record[of_heads.BOTH]["pointing"][2] for record in records])
     assert table["more"]["pointing"]["rows"]["3"][of_heads.BOTH]["mean"] == pytest.approx(mean)
     shares = [row["10 phrases"]["mean"] for row in table["more"]["frequency"]["rows"].values()]
-    assert shares == sorted(shares, reverse=True) or max(shares) <= 100
+    assert sum(shares) <= 300 + 1e-6  # three heads a trial
     for name in ("heads", "heads-pointing", "heads-frequency"):
         assert (tmp_path / f"llava_tiny-demo-{name}.png").exists()
     assert drawn

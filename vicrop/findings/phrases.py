@@ -28,10 +28,11 @@ def phrases_of(run: RunSettings) -> tuple[RunSettings, list[dict]]:
     if not path.is_file():
         raise FileNotFoundError(f"no phrases at {path}: --question_path must be a file of JSON lines with id, prompt, "
                                 f"image_path and bbox, or have {BESIDE} beside it")  # fmt: skip
-    rows = [row | {"id": row.get("id", row.get("question_id"))} for row in read_rows(path)]
+    rows = read_rows(path)
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} must have lines, each an object with id, prompt, image_path and bbox")
+    rows = [row | {"id": row.get("id", row.get("question_id"))} for row in rows]
     refuse_bad_ids(rows, path)
-    if not rows:
-        raise ValueError(f"{path} has no line")
     for row in rows:
         checked(row, Query, f"{path}, {row['id']!r}")
     images = [(path.parent / row["image_path"]).resolve() for row in rows]  # an absolute path stays as it is
