@@ -25,7 +25,8 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 def build_clip(side=28, patch=14):
     tokenizer = make_tokenizer([GENERAL])
     text = SMALL | {"vocab_size": len(tokenizer), "max_position_embeddings": 20, "eos_token_id": 2}
-    config = CLIPConfig(text, SMALL | {"image_size": side, "patch_size": patch}, projection_dim=16)
+    vision = SMALL | {"image_size": side, "patch_size": patch}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
     size = {"height": side, "width": side}
     processor = CLIPProcessor(CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=size), tokenizer)
     torch.manual_seed(0)
@@ -42,6 +43,7 @@ def build_yolos(side=32):
 
 
 def build_rt_detr(side=64):
+    """One that is sure of nothing."""
     backbone = RTDetrResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1],
                                   out_features=["stage2", "stage3", "stage4"])  # fmt: skip
     config = RTDetrConfig(
@@ -50,8 +52,10 @@ def build_rt_detr(side=64):
         decoder_layers=2, decoder_attention_heads=2, encoder_layers=1, num_denoising=0, num_labels=3,
     )  # fmt: skip
     torch.manual_seed(0)
-    processor = RTDetrImageProcessorPil(size={"height": side, "width": side})
-    return RTDetrForObjectDetection._from_config(config).eval(), processor
+    model = RTDetrForObjectDetection._from_config(config).eval()
+    for layer in model.model.decoder.class_embed:
+        layer.bias.data.fill_(-9)
+    return model, RTDetrImageProcessorPil(size={"height": side, "width": side})
 
 
 def build_sam(side=64):
@@ -62,7 +66,9 @@ def build_sam(side=64):
     prompt = {"hidden_size": 32, "image_size": side, "patch_size": 16, "image_embedding_size": side // 16}
     decoder = {"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
     torch.manual_seed(0)
-    model = SamModel._from_config(SamConfig(vision, prompt, decoder)).eval()
+    model = SamModel._from_config(
+        SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    ).eval()
     head = model.mask_decoder.iou_prediction_head.proj_out
     head.weight.data.zero_()
     head.bias.data.fill_(0.99)

@@ -259,7 +259,7 @@ class MapMethod(Method):
 
     def find(self, questions: Questions) -> list[Found]:
         """See Method."""
-        session, prompts, general, of, _ = questions
+        session, prompts, general, of, *_ = questions
         if self.of_tiles:
             maps = [self.map_of_tiles(session, prompt, general, number)
                     for prompt, number in zip(prompts, of, strict=True)]  # fmt: skip

@@ -34,6 +34,7 @@ def scores_by_window(task_model: TaskModel, record: dict) -> dict[str, Any]:
 def boxes_of(batch: QuestionBatch, method: Method) -> dict[str, dict[str, Region]]:
     """{base in pixels: {multiple or CHOSEN: box}} of one map."""
     (image,), own, (found,) = batch.session.images, batch.session.adapter.bbox_size, batch.find(method)
+    assert found.att_map is not None  # `windows` refuses other methods
     return {
         f"{factor * own:g}": {
             choice: bbox_in_region(found.att_map, found.region, image.size, factor * own, ratios)
