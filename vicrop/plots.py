@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Estimate = Mapping[str, float]  # "mean", "low", "high"
 HEAT = "inferno"  # matplotlib's colours of importance
+TICK_WIDTH = 14  # characters in a line below a group of bars
 
 
 def from_0_to_1(att_map: np.ndarray) -> np.ndarray:
@@ -98,7 +100,7 @@ def bars_figure(rows: Mapping[str, Mapping[str, Estimate]], unit: str, title: st
         places = np.arange(len(rows)) + (number - (len(series) - 1) / 2) * width
         ends = np.maximum(0, (means - low, high - means))  # where nothing varies they are off by rounding
         axes.bar(places, means, width, yerr=ends, label=name, error_kw={"linewidth": 1})
-    axes.set_xticks(range(len(rows)), rows, parse_math=False)
+    axes.set_xticks(range(len(rows)), [fill(str(row), TICK_WIDTH) for row in rows], parse_math=False)
     axes.set(ylabel=unit, ylim=(0, None))
     axes.set_title(title, parse_math=False)
     if len(series) > 1:
