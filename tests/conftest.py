@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from builders import BUILDERS, build_llava
+from outsiders import saved_in
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 
@@ -21,6 +22,12 @@ def browser():
         found = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield found
         found.close()
+
+
+@pytest.fixture(scope="session")
+def croppers(tmp_path_factory):
+    """The options that name small models for external croppers: --clip FOLDER, ..."""
+    return saved_in(tmp_path_factory.mktemp("croppers"))
 
 
 @pytest.fixture(scope="session")

@@ -675,11 +675,11 @@ def unsound(tmp_path):
     return ["--model", "llava", "--model_id", tmp_path / "unsound", "--device", "cpu"], asked
 
 
-def test_every_method_says_that_logits_are_not_finite(unsound, tmp_path):
+def test_every_method_says_that_logits_are_not_finite(unsound, croppers, tmp_path):
     common, asked = unsound
     common, methods = [*common, "--save_path", tmp_path / "out"], ",".join(METHODS)
     with pytest.raises(SystemExit, match="no record could be answered"):
-        run.main([str(each) for each in [*common, *asked, "--method", methods, "--batch_size", "2"]])
+        run.main([str(each) for each in [*common, *asked, *croppers, "--method", methods, "--batch_size", "2"]])
     for method in METHODS:
         for record in json.loads((tmp_path / "out" / f"llava-demo-{method}.json").read_text()):
             assert "logits of the next token are NaN" in record["error"]

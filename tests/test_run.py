@@ -81,8 +81,8 @@ def alike(found, wanted):
         assert one.get("confidence") == pytest.approx(other.get("confidence"), rel=1e-3)
 
 
-def test_every_method_writes_its_file_and_the_score_lists_it(checkpoint, dataset, capsys):
-    run.main(options(checkpoint, dataset, "--method", ",".join(METHODS)))
+def test_every_method_writes_its_file_and_the_score_lists_it(checkpoint, dataset, croppers, capsys):
+    run.main(options(checkpoint, dataset, "--method", ",".join(METHODS), *croppers))
     records = json.loads((dataset / "data.json").read_text())
     maps = {}
     for method in METHODS:

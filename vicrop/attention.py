@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from vicrop.redirection import redirect
+
 Given = ParamSpec("Given")
 Got = TypeVar("Got")
 # Arguments of an attention function that change nothing beside mask and scaling: how to run it, or what masks say.
@@ -125,13 +127,14 @@ def _captured_attention(module, query, key, value, attention_mask, scaling=None,
     """The attention function of "captured": SDPA, and some rows of captured modules on the side."""
     _refuse_unknown(module, kwargs)
     capture, read = _CAPTURES.get(module), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if capture is not None and module not in capture.probs:  # later steps of a generation are not what was asked for
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         read = capture.read(module, query, key, value, attention_mask, scale)
         if read is not None and read.shape[1] == query.shape[2]:
             return read, None
     options = {"scaling": scaling, "dropout": dropout, **kwargs}
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    output = redirect(module, output, query, key, value, attention_mask, scale)
     return (output if read is None else torch.cat([output[:, : -read.shape[1]], read], 1)), None
 
 

@@ -24,7 +24,9 @@ class Window(NamedTuple):
     total: float
 
 
-def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size: float = 336) -> Region:
+def bbox_from_att_image_adaptive(
+    att_map: ArrayLike, image_size: Size, bbox_size: float = 336, ratios: Sequence[float] = WINDOW_RATIOS
+) -> Region:
     """The crop window that stands out most from its neighbours (ViCrop, section 5: bounding box selection).
 
     Windows of `bbox_size` times 1 to 2 slide over the map cell by cell; each size proposes its largest sum; the size
@@ -34,17 +36,19 @@ def bbox_from_att_image_adaptive(att_map: ArrayLike, image_size: Size, bbox_size
         att_map: (h, w) importance of the cells, row 0 at the top; it covers the whole image.
         image_size: (width, height) of the image in pixels.
         bbox_size: base side of the window in pixels of the image.
+        ratios: the multiples of it that windows may have, ascending.
     Returns:
         (x1, y1, x2, y2) ints, pixels, inside the image.
     Raises:
         ValueError: the map is empty, not two-dimensional, or holds NaN or inf (says how many cells).
     """
-    return bboxes_from_att_image(att_map, image_size, bbox_size)[0]
+    return bboxes_from_att_image(att_map, image_size, bbox_size, ratios=ratios)[0]
 
 
 def bboxes_from_att_image(
-    att_map: ArrayLike, image_size: Size, bbox_size: float = 336, regions: Regions = ONE
-) -> list[Region]:
+    att_map: ArrayLike, image_size: Size, bbox_size: float = 336, regions: Regions = ONE,
+    ratios: Sequence[float] = WINDOW_RATIOS,
+) -> list[Region]:  # fmt: skip
     """Up to `regions.most` boxes, one after the other: the first is that of `bbox_from_att_image_adaptive`.
 
     What a window covers is set to the map's minimum before the next one is looked for. The search ends where nothing
@@ -57,13 +61,13 @@ def bboxes_from_att_image(
     if width < 1 or height < 1 or bbox_size <= 0:
         raise ValueError(f"image size {image_size} and bbox_size {bbox_size} must be positive")
     least = left.min()
-    window = first = sharpest_window(left, image_size, bbox_size)
+    window = first = sharpest_window(left, image_size, bbox_size, ratios)
     boxes = [first.box]
     while len(boxes) < regions.most:
         left[window.cells] = least
         if left.max() == least:
             break
-        window = sharpest_window(left, image_size, bbox_size)
+        window = sharpest_window(left, image_size, bbox_size, ratios)
         if window.total < regions.share * first.total or window.box in boxes:
             break
         boxes.append(window.box)
@@ -81,18 +85,20 @@ def valid_map(att_map: ArrayLike) -> np.ndarray:
     return values
 
 
-def sharpest_window(att_map: np.ndarray, image_size: Size, bbox_size: float) -> Window:
+def sharpest_window(
+    att_map: np.ndarray, image_size: Size, bbox_size: float, ratios: Sequence[float] = WINDOW_RATIOS
+) -> Window:
     """The Window of `bbox_from_att_image_adaptive`, for a valid map."""
     (rows, columns), (width, height) = att_map.shape, image_size
     cell_w, cell_h = width / columns, height / rows
     # Sums from an integral image carry rounding noise that grows with the total; below it, two windows are equal.
     noise = 1e-12 * np.abs(att_map).sum()
     best = None
-    for ratio in WINDOW_RATIOS:
+    for ratio in ratios:
         n_x = max(1, min(int(bbox_size * ratio / cell_w), columns))
         n_y = max(1, min(int(bbox_size * ratio / cell_h), rows))
         if (n_x, n_y) == (columns, rows):
-            if ratio == 1:
+            if ratio == ratios[0]:
                 return Window(whole((int(width), int(height))), np.s_[:, :], float(att_map.sum()))
             continue
         sums = window_sums(att_map, n_x, n_y)
@@ -122,9 +128,12 @@ def square_around(x: int, y: int, side: float, image_size: Size) -> Region:
     return max(0, x - half), max(0, y - half), min(width, x + half), min(height, y + half)
 
 
-def bbox_in_region(att_map: ArrayLike, region: Region, image_size: Size, bbox_size: float) -> Region:
+def bbox_in_region(att_map: ArrayLike, region: Region, image_size: Size, bbox_size: float,
+                   ratios: Sequence[float] = WINDOW_RATIOS) -> Region:  # fmt: skip
     """`bbox_from_att_image_adaptive` for a map that covers `region` (xyxy pixels), clipped to the image."""
-    return bboxes_in_region(att_map, region, image_size, bbox_size)[0]
+    left, top, right, bottom = region
+    box = bbox_from_att_image_adaptive(att_map, (right - left, bottom - top), bbox_size, ratios)
+    return placed(box, region, image_size)
 
 
 def bboxes_in_region(
@@ -133,8 +142,13 @@ def bboxes_in_region(
     """`bboxes_from_att_image` for a map that covers `region` (xyxy pixels), each clipped to the image; all differ."""
     left, top, right, bottom = region
     found = bboxes_from_att_image(att_map, (right - left, bottom - top), bbox_size, regions)
-    clipped = (clip_box((x1 + left, y1 + top, x2 + left, y2 + top), image_size) for x1, y1, x2, y2 in found)
-    return list(dict.fromkeys(clipped))
+    return list(dict.fromkeys(placed(box, region, image_size) for box in found))
+
+
+def placed(box: Region, region: Region, image_size: Size) -> Region:
+    """A box of a map's own region as one of the image, clipped."""
+    left, top, *_ = region
+    return clip_box((box[0] + left, box[1] + top, box[2] + left, box[3] + top), image_size)
 
 
 def clip_box(box: Sequence[float], image_size: Size) -> Region:

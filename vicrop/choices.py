@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vicrop.tables import MAX_NEW_TOKENS, REGION_SHARE, VIEWS
+from vicrop.tables import CROPPERS, MAX_NEW_TOKENS, REGION_SHARE, VIEWS
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class MethodChoice:
         crop_below: crop only where the model is less sure of its first answer than this (see `wants_crop`).
         views: of the `_zoom` methods, how many views of an image they may take.
         regions: how many crops of an image a question is asked with.
+        croppers: the checkpoints of external croppers, as in tables.CROPPERS.
     """
 
     names: tuple[str, ...] = ("rel_att",)
@@ -81,6 +82,7 @@ class MethodChoice:
     crop_below: float | None = None
     views: int = VIEWS
     regions: Regions = ONE
+    croppers: Mapping[str, str] = field(default_factory=lambda: dict(CROPPERS))
 
 
 def wants_crop(confidence: float, crop_below: float | None) -> bool:

@@ -18,6 +18,7 @@ from vicrop.attribution import answers_with_gradients
 from vicrop.checkpoints import load_model as load_model  # notebooks import it from here
 from vicrop.checkpoints import model_module
 from vicrop.choices import ONE, Regions, wants_crop
+from vicrop.croppers import ExternalCrop
 from vicrop.dataset import refuse_other_size
 from vicrop.decoding import Answer
 from vicrop.images import ImageSource
@@ -25,7 +26,7 @@ from vicrop.known_heads import heads_of
 from vicrop.layouts import Region, whole
 from vicrop.methods import CropBaseline, Found, Method, Questions
 from vicrop.session import ImageSession
-from vicrop.tables import GENERAL_PROMPT, MAX_NEW_TOKENS, METHODS, REGION_SHARE, VIEWS, known
+from vicrop.tables import CROPPERS, GENERAL_PROMPT, MAX_NEW_TOKENS, METHODS, REGION_SHARE, VIEWS, known
 from vicrop.zoom import ZoomMethod
 
 Places = tuple[int, tuple[Region, ...]]  # the number of a question, and the boxes that it is asked with
@@ -102,6 +103,7 @@ class QuestionBatch:
         self.prompts, self.general = [ask(question) for question in questions], ask(GENERAL_PROMPT)
         self.map_prompts = [ask(short) if short else prompt
                             for short, prompt in zip(short_questions, self.prompts, strict=True)]  # fmt: skip
+        self.bare = [short or question for short, question in zip(short_questions, questions, strict=True)]
 
     def original_answers(self, methods: Mapping[str, Method]) -> list[Answer]:
         """The answers without a crop; rows that maps of the same prompts will need are read off their first pass."""
@@ -119,7 +121,8 @@ class QuestionBatch:
         asked = range(len(self.prompts)) if numbers is None else numbers
         prompts, of = [self.map_prompts[number] for number in asked], [self.of[number] for number in asked]
         records = [self.records[number] for number in asked if number < len(self.records)]
-        return method.find(Questions(self.session, prompts, self.general, of, records))
+        bare = [self.bare[number] for number in asked]
+        return method.find(Questions(self.session, prompts, self.general, of, records, bare))
 
     def results(self, method: Method, original_answers: Sequence[Answer]) -> list[CropResult]:
         """What a method found for each question, and the answers with its crops.
@@ -156,29 +159,36 @@ class QuestionBatch:
 
 
 def build_methods(module: ModuleType, methods: Sequence[str], model: PreTrainedModel, layer: Any = None,
-                  heads: Any = None, views: int = VIEWS, regions: Regions = ONE,
+                  heads: Any = None, views: int = VIEWS, regions: Regions = ONE, croppers: Mapping[str, str] = CROPPERS,
                   **options: Any) -> dict[str, Method]:  # fmt: skip
     """{name: the Method, bound to a model}.
 
     Args:
         layer: for every method that makes a map; heads: for those that read attention heads (see methods.MapMethod).
         views: how many views of an image a `_zoom` method may take; regions: how many boxes each method may choose.
+        croppers: the checkpoints of external croppers, as in tables.CROPPERS.
         options: those of the model's adapter.
     Raises:
         ValueError: an unknown method; a model or an option that the adapter cannot have; a layer or a head that the
             model does not have, or a layer for a method that reads none.
     """
     module.ADAPTER.check(model, **options)
-    found = {name: method_of(module, name, views).with_regions(regions) for name in methods}
+    found = {name: method_of(module, name, views, croppers).with_regions(regions) for name in methods}
     if layer is not None and not any(method.makes_map for method in found.values()):
         raise ValueError(f"layer={layer!r} has no meaning here: {', '.join(found)} reads no layer")
     return {name: method.bind(model, layer if method.makes_map else None, heads if "heads" in method.reads else None)
             for name, method in found.items()}  # fmt: skip
 
 
-def method_of(module: ModuleType, name: str, views: int = VIEWS) -> Method:
-    """The Method of a family's module under a name of info.METHODS; a `_zoom` one takes up to so many views."""
+def method_of(module: ModuleType, name: str, views: int = VIEWS, models: Mapping[str, str] = CROPPERS) -> Method:
+    """The Method of a family's module under a name of info.METHODS; a `_zoom` one takes up to so many views.
+
+    Args:
+        models: of external croppers, as in tables.CROPPERS; nothing of them is loaded yet.
+    """
     row = METHODS[known(name, METHODS, "method")]
+    if "models" in row:
+        return ExternalCrop(name, {each: models[each] for each in row["models"]})
     if "boxes" in row:
         return CropBaseline(getattr(baselines, row["boxes"]))
     method = getattr(module, row["map"])
@@ -200,7 +210,8 @@ def vicrop_qa(model_name: str, method_name: str, image_path: ImageSource, questi
         short_question: asked in place of the question for the map only.
         options: `layer=`, `heads=` (as methods.MapMethod takes them; by default those of `heads_of`), `crop_below=`
             (see QuestionBatch), `views=` of a `_zoom` method, `regions=` and `region_share=` (see choices.Regions),
-            `max_new_tokens=` of an answer, and options of the model's adapter (`prompt=`, `geometry=`, ...).
+            `croppers=` (checkpoints, by the names of tables.CROPPERS), `max_new_tokens=` of an answer, and options of
+            the model's adapter (`prompt=`, `geometry=`, ...).
     Returns:
         (original_answer, crop_answer, bbox): strings and (x1, y1, x2, y2) ints in pixels of the image, of several crops
         the first one's; the box is None where `crop_below` let no crop be made.
@@ -208,9 +219,9 @@ def vicrop_qa(model_name: str, method_name: str, image_path: ImageSource, questi
     module, layer = model_module(model_name), options.pop("layer", None)
     crop_below, views = options.pop("crop_below", None), options.pop("views", VIEWS)
     regions = Regions(options.pop("regions", 1), options.pop("region_share", REGION_SHARE))
-    most = options.pop("max_new_tokens", MAX_NEW_TOKENS)
+    most, models = options.pop("max_new_tokens", MAX_NEW_TOKENS), CROPPERS | options.pop("croppers", {})
     heads = options.pop("heads", None) or heads_of(model_name, model.name_or_path)
-    methods = build_methods(module, [method_name], model, layer, heads, views, regions, **options)
+    methods = build_methods(module, [method_name], model, layer, heads, views, regions, models, **options)
     session = ImageSession([image_path], model, processor, most, **options)
     batch = QuestionBatch(session, [question], short_questions=[short_question], crop_below=crop_below)
     (found,) = batch.results(methods[method_name], batch.original_answers(methods))

@@ -167,12 +167,15 @@ def greedy(measures: Measures, criteria: Criteria) -> list[Head]:
     return (passed or _in_order(later, -measures.sums))[: criteria.top_k]
 
 
-def counts(samples: Sequence[Measures], criteria: Criteria) -> np.ndarray:
+def counts(samples: Sequence[Measures], criteria: Criteria, attentive: np.ndarray | None = None) -> np.ndarray:
     """(layers, heads) int: in how many samples a head is among the `count_k` of lowest entropy.
 
-    Only heads count that pass criterion 1 on average over the samples (the paper's section 3.3).
+    Args:
+        attentive: (layers, heads) bool, the heads that may count; None: those that pass criterion 1 on average over the
+            samples (the paper's section 3.3).
     """
-    attentive = criteria.attentive(np.mean([each.sums for each in samples], 0))
+    if attentive is None:
+        attentive = criteria.attentive(np.mean([each.sums for each in samples], 0))
     found = np.zeros(attentive.shape, dtype=int)
     for each in samples:
         eligible = _heads(attentive & each.compact)

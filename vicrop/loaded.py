@@ -24,9 +24,9 @@ class LoadedModel:
     options: Mapping[str, Any]  # of the adapter
     max_new_tokens: int  # of an answer
 
-    def session(self, images: Sequence[Any]) -> ImageSession:
-        """A fresh session of some images (PIL, or paths)."""
-        return ImageSession(images, self.model, self.processor, self.max_new_tokens, **self.options)
+    def session(self, images: Sequence[Any], **options: Any) -> ImageSession:
+        """A fresh session of some images (PIL, or paths); `options` of the adapter go before those chosen."""
+        return ImageSession(images, self.model, self.processor, self.max_new_tokens, **{**self.options, **options})
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
@@ -47,5 +47,6 @@ def load_chosen(choice: ModelChoice, how: MethodChoice, device: torch.device | N
     where = choice.device or device, torch_dtype(choice.dtype), choice.device_map
     model, processor = load_model(choice.name, choice.model_id, *where, choice.revision)
     module = model_module(*choice.checkpoint)
-    methods = build_methods(module, how.names, model, how.layer, how.heads, how.views, how.regions, **choice.options)
+    reading = how.layer, how.heads, how.views, how.regions, how.croppers
+    methods = build_methods(module, how.names, model, *reading, **choice.options)
     return LoadedModel(model, processor, methods, choice.options, choice.max_new_tokens)

@@ -98,6 +98,7 @@ class Questions(NamedTuple):
     general_prompt: str
     of: list[int]  # for each the number of its image
     records: Sequence[dict]  # for each its data record, for boxes that come from it
+    questions: Sequence[str] = ()  # each as it is asked for the map, without the model's template
 
 
 class Found(NamedTuple):
@@ -269,7 +270,7 @@ class MapMethod(Method):
 
     def find(self, questions: Questions) -> list[Found]:
         """See Method."""
-        session, prompts, general, of, _ = questions
+        session, prompts, general, of, *_ = questions
         if self.of_tiles:
             maps = [self.map_of_tiles(session, prompt, general, number)
                     for prompt, number in zip(prompts, of, strict=True)]  # fmt: skip

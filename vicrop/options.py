@@ -8,6 +8,7 @@ import argparse
 from vicrop.choices import MethodChoice, ModelChoice, Regions
 from vicrop.images import MOST_PIXELS, refuse_bad_limit
 from vicrop.tables import (
+    CROPPERS,
     DTYPES,
     GENERATION,
     MAX_NEW_TOKENS,
@@ -91,6 +92,9 @@ def add_method_options(parser: argparse.ArgumentParser, method: str = "rel_att")
         "for each place that stands out")  # fmt: skip
     add("--region_share", type=float, default=REGION_SHARE, metavar="S", help="a further region counts where its "
         "window holds at least this share of what the first one's holds")  # fmt: skip
+    add("--clip", default=CROPPERS["clip"], help="CLIP of clip_crop, detector_crop and sam_crop: hub id or folder")
+    add("--detector", default=CROPPERS["detector"], help="object detector of detector_crop: hub id or folder")
+    add("--sam", default=CROPPERS["sam"], help="Segment Anything of sam_crop: hub id or folder")
     add("--max_image_pixels", type=int, help="open images of up to so many pixels; default: 89478485, at most "
         f"{MOST_PIXELS}")  # fmt: skip
 
@@ -143,5 +147,6 @@ def method_choice(given: argparse.Namespace) -> MethodChoice:
         raise ValueError(f"--views {given.views} is not at least 1")
     heads = heads_of(given.model, given.model_id, given.loc_heads)
     heads = None if heads is None else tuple(heads)
-    regions = Regions(given.regions, given.region_share)
-    return MethodChoice(names, given.layer, heads, given.max_image_pixels, given.crop_below, given.views, regions)
+    regions, croppers = Regions(given.regions, given.region_share), {name: getattr(given, name) for name in CROPPERS}
+    reading = given.layer, heads, given.max_image_pixels, given.crop_below, given.views, regions, croppers
+    return MethodChoice(names, *reading)

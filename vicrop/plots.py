@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Estimate = Mapping[str, float]  # "mean", "low", "high"
 HEAT = "inferno"  # matplotlib's colours of importance
+TICK_WIDTH = 14  # characters in a line below a group of bars
 
 
 def from_0_to_1(att_map: np.ndarray) -> np.ndarray:
@@ -101,7 +103,7 @@ def bars_figure(rows: Mapping[str, Mapping[str, Estimate]], unit: str, title: st
         places = np.arange(len(rows)) + (number - (len(series) - 1) / 2) * width
         ends = np.maximum(0, (means - low, high - means))  # where nothing varies they are off by rounding
         axes.bar(places, means, width, yerr=ends, label=name, error_kw={"linewidth": 1})
-    axes.set_xticks(range(len(rows)), rows, parse_math=False)
+    axes.set_xticks(range(len(rows)), [fill(str(row), TICK_WIDTH) for row in rows], parse_math=False)
     axes.set(ylabel=unit, ylim=(0, None))
     axes.set_title(title, parse_math=False)
     if len(series) > 1:
@@ -131,8 +133,34 @@ def curves_figure(
         axes.set_yscale("log")
     axes.set(xlabel=label, ylabel=unit)
     axes.set_title(title, parse_math=False)
-    axes.locator_params(axis="x", integer=True)
+    axes.locator_params(axis="x", integer=all(float(number).is_integer() for number in numbers))
     axes.legend(frameon=False)
+    return figure
+
+
+def points_figure(
+    rows: Mapping[str, Mapping[str, Estimate]], across: Sequence[str], up: str, title: str
+) -> Figure:  # fmt: skip
+    """A Figure with a panel for each series of `across`: the series `up` over it, with 95 % intervals.
+
+    Args:
+        rows: {point: {series: {"mean", "low", "high"}}}; points "A at 1" and "A at 2" are on one curve, A.
+    """
+    figure = Figure(figsize=(5 * len(across), 4.2), layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    curves: dict[str, list[Mapping[str, Estimate]]] = {}
+    for point, found in rows.items():
+        curves.setdefault(point.rpartition(" at ")[0], []).append(found)
+    all_axes = figure.subplots(1, len(across), squeeze=False, sharey=True)[0]
+    for axes, name in zip(all_axes, across, strict=True):
+        for curve, points in curves.items():
+            places, _, _ = intervals([found[name] for found in points])
+            means, low, high = intervals([found[up] for found in points])
+            ends = np.maximum(0, (means - low, high - means))
+            axes.errorbar(places, means, ends, fmt="o-", markersize=4, capsize=2, linewidth=1, label=curve)
+        axes.set(xlabel=name, xscale="log")
+    all_axes[0].set(ylabel=up)
+    all_axes[-1].legend(frameon=False)
     return figure
 
 

@@ -79,7 +79,8 @@ TASKS: dict[str, dict[str, Any]] = {
 SIZES = {"small": 0.005, "medium": 0.05, "large": float("inf")}
 
 # name -> the function of the model's module that makes the map ("tiles": of each tile of the image; "zoom": of windows,
-# see zoom.py), or the function of baselines.py that chooses the boxes without a map.
+# see zoom.py), the function of baselines.py that chooses the boxes without a map, or which of CROPPERS do (see
+# croppers.py).
 METHODS: dict[str, dict[str, Any]] = {
     "rel_att": {"map": "rel_att", "tiles": False},
     "grad_att": {"map": "grad_att", "tiles": False},
@@ -97,6 +98,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "center_crop": {"boxes": "center_crops"},
     "random_crop": {"boxes": "random_crops"},
     "grid_crops": {"boxes": "grid_crops"},
+    "clip_crop": {"models": ("clip",)},
+    "detector_crop": {"models": ("detector", "clip")},
+    "sam_crop": {"models": ("sam", "clip")},
+}
+
+# The models of external croppers: option -> its checkpoint where nothing is said, hub id or folder.
+CROPPERS = {
+    "clip": "openai/clip-vit-base-patch32",
+    "detector": "PekingU/rtdetr_r50vd",
+    "sam": "facebook/sam-vit-huge",
 }
 
 # Of floating numbers; auto: bfloat16 on CUDA, float32 elsewhere.

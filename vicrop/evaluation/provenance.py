@@ -59,12 +59,17 @@ def model_name(name: str) -> str:
 
 def checkpoint_name(choice: ModelChoice) -> str:
     """The hub id of a checkpoint, or the `place_name` of its folder, which does not depend on how it was typed."""
-    source = local_or_hub(choice.name, choice.model_id)
+    return source_name(choice.name, choice.model_id)
+
+
+def source_name(name: str, model_id: str | None = None) -> str:
+    """`checkpoint_name` of what checkpoints.local_or_hub takes."""
+    source = local_or_hub(name, model_id)
     return place_name(source) if Path(source).is_dir() else str(source)
 
 
 def method_settings(run: RunSettings, method: str) -> dict[str, Any]:
-    """The settings of one of a run's methods: its layer and heads, if it reads any; gate and regions, where given."""
+    """The settings of one of a run's methods: its layer, heads and models, if any; gate and regions, where given."""
     reads, regions = method_of(model_module(*run.model.checkpoint), method).reads, run.how.regions
     heads = run.how.heads and ",".join(map(head_name, run.how.heads))
     chosen = {"layer": run.how.layer} if "layers" in reads else {}
@@ -73,6 +78,7 @@ def method_settings(run: RunSettings, method: str) -> dict[str, Any]:
     chosen |= {"views": run.how.views} if METHODS[method].get("zoom") else {}
     if regions.most > 1:
         chosen |= {"regions": regions.most} | ({"region_share": regions.share} if "map" in METHODS[method] else {})
+    chosen |= {name: source_name(run.how.croppers[name]) for name in METHODS[method].get("models", ())}
     return {"method": method} | chosen
 
 

@@ -1,1 +1,1 @@
-"""The ViCrop paper's findings, on any model and any dataset with `gt_bbox`: each has a module of its own."""
+"""The papers' findings, on any model and any dataset with `gt_bbox`: each has a module of its own."""

@@ -78,4 +78,4 @@ def attention(run: RunSettings, out: Path) -> Table:
         found = in_words(rows[best]["wrong answers"])
         notes.append(f"on wrong answers layer {best} gives the true place {found} times the attention of an equal box")
     title = "attention to the true place, divided by that to a box of its size"
-    return Table(title, "layer", "attention ratio", rows, notes, even=1)
+    return Table(title, "layer", "attention ratio", rows, notes, even=1, curves=True)

@@ -1,13 +1,19 @@
-"""The ViCrop paper's findings, on any model and any dataset with `gt_bbox`: a table, a plot and JSON of each.
+"""The papers' findings, on any model and any dataset with `gt_bbox`: a table, a plot and JSON of each.
 
     vicrop findings sizes --model llava_tiny     # right answers by object size: no crop, true crop, methods
     vicrop findings attention                    # how much more attention the true place gets, by layer
     vicrop findings layers                       # right answers by layer: chosen on one half, judged on another
     vicrop findings overhead                     # seconds and forward passes of a question, by method
     vicrop findings kinds --task streets         # right answers by kind of question (`category`), in all ways to crop
+    vicrop findings windows                      # right answers by the size of the window that is cut out
+    vicrop findings high                         # right answers with the map of the whole image, and of its tiles
+    vicrop findings gate                         # right answers and crops where only unsure answers get a crop
+    vicrop findings budget --model qwen2_5_tiny  # crops against resolution, for equal tokens and equal seconds
+    vicrop findings heads                        # localization heads: how many, by which criteria, fixed or not
+    vicrop findings causal                       # are these heads the reason for the answer?
 
 All options of `vicrop run` may follow. The folder --out then has MODEL-TASK-FINDING.json and .png, and the measurements
-of each question: after a kill, the same command reuses them.
+of each question: after a kill, the same command reuses them. After the first questions it says how long it will take.
 """
 
 import argparse
@@ -22,6 +28,7 @@ from typing import Any
 from vicrop.evaluation.run_options import parser_of_runs, picture_of, settings_of
 from vicrop.evaluation.settings import RunSettings
 from vicrop.files import patient_threads
+from vicrop.findings.sample import SAMPLES
 from vicrop.images import allow_pixels
 
 # finding -> its methods without --method; module and function have the name of the finding
@@ -31,7 +38,14 @@ FINDINGS = {
     "layers": "rel_att,grad_att",
     "overhead": "rel_att,grad_att,pure_grad,loc_att,rel_att_high,grad_att_high,pure_grad_high,loc_att_high",
     "kinds": "rel_att,grad_att,pure_grad,loc_att,rel_att_zoom,gt_crop,grid_crops,random_crop,center_crop",
+    "windows": "rel_att",
+    "high": "rel_att,loc_att",
+    "gate": "rel_att,loc_att",
+    "budget": "rel_att,rel_att_high,rel_att_zoom",
+    "heads": "loc_att",
+    "causal": "loc_att",
 }
+OF_HEADS = ("heads", "causal")  # they are about localization heads themselves, not about methods
 OWN_METHODS = "those of the finding"  # what --method is by default
 
 
@@ -45,7 +59,9 @@ def parse(
             written to a folder in it.
     """
     parser = parser_of_runs(prog, __doc__, OWN_METHODS)
-    parser.add_argument("finding", choices=FINDINGS, help="what to measure")
+    samples = ", ".join(f"{finding} {count}" for finding, count in SAMPLES.items())
+    parser.add_argument("finding", choices=FINDINGS, help="what to measure, on all questions or, without --limit and "
+                        f"--ids, on so many drawn ones at most: {samples}")  # fmt: skip
     parser.add_argument("--out", type=Path, default=results / "findings", help="folder of the findings")
     typed = parser.parse_args(argv)
     if typed.method == OWN_METHODS:
@@ -64,12 +80,13 @@ def parse(
 
 def refuse_useless(finding: str, typed: argparse.Namespace) -> None:
     """ValueError, naming the option, if an option of a run makes no sense for a finding."""
-    by_layer, singly = finding in ("attention", "layers"), finding not in ("sizes", "kinds")
+    by_layer, singly = finding in ("attention", "layers", *OF_HEADS), finding not in ("sizes", "kinds")
     one_by_one = f"{finding} asks one question at a time and keeps no maps"
     rules = [
         ("image", typed.image, "findings are about the questions of a task"),
         ("total_chunks", typed.total_chunks > 1, "a finding needs all its questions, answered by one process"),
         ("layer", by_layer and typed.layer is not None, "this finding is about all layers"),
+        ("method", finding in OF_HEADS and typed.method != FINDINGS[finding], "this finding is about attention heads"),
         ("batch_size", singly and typed.batch_size, one_by_one),
         ("crop_below", typed.crop_below is not None, "a finding is about the crops of all questions"),
         (
@@ -105,10 +122,14 @@ def main(argv: Sequence[str] | None = None, **how: Any) -> None:
     except RECOVERABLE as error:
         sys.exit(f"findings: {error}")
     show(table)
-    write_atomically(file_of(run, out, finding, ".json"), asdict(table) | {"settings": made_with(run)})
-    picture = file_of(run, out, finding, ".png")
-    save_figure(figure(table, f"{run.model.name}, {run.task}: {table.title}"), picture)
-    print(f"written: {picture.with_suffix('.json')}, {picture}")
+    written = [file_of(run, out, finding, ".json")]
+    write_atomically(written[0], asdict(table) | {"settings": made_with(run)})
+    for name, each in {finding: table, **{f"{finding}_{name}": more for name, more in table.more.items()}}.items():
+        picture = file_of(run, out, name, ".png")
+        if each.rows:
+            save_figure(figure(each, f"{run.model.name}, {run.task}: {each.title}"), picture)
+            written.append(picture)
+    print(f"written: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """Right answers by the layer that is read: chosen on one half of the images, judged on the other."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vicrop.checkpoints import model_module
 from vicrop.crop import method_of
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import MEAN, TaskModel, graded, images_of, measured
+from vicrop.findings.measure import MEAN, TaskModel, graded, halved, images_of, measured
 from vicrop.findings.table import Table, estimate, in_words
 
 
@@ -63,16 +60,4 @@ def layers(run: RunSettings, out: Path) -> Table:
     without = in_words(estimate([record["score"] for record in judging], images_of(judging)))
     notes.append(f"on the other half {without} % are right without a crop")
     judged = tuple(f"{method}, to judge" for method in run.how.names)
-    return Table("right answers with the crop of each layer", "layer", "% right", rows, notes, judged)
-
-
-def halved(records: Sequence[dict], seed: int = 0) -> list[list[dict]]:
-    """Two lists of records about different images, with equally many images."""
-    images = np.random.default_rng(seed).permutation(sorted(set(images_of(records))))
-    first = set(images[: (len(images) + 1) // 2].tolist())
-    parts = [[r for r in records if (r["image_path"] in first) is half] for half in (True, False)]
-    if not all(parts):
-        raise ValueError(
-            "a layer is chosen on one half of the images and judged on the other: at least 2 images are needed"
-        )
-    return parts
+    return Table("right answers with the crop of each layer", "layer", "% right", rows, notes, judged, curves=True)

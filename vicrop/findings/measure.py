@@ -1,16 +1,19 @@
 """One question at a time through a model. Each measurement is kept at once, so that a killed finding can go on."""
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from vicrop.crop import QuestionBatch
-from vicrop.dataset import check_record, pick
+from vicrop.dataset import check_record
+from vicrop.decoding import Answer
 from vicrop.evaluation.metrics import graded as grade
 from vicrop.evaluation.provenance import common_settings, method_settings
 from vicrop.evaluation.result_files import result_path
@@ -19,10 +22,13 @@ from vicrop.evaluation.settings import RunSettings
 from vicrop.evaluation.tasks import questions_of
 from vicrop.failures import recoverable_message
 from vicrop.files import in_repository
+from vicrop.findings.sample import chosen
+from vicrop.layouts import Region
 from vicrop.loaded import load_chosen
 from vicrop.session import layer_numbers
 
 NO_CROP, MEAN = "no crop", "mean"
+TRIALS = 2  # questions after which it is told how long the others take: the first one alone is slower than any other
 
 
 class TaskModel:
@@ -34,9 +40,9 @@ class TaskModel:
         self.grade, self.folder = partial(grade, grader=run.grader), in_repository(run.image_path)
         self.layers = layer_numbers(self.model, MEAN)  # all of the language model's
 
-    def ask(self, record: dict) -> QuestionBatch:
-        """A record's question, in a fresh session of its image."""
-        session = self.loaded.session([check_record(record, self.folder)])
+    def ask(self, record: dict, **options: Any) -> QuestionBatch:
+        """A record's question, in a fresh session of its image; `options` of the adapter go before those of the run."""
+        session = self.loaded.session([check_record(record, self.folder)], **options)
         short = [record.get("short_question")]
         return QuestionBatch(session, [record["question"]], short_questions=short, records=[record])
 
@@ -47,43 +53,46 @@ class TaskModel:
         )
         return answer
 
+    def scores_with(self, batch: QuestionBatch, boxes: Sequence[Region], original: Answer) -> dict[Region, Any]:
+        """{box: the score of the answer with its crop}; the answer without one is a draft of each."""
+        scores, (image,) = {}, batch.session.images
+        for box in dict.fromkeys(boxes):
+            (answer,) = batch.session.answers(batch.prompts, crops=[image.crop(box)], drafts=[original.tokens])
+            scores[box] = self.grade(answer.text, batch.records[0])
+        return scores
+
 
 Measure = Callable[[TaskModel, dict], dict[str, Any]]  # (task_model, record) -> {field: value} for JSON
 
 
 def measured(
-    run: RunSettings, out: Path, finding: str, measure: Measure, warm_up: bool = False, **more: Any
-) -> list[dict]:
-    """The task's records, each with its measured fields; what an earlier call has measured is not asked again.
+    run: RunSettings, out: Path, finding: str, measure: Measure, warm_up: bool = False,
+    records: Sequence[dict] | None = None, **more: Any,
+) -> list[dict]:  # fmt: skip
+    """The finding's records, each with its measured fields; what an earlier call has measured is not asked again.
 
     A record that cannot be measured is named and left out.
 
     Args:
         warm_up: measure the first record twice, and ignore the first time: some things are slow only once.
+        records: those that it is about; None: what sample.chosen takes of the task.
         more: settings, besides those of the run, that must be the same as in the earlier call.
     """
-    dataset = questions_of(run)
-    records = pick(dataset, run.ids, run.limit)
+    dataset = questions_of(run) if records is None else records
+    records = chosen(dataset, finding, run.ids, run.limit) if records is None else list(records)
     results = Results(file_of(run, out, finding, ".records.json"), settings_of(run) | more)
     done = {} if run.overwrite else results.done(run.retry_errors)
     todo = [record for record in records if record["id"] not in done]
     if todo:
-        how_many = f"{len(todo)} of {len(records)} questions to measure, one at a time"
-        print(
-            f"{run.model.name} {finding}: {how_many}; after the first the bar says how long it takes", file=sys.stderr
-        )
+        name = f"{run.model.name} {finding}"
+        of_all = "" if len(records) == len(dataset) else f"; the task has {len(dataset)}, and --limit takes others"
+        print(f"{name}: {len(todo)} of {len(records)} questions to measure, one at a time{of_all}", file=sys.stderr)
         task_model = TaskModel(run)
         if run.overwrite:  # old results are deleted only now that the model is loaded and can make new ones
             results.clear()
-        for record in tqdm(todo, desc=f"{run.model.name} {finding}", unit="question"):
-            try:
-                if warm_up:
-                    measure(task_model, record)
-                    warm_up = False
-                fields = measure(task_model, record)
-            except Exception as error:
-                fields = {"error": recoverable_message(error)}
-            results.append(with_outputs(record, fields))
+        if warm_up:
+            fields_of(measure, task_model, todo[0])
+        measure_all(todo, partial(fields_of, measure, task_model), results, name)
     _, errors = results.merge(records, dataset)
     for key, error in errors.items():
         print(f"{key}: {error}", file=sys.stderr)
@@ -92,6 +101,35 @@ def measured(
     if not kept:
         raise ValueError("no record could be measured")
     return kept
+
+
+def measure_all(todo: Sequence[dict], fields: Callable[[dict], dict], results: Results, name: str) -> None:
+    """Measure records and append them to results; after the first ones it is printed how long the others will take."""
+    took = 0.0
+    for record in todo[:TRIALS]:
+        began = time.perf_counter()
+        results.append(with_outputs(record, fields(record)))
+        took = time.perf_counter() - began
+    rest = todo[TRIALS:]
+    if rest:
+        print(f"{name}: {len(rest)} more will take about {duration(took * len(rest))}", file=sys.stderr)
+        for record in tqdm(rest, desc=name, unit="question"):
+            results.append(with_outputs(record, fields(record)))
+
+
+def fields_of(measure: Measure, task_model: TaskModel, record: dict) -> dict[str, Any]:
+    """What a measurement says of a record, or its error."""
+    try:
+        return measure(task_model, record)
+    except Exception as error:
+        return {"error": recoverable_message(error)}
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def with_methods(run: RunSettings, names: Sequence[str]) -> RunSettings:
@@ -120,3 +158,17 @@ def file_of(run: RunSettings, out: Path, finding: str, ending: str) -> Path:
 def images_of(records: Sequence[dict]) -> list[str]:
     """The images of the records: intervals are bootstrapped over images."""
     return [record["image_path"] for record in records]
+
+
+def halved(records: Sequence[dict], seed: int = 0) -> list[list[dict]]:
+    """Two lists of records about different images, with equally many images: one to choose by, the other to judge.
+
+    Raises:
+        ValueError: all records are about one image.
+    """
+    images = np.random.default_rng(seed).permutation(sorted(set(images_of(records))))
+    first = set(images[: (len(images) + 1) // 2].tolist())
+    parts = [[r for r in records if (r["image_path"] in first) is half] for half in (True, False)]
+    if not all(parts):
+        raise ValueError("one half of the images is to choose by and the other to judge: at least 2 images are needed")
+    return parts

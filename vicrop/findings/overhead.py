@@ -29,14 +29,19 @@ def times_of(task_model: TaskModel, record: dict) -> dict[str, Any]:
     return {"seconds": seconds, "forwards": forwards}
 
 
+def where_it_runs(run: RunSettings) -> str:
+    """The device that times are of: the GPU's name, or the CPU's kind and threads."""
+    device = torch.device(run.model.device or default_device())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return f"{torch.get_num_threads()} threads of {platform.machine()}" if device.type == "cpu" else name
+
+
 def overhead(run: RunSettings, out: Path) -> Table:
     """Seconds and forward passes of the language model for a question, without crop and by each method.
 
     The time runs from opening the image's file to the text of the last answer; one question at a time.
     """
-    device = torch.device(run.model.device or default_device())
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    where = f"{torch.get_num_threads()} threads of {platform.machine()}" if device.type == "cpu" else name
+    where = where_it_runs(run)
     records = measured(run, out, "overhead", times_of, warm_up=True, where=where)
     rows = {}
     for way in records[0]["seconds"]:

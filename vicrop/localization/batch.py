@@ -22,6 +22,8 @@ from vicrop.localization import grounding, storage, viz
 from vicrop.localization.collector import Collector
 from vicrop.localization.config import Config, Data
 from vicrop.localization.sample import draw_top, finish, folder_of, made_with, number
+from vicrop.localization.sinks import FILE as SINK_FILE
+from vicrop.localization.sinks import SinkCounter, without_sinks, write_sinks
 from vicrop.localization.storage import Stored
 from vicrop.plots import save_figure
 from vicrop.session import ImageSession
@@ -201,14 +203,16 @@ def batch_analyze(config: Config) -> None:
     if not folder:
         raise ValueError("data.batch_attention_dir is needed: the folder with the attention files of stage=batch")
     criteria, samples, images, models = grounding.criteria_of(config.logic), [], [], set()
-    failed, single = [], 0
+    failed, single, counter = [], 0, SinkCounter()
     for path in tqdm(storage.attention_files(folder), unit="file"):
         try:
             attn, meta = storage.read_attention(path)
             if "id" not in meta:
                 single += 1
                 continue
-            samples.append(criteria.measure(storage.as_maps(attn, meta)))
+            maps = storage.as_maps(attn, meta)
+            samples.append(criteria.measure(without_sinks(maps, config.logic.drop_sinks)))
+            counter.add(maps)
             images.append(meta["image_file"])
             models.add((meta["model_name"], attn.shape[:2], json.dumps(meta.get("made_with"), sort_keys=True)))
         except RECOVERABLE as error:
@@ -222,6 +226,19 @@ def batch_analyze(config: Config) -> None:
         raise ValueError(f"{folder} must hold attention of one model, read in one way, not of: {found}")
     ((model, *_),) = models
     report(Path(folder), samples, images, criteria, model)
+    report_sinks(Path(folder), counter)
+
+
+def report_sinks(folder: Path, counter: SinkCounter) -> None:
+    """Write which cells heads light in nearly all samples, and log how many there are."""
+    if counter.why_not:
+        log.info("no attention sinks are looked for: %s", counter.why_not)
+        return
+    sinks = counter.sinks()
+    write_sinks(folder / SINK_FILE, sinks)
+    heads_with = int(sinks.any((-2, -1)).sum())
+    log.info("%d of %d heads have cells that nearly all samples light: %s, for logic.drop_sinks", heads_with,
+             sinks.shape[0] * sinks.shape[1], folder / SINK_FILE)  # fmt: skip
 
 
 def report(

@@ -79,6 +79,7 @@ class Logic:
     smoothing: Smoothing = field(default_factory=Smoothing)
     mask: Mask = field(default_factory=Mask)
     manual_heads: list[Head] | None = None
+    drop_sinks: str | None = None  # a file of stage=batch_analyze: cells that heads light whatever the query is
 
 
 @dataclass

@@ -23,7 +23,7 @@ from vicrop.localization.config import Config  # the import also registers the k
 from vicrop.tables import MODELS, unknown
 
 TEXTS = ("data.image_file", "data.query", "data.attention_file", "data.data_file", "data.output_dir",
-         "data.batch_attention_dir", "model.name", "model.cache_dir")  # fmt: skip
+         "data.batch_attention_dir", "model.name", "model.cache_dir", "logic.drop_sinks")  # fmt: skip
 CONF = Path(__file__).parent / "conf"
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 

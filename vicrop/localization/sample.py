@@ -18,6 +18,7 @@ from vicrop.localization import grounding, storage, viz
 from vicrop.localization.collector import Collector
 from vicrop.localization.config import Config, Logic
 from vicrop.localization.grounding import Grounding, Head
+from vicrop.localization.sinks import hash_of, without_sinks
 from vicrop.localization.storage import Meta
 from vicrop.plots import save_figure
 from vicrop.tables import checkpoint_of
@@ -102,7 +103,7 @@ def fixed_heads(logic: Logic, made_with: Mapping[str, Any]) -> Sequence[Head] | 
 
 def ground(config: Config, attn: np.ndarray, meta: Meta) -> Grounding:
     """The Grounding of stored attention [L, H, 1, V]; logs its remark on the choice of heads, if there is one."""
-    maps = storage.as_maps(attn, meta)
+    maps = without_sinks(storage.as_maps(attn, meta), config.logic.drop_sinks)
     manual = fixed_heads(config.logic, meta["made_with"])
     found = grounding.ground(maps, meta["region"], meta["image_size"], config.logic, manual)
     if found.note:
@@ -115,6 +116,7 @@ def made_with(config: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
     logic, fixed = config.logic, fixed_heads(config.logic, meta["made_with"])
     chosen = {"selection": logic.selection.name, "sigma": logic.smoothing.sigma, "mask": logic.mask.method.name}
     chosen |= vars(grounding.criteria_of(logic)) | {"fixed": fixed and ",".join(map(heads.head_name, fixed))}
+    chosen |= {} if logic.drop_sinks is None else {"drop_sinks": hash_of(logic.drop_sinks)}
     return {"attention": meta["made_with"], "logic": chosen}
 
 

@@ -1,0 +1,153 @@
+"""Do the localization heads cause the answer? Their attention to the image is spread evenly, or moved to another sign.
+
+As many random heads are treated in the same way, once of all layers from heads.FIRST_LAYER on and once of the same
+layers as the chosen ones.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vicrop.crop import QuestionBatch
+from vicrop.dataset import box_of
+from vicrop.evaluation.settings import RunSettings
+from vicrop.evaluation.tasks import questions_of
+from vicrop.findings.measure import TaskModel, graded, images_of, measured
+from vicrop.findings.table import Estimate, Table, difference, estimate, in_words
+from vicrop.heads import FIRST_LAYER, Head, head_name, valid_heads
+from vicrop.layouts import Layout
+from vicrop.redirection import Redirection, redirected
+
+DRAWS = 3  # of random heads, for each record
+CHOSEN, RANDOM, SAME_LAYERS = "chosen heads", "random heads", "random heads of these layers"
+EVENLY, MOVED, SAYS_OTHER = "spread evenly", "moved to another place", "then says what is there"
+
+
+def covered(layout: Layout, box: Sequence[float]) -> np.ndarray | None:
+    """(h, w): how much of each cell of a map lies in a box (xyxy pixels of the image), as shares that sum to 1.
+
+    None where the map shows nothing of the box.
+    """
+    shares = []
+    for axis, cells in ((1, layout.grid[0]), (0, layout.grid[1])):
+        edges = np.linspace(layout.region[axis], layout.region[axis + 2], cells + 1)
+        shares.append((np.minimum(edges[1:], box[axis + 2]) - np.maximum(edges[:-1], box[axis])).clip(0))
+    area = np.outer(*shares)
+    return area / area.sum() if area.any() else None
+
+
+def weights_of(layout: Layout, shares: np.ndarray) -> Tensor:
+    """(N,) what each of an image's N tokens gets, given the shares (h, w) of a map's cells."""
+    weights = torch.zeros(layout.num_tokens)
+    cells = torch.from_numpy(layout.index).flatten()
+    return weights.index_add_(0, cells, torch.from_numpy(shares).float().flatten())
+
+
+def answer_with(batch: QuestionBatch, heads: Sequence[Head], weights: Tensor) -> str:
+    """The answer to a question without crop while some heads look elsewhere in the image.
+
+    Args:
+        weights: (N,) where what they pay to the image's N tokens goes.
+    """
+    session = batch.session
+    (query,) = session.queries(batch.prompts)
+    places, layers = session.row(query).rest.image_at, {layer for layer, _ in heads}
+    own = {layer: tuple(head for other, head in heads if other == layer) for layer in layers}
+    sent = {session.attention_modules[layer]: Redirection(each, places, weights) for layer, each in own.items()}
+    with redirected(sent):
+        (answer,) = session.answer(batch.prompts)
+    return answer
+
+
+def drawn(rng: np.random.Generator, chosen: Sequence[Head], pool: Sequence[Head], same_layers: bool) -> list[Head]:
+    """As many heads as the chosen ones, drawn from those of a pool that are not; or as many of each of their layers."""
+    others = [head for head in pool if head not in chosen]
+    if not same_layers:
+        return [others[number] for number in rng.permutation(len(others))[: len(chosen)]]
+    found = []
+    for layer, count in Counter(layer for layer, _ in chosen).items():
+        here = [head for head in others if head[0] == layer]
+        found += [here[number] for number in rng.permutation(len(here))[:count]]
+    return found
+
+
+def draws_of(task_model: TaskModel, heads: Sequence[Head], record: dict) -> dict[str, list[list[Head]]]:
+    """{CHOSEN: [the heads], RANDOM: [others, DRAWS times], SAME_LAYERS: ...}; the same ones each time for a record."""
+    per_layer = task_model.model.config.get_text_config().num_attention_heads
+    valid_heads(heads, max(task_model.layers) + 1, per_layer)
+    pool = [(layer, head) for layer in task_model.layers if layer >= FIRST_LAYER for head in range(per_layer)]
+    rng = np.random.default_rng(list(str(record["id"]).encode()))
+    return {CHOSEN: [list(heads)]} | {
+        name: [drawn(rng, heads, pool, name == SAME_LAYERS) for _ in range(DRAWS)] for name in (RANDOM, SAME_LAYERS)
+    }
+
+
+def effects(
+    heads: Sequence[Head], others: Callable[[dict], list[dict]], task_model: TaskModel, record: dict
+) -> dict[str, Any]:
+    """{"score", EVENLY: {CHOSEN: score, ...}, MOVED: ..., SAYS_OTHER: ...} of a record; of random heads, means.
+
+    The last two are missing where there is no other place with another label.
+    """
+    batch = task_model.ask(record)
+    found: dict[str, Any] = {"score": task_model.grade(task_model.answer(batch), record)}
+    if found["score"] is None:
+        return found
+    (layout,), (image,), draws = batch.session.layouts, batch.session.images, draws_of(task_model, heads, record)
+
+    def scores(weights: Tensor, *records: dict) -> list[dict[str, float]]:
+        answers = {kind: [answer_with(batch, each, weights) for each in several] for kind, several in draws.items()}
+        return [{kind: float(np.mean([task_model.grade(answer, each) or 0.0 for answer in said]))
+                 for kind, said in answers.items()} for each in records]  # fmt: skip
+
+    (found[EVENLY],) = scores(torch.full((layout.num_tokens,), 1 / layout.num_tokens), record)
+    places = [] if batch.session.adapter.connector else others(record)
+    shown = ((other, covered(layout, box_of(other, image_size=image.size))) for other in places)
+    for other, shares in ((other, shares) for other, shares in shown if shares is not None):
+        found[MOVED], found[SAYS_OTHER] = scores(weights_of(layout, shares), record, other)
+        break
+    return found
+
+
+def other_places(records: Sequence[dict], record: dict) -> list[dict]:
+    """The other records about the same image that have another place and another label."""
+    own = record.get("gt_bbox"), record.get("labels")
+    return [other for other in records if other.get("image_path") == record["image_path"]
+            and other.get("gt_bbox") not in (None, own[0]) and other.get("labels") != own[1]]  # fmt: skip
+
+
+def causal(run: RunSettings, out: Path) -> Table:
+    """Right answers while the chosen heads, or as many random ones, look elsewhere in the image."""
+    heads = run.how.heads
+    if not heads:
+        raise ValueError(f"the localization heads of {run.model.name} must be known: --loc_heads names them, "
+                         "and `vicrop findings heads` finds them")  # fmt: skip
+    measure = partial(effects, heads, partial(other_places, questions_of(run)))
+    records = graded(measured(run, out, "causal", measure))
+    moved = [record for record in records if MOVED in record]
+    kinds = (CHOSEN, RANDOM, SAME_LAYERS)
+    before = estimate([record["score"] for record in records], images_of(records))
+    rows: dict[Any, dict[str, Estimate]] = {"as it is": dict.fromkeys(kinds, before)}
+    notes = [f"the chosen heads are {', '.join(map(head_name, heads))}; random ones are drawn {DRAWS} times a question"]
+    for what, group in ((EVENLY, records), (MOVED, moved), (SAYS_OTHER, moved)):
+        if not group:
+            continue
+        rows[what] = {kind: estimate([record[what][kind] for record in group], images_of(group)) for kind in kinds}
+        for kind in kinds[1:]:
+            notes.append(f"{what}: {CHOSEN} against {kind}: {in_words(against(group, what, kind))} points")
+    if not moved:
+        notes.append("no attention was moved: that needs another place with another label in the same image, and a "
+                     "model whose language part sees the image's cells themselves")  # fmt: skip
+    return Table("right answers while heads look elsewhere", "attention", "% right", rows, notes)
+
+
+def against(group: Sequence[dict], what: str, kind: str) -> Estimate:
+    """The estimate of what the chosen heads change more than those of a kind."""
+    first, second = ([record[what][name] for record in group] for name in (CHOSEN, kind))
+    return difference(first, second, images_of(group))

@@ -1,0 +1,52 @@
+"""Phrases with a box each, for findings about localization heads: as records of a task, and the run over them."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from vicrop.dataset import Query, box_of_truth, checked, refuse_bad_ids
+from vicrop.evaluation.settings import RunSettings
+from vicrop.files import PACKAGE, in_repository, read_rows
+
+BESIDE = "grounding.jsonl"  # the phrases of a task, beside its questions
+SETTINGS = PACKAGE / "localization" / "conf" / "model"  # how phrases are read with some models
+
+
+def phrases_of(run: RunSettings) -> tuple[RunSettings, list[dict]]:
+    """(the run, over phrases in place of questions; its records, with the phrase as `question` and a `gt_bbox`).
+
+    They are those of --question_path, if that is a file of JSON lines as localization.evaluate_boxes takes it (`id` or
+    `question_id`, `prompt`, `image_path`, `bbox` [x, y, width, height]); else those of BESIDE beside the questions.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file; a line that is none of these.
+    """
+    path = in_repository(run.question_path)
+    path = path if path.suffix == ".jsonl" else path.parent / BESIDE
+    if not path.is_file():
+        raise FileNotFoundError(f"no phrases at {path}: --question_path must be a file of JSON lines with id, prompt, "
+                                f"image_path and bbox, or have {BESIDE} beside it")  # fmt: skip
+    rows = read_rows(path)
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} must have lines, each an object with id, prompt, image_path and bbox")
+    rows = [row | {"id": row.get("id", row.get("question_id"))} for row in rows]
+    refuse_bad_ids(rows, path)
+    for row in rows:
+        checked(row, Query, f"{path}, {row['id']!r}")
+    images = [(path.parent / row["image_path"]).resolve() for row in rows]  # an absolute path stays as it is
+    folder = Path(os.path.commonpath([image.parent for image in images]))
+    records = [
+        {"id": row["id"], "question": row["prompt"], "image_path": str(image.relative_to(folder)),
+         "gt_bbox": list(box_of_truth(row, f"{path}, {row['id']!r}")[0])}
+        for row, image in zip(rows, images, strict=True)
+    ]  # fmt: skip
+    return replace(run, question_path=str(path), image_path=folder, hub=None), records
+
+
+def conv_mode_of(name: str) -> str:
+    """How a phrase stands before a model (config.ConvMode): as the settings of localization say, else by itself."""
+    path = SETTINGS / f"{name}.yaml"
+    said = OmegaConf.load(path) if path.is_file() else OmegaConf.create({})
+    return OmegaConf.select(said, "conv_mode", default="referseg")
