@@ -1,6 +1,7 @@
 """Masks: polygons, RLE and PNG are one; overlaps by hand and by pycocotools; SAM is asked about the right place."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from pycocotools import mask as coco
 from transformers import SamConfig, SamModel, SamProcessor
 
 from vicrop.evaluation.statistics import bootstrap_interval
-from vicrop.localization import evaluate_masks, refcoco, refine
+from vicrop.files import ROOT
+from vicrop.localization import evaluate_masks, ground_command, refcoco, refine
 from vicrop.localization.coco_masks import mask_of
 
 SIZE = (40, 30)  # width, height
@@ -101,7 +103,7 @@ def test_what_is_no_mask_is_named(tmp_path, wrong, says):
 def test_polygons_without_a_size_or_a_reader_are_one_sentence(monkeypatch):
     with pytest.raises(ValueError, match="it: polygons need the width and height"):
         mask_of(polygon(1, 1, 5, 5), None, "it")
-    monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(ValueError, match=r"pip install 'vicrop\[masks\]'"):
         mask_of(polygon(1, 1, 5, 5), SIZE, "it")
 
@@ -304,3 +306,21 @@ def test_boxes_become_masks_in_files(sam, tmp_path, capsys):
         refine.main([*arguments, "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"no _bbox.json in"):
         refine.main(["--pred-root", str(tmp_path / "out"), "--out", str(tmp_path / "x"), "--sam", str(sam)])
+
+
+def test_what_localization_heads_leave_is_judged_and_refined(sam, tmp_path, monkeypatch):
+    """A phrase in a picture through `ground`: its mask is 100 against itself as RLE, and SAM is shown its box."""
+    monkeypatch.setattr(sys, "argv", ["vicrop ground"])  # Hydra reads it, and leaves it changed
+    picture_of_signs = ROOT / "data/demo/images/scene_00006.jpg"
+    ground_command.main([str(picture_of_signs), "the green sign", "--out", str(tmp_path)])
+    (folder,) = tmp_path.iterdir()
+    (name,) = (path.name.removesuffix("_bbox.json") for path in folder.glob("*_bbox.json"))
+    with Image.open(folder / f"{name}_mask.png") as image:
+        own, size = np.asarray(image) > 0, image.size
+    truth = {"id": name, "segmentation": rle(own), "width": size[0], "height": size[1]}
+    (tmp_path / "gt.jsonl").write_text(json.dumps(truth) + "\n")
+    assert evaluate_masks.evaluate(tmp_path / "gt.jsonl", folder)["cIoU"] == 100
+    refine.main(["--pred-root", str(folder), "--out", str(tmp_path / "refined"), "--sam", str(sam), "--device", "cpu"])
+    report = evaluate_masks.evaluate(tmp_path / "gt.jsonl", tmp_path / "refined")
+    assert not report["wrong"]
+    assert 0 <= report["gIoU"] <= 100

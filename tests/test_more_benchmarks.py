@@ -23,6 +23,7 @@ from more_releases import (
     mme_realworld,
     named,
     refcoco,
+    write_image,
     write_json,
     write_tsv,
 )
@@ -408,6 +409,16 @@ def test_a_benchmark_that_the_paper_has_not_is_left_out_of_its_metric(tmp_path, 
         get_score.main(["--data_dir", str(tmp_path), "--metric", "paper"])
     assert "of chartqa there is no metric paper, but official" in str(stopped.value)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_types_of_gqas_questions_are_its_own(tmp_path):
+    """testdev_balanced_questions.json: structural is how a question is built, semantic what it is about."""
+    entry = {"question": "Is it overcast?", "imageId": "n161313", "answer": "no",
+             "types": {"detailed": "weatherVerifyC", "semantic": "global", "structural": "verify"}}  # fmt: skip
+    write_json(tmp_path / "testdev_balanced_questions.json", {"201307251": entry})
+    write_image(tmp_path / "images" / "n161313.jpg")
+    (record,) = releases.prepare("gqa", tmp_path, tmp_path / "target")
+    assert (record["category"], record["subcategory"]) == ("verify", "global")
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
