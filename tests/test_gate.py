@@ -25,7 +25,7 @@ from vicrop.files import ROOT
 from vicrop.loaded import load_chosen
 from vicrop.session import ImageSession
 
-COUNT = 4  # of the demo's questions
+COUNT = 8  # of the demo's questions
 METHODS = ("rel_att", "center_crop")
 
 
@@ -69,7 +69,7 @@ def same(found, wanted):
 def test_gates_of_one_and_of_nought_and_between(asked):
     plain = asked.found(None, 1)
     first = [fields["confidence"]["original"] for fields in plain["rel_att"]]
-    between = float(np.sort(first)[1:3].mean())  # half of them are below
+    between = float(np.sort(first)[COUNT // 2 - 1 : COUNT // 2 + 1].mean())  # half of them are below
     for size in (1, COUNT):
         for method, fields in asked.found(1.0, size).items():
             same(fields, plain[method])
@@ -196,7 +196,7 @@ def test_the_surer_answer_has_a_column(tmp_path, capsys):
 
 
 def test_gates_are_worked_out_from_a_file(tmp_path):
-    rows = {row["threshold"]: row for row in gate_rows(ResultFile.read(made(tmp_path, "rel_att")), ScoreOptions())}
+    rows = {row["threshold"]: row for row in gate_rows(ResultFile.read(made(tmp_path, "rel_att")), ScoreOptions(by=()))}
     assert [rows[bound]["crops"] for bound in (0, 0.5, 0.8, 1)] == pytest.approx([0, 40, 60, 100])
     assert [rows[bound]["score"] for bound in (0, 0.5, 0.8, 1)] == pytest.approx([40, 80, 60, 60])
     assert rows[0.5]["against_always"] == pytest.approx(20)
@@ -204,12 +204,31 @@ def test_gates_are_worked_out_from_a_file(tmp_path):
     assert rows[1]["surer"] == pytest.approx(60)
 
 
+def test_gates_are_worked_out_for_each_size_where_that_is_asked_for(tmp_path, capsys):
+    path = made(tmp_path, "rel_att")
+    records = json.loads(path.read_text())
+    for record, size in zip(records, ("small", "small", "large", "large", "large"), strict=True):
+        record["size"] = size
+    path.write_text(json.dumps(records))
+    rows = gate_rows(ResultFile.read(path), ScoreOptions(by=("size",)))
+    found = {(row["part"], row["threshold"]): (row["n"], row["crops"], row["score"]) for row in rows}
+    assert found["small", 0.5] == pytest.approx((2, 50, 100))
+    assert found["large", 0.5] == pytest.approx((3, 100 / 3, 200 / 3))
+    assert found["all", 0.5] == pytest.approx((5, 40, 80))
+    printed = {}
+    for asked in ((), ("--by", "size")):
+        score_table.main(["--data_dir", str(tmp_path), "--gate", *asked])
+        printed[asked] = capsys.readouterr().out
+    assert "small" not in printed[()]
+    assert "small" in printed["--by", "size"]
+
+
 def test_a_gated_file_tells_only_of_gates_below_its_own(tmp_path):
     path = made(tmp_path, "rel_att")
     records = json.loads(path.read_text())
     records[3] |= {"gated": True, "crop_answer": "2", "bbox": None}
     path.write_text(json.dumps(records))
-    rows = gate_rows(ResultFile.read(path), ScoreOptions())
+    rows = gate_rows(ResultFile.read(path), ScoreOptions(by=()))
     assert max(row["threshold"] for row in rows) == 0.8
     assert not any("low" in row for row in rows)
     assert "aurc" in rows[-1]

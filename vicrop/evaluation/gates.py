@@ -11,16 +11,18 @@ import numpy as np
 from vicrop.choices import wants_crop
 from vicrop.evaluation.confidence import has_confidence, sureness, surer, why_without
 from vicrop.evaluation.result_files import ResultFile
-from vicrop.evaluation.scores import ScoreOptions, clusters_of, scored_by
+from vicrop.evaluation.scores import ScoreOptions, clusters_of, parts_of, scored_by
 from vicrop.evaluation.statistics import bootstrap_interval
 
 THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
-COLUMNS = ("task", "model", "method", "metric", "crop below", "n", "crops", "score", "against always", "95 % interval")
-LEFT = 4  # columns that are flush left
+COLUMNS = (
+    "task", "model", "method", "metric", "part", "crop below", "n", "crops", "score", "against always", "95 % interval"
+)  # fmt: skip
+LEFT = 5  # columns that are flush left
 
 
 def gate_rows(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
-    """For each metric a row of each threshold.
+    """For each metric a row of each threshold, for all records and for each value of the groups of `options.by`.
 
     Raises:
         ValueError: naming the file: it does not tell how sure the model was.
@@ -29,10 +31,12 @@ def gate_rows(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
         raise ValueError(why_without(file))
     about, rows = {"task": file.task, "model": file.model, "method": file.method}, []
     for metric, grader in options.metrics_of(file).items():
-        graded = [(record, pair) for record, pair in scored_by(file, grader) if isinstance(pair, tuple)]
-        if graded:
-            figures = figures_of(graded, options)
-            rows += [about | {"metric": metric, "n": len(graded)} | row for row in figures]
+        scored = list(scored_by(file, grader))
+        for (_, part), members in parts_of(file, options.by).items():
+            graded = [(record, pair) for record, pair in map(scored.__getitem__, members) if isinstance(pair, tuple)]
+            if graded:
+                figures = figures_of(graded, options)
+                rows += [about | {"metric": metric, "part": part, "n": len(graded)} | row for row in figures]
     return rows
 
 
@@ -85,12 +89,14 @@ def gate_cells(row: dict[str, Any]) -> list[str]:
     against = (
         [f"{row['against_always']:+.2f}", f"{row['low']:+.2f} to {row['high']:+.2f}"] if "low" in row else ["", ""]
     )
-    return [row["task"], row["model"], row["method"], row["metric"], f"{row['threshold']:g}", str(row["n"]),
-            f"{row['crops']:.1f} %", f"{row['score']:.2f}", *against]  # fmt: skip
+    named = [row[name] for name in ("task", "model", "method", "metric", "part")]
+    figures = [f"{row['threshold']:g}", str(row["n"]), f"{row['crops']:.1f} %", f"{row['score']:.2f}"]
+    return [*named, *figures, *against]
 
 
 def gate_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each result and metric with what does not depend on a threshold."""
-    return [f"{row['task']} {row['model']} {row['method']} {row['metric']}: area under the risk-coverage curve "
-            f"{row['aurc']:.2f}, the surer of both answers {row['surer']:.2f}, oracle {row['oracle']:.2f}"
+    return [f"{row['task']} {row['model']} {row['method']} {row['metric']} {row['part']}: area under the "
+            f"risk-coverage curve {row['aurc']:.2f}, the surer of both answers {row['surer']:.2f}, "
+            f"oracle {row['oracle']:.2f}"
             for row in rows if "aurc" in row]  # fmt: skip

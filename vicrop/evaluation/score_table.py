@@ -12,6 +12,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def parser_of_scores(prog: str) -> CommandParser:
     add("--save_path", help="folder for the table; default: beside the results, in --data_dir")
     add("--metric", default="both", help="of benchmarks the paper's metric, their official one, or both; or others in "
         "place of all, comma-separated: names as in docs/scores.md, or FILE.py:function")  # fmt: skip
-    add("--by", choices=(*GROUPS, "nothing"), help="break scores down by this field only; default: by each that exists")
+    add("--by", choices=(*GROUPS, "nothing"), help="break scores down by this field only; default: by each that "
+        "exists, with --gate by none")  # fmt: skip
     add("--bootstrap", type=int, default=10_000, help="rounds of the bootstrap behind the intervals")
     add("--seed", type=int, default=0, help="seed of the bootstrap")
     add("--per_sample", help="file for the scores of each record, as JSON lines; default: none is written")
@@ -138,7 +140,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "get_score.py") -> None:
         elif given.ensemble:
             show_ensemble(given.ensemble, options)
         elif given.gate:
-            show_gates(folder, options)
+            show_gates(folder, options if given.by else replace(options, by=()))
         else:
             show_report(folder, Path(given.save_path or folder), options, given.per_sample)
     except (ValueError, OSError) as error:
