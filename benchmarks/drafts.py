@@ -39,7 +39,9 @@ def compared(loaded, method, batch, folder):
         first = asking.original_answers(loaded.methods)
         given = first if drafts is None else [a._replace(tokens=d) for a, d in zip(first, drafts, strict=True)]
         results = asking.results(loaded.methods[method], given)
-        return first, [asking.with_crop.get((number, each.bbox), given[number]) for number, each in enumerate(results)]
+        return first, [
+            asking.with_crops.get((number, each.bboxes), given[number]) for number, each in enumerate(results)
+        ]
 
     first, plain = asked([()] * len(batch))
     right = [answer.tokens for answer in plain]

@@ -13,7 +13,7 @@ from vicrop.choices import MethodChoice, ModelChoice, wants_crop
 from vicrop.crop import QuestionBatch, vicrop_qa
 from vicrop.dataset import load_task
 from vicrop.evaluation import command as run
-from vicrop.evaluation import score_table
+from vicrop.evaluation import page_scores, paired, score_table
 from vicrop.evaluation.batching import answer_batch
 from vicrop.evaluation.ensembles import Vote, ensemble_rows, highest, majority
 from vicrop.evaluation.gates import gate_rows, risk_coverage_area
@@ -272,6 +272,20 @@ def test_an_ensemble_against_its_best_member(tmp_path):
     assert rows["highest p"]["mcnemar_p"] == 1
     assert rows["majority, then p"]["score"] == pytest.approx(80)
     assert rows["the best answer of all (oracle)"]["score"] == pytest.approx(100)
+
+
+def test_results_beside_each_other_are_told_apart_by_what_their_runs_did_otherwise(tmp_path):
+    files = []
+    for number, settings in enumerate(({}, {"regions": 2, "region_share": 0.5}, {"regions": 3, "crop_below": 0.9})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = made(folder, "rel_att")
+        told = {"settings": {"model": "llava_tiny", "task": "demo", "method": "rel_att"} | settings}
+        path.with_suffix(".meta.json").write_text(json.dumps(told))
+        files.append(ResultFile.read(path))
+    wanted = ["rel_att", "rel_att, 2 regions", "rel_att, 3 regions below 0.9"]
+    assert paired.names_of(files) == [each["method"] for each in page_scores.names_of(files)] == wanted
+    assert {row["member"] for row in ensemble_rows(files, ScoreOptions())} > {"no crop", *wanted}
 
 
 def test_two_results_against_each_other(tmp_path, capsys):

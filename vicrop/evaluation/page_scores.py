@@ -21,9 +21,9 @@ WORDS = {"without": "without crop", "with": "{method}", "surer": "{method}, the 
 
 def names_of(results: Sequence[ResultFile]) -> list[dict[str, str]]:
     """[{"model", "method"}] of the results; the method is followed by the folder where two results have both alike."""
-    alike = Counter((result.model, result.method) for result in results)
-    folders = [f" ({r.path.parent})" if alike[r.model, r.method] > 1 else "" for r in results]
-    return [{"model": r.model, "method": r.method + folder} for r, folder in zip(results, folders, strict=True)]
+    alike = Counter((result.model, result.way) for result in results)
+    folders = [f" ({r.path.parent})" if alike[r.model, r.way] > 1 else "" for r in results]
+    return [{"model": r.model, "method": r.way + folder} for r, folder in zip(results, folders, strict=True)]
 
 
 def scores(results: Sequence[ResultFile], metric: str, options: ScoreOptions) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def in_common(files: Sequence[ResultFile], options: ScoreOptions) -> list[Common
 
 def names_of(files: Sequence[ResultFile]) -> list[str]:
     """What results are called beside each other: by what differs."""
-    parts = [(file.model, file.method) for file in files]
+    parts = [(file.model, file.way) for file in files]
     shown = [[values[n] for n in (0, 1) if len({each[n] for each in parts}) > 1] for values in parts]
     alike = Counter(parts)
     return [str(file.path) if alike[values] > 1 else " ".join(words) or file.path.stem

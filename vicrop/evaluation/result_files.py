@@ -82,6 +82,13 @@ class ResultFile:
         return cls(path, *name_of(path, meta), read_results(path), meta)
 
     @property
+    def way(self) -> str:
+        """Its method, with what its run made otherwise than with one crop for every question."""
+        made = self.meta.get("settings", {})
+        regions = f", {made['regions']} regions" if "regions" in made else ""
+        return self.method + regions + (f" below {made['crop_below']:g}" if "crop_below" in made else "")
+
+    @property
     def images(self) -> Path:
         """The folder of its images."""
         said = self.meta.get("settings", {}).get("image_path")
