@@ -129,11 +129,13 @@ def test_a_budget_has_no_meaning_at_fixed_resolution_and_is_not_drawn(tmp_path, 
     assert not drawn
 
 
-def test_a_budget_counts_every_token_of_every_image(tmp_path):
+def test_a_budget_counts_every_token_of_every_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "RESOLUTIONS", (0.5, 1, 4))
+    monkeypatch.setattr(budget, "WITH_CROP", (1,))
     table, records, drawn = find(tmp_path, "budget", "--limit", 2, "--method", "rel_att,rel_att_high",
                                  model="qwen2_5_tiny")  # fmt: skip
     base = 18432
-    assert list(table["rows"])[:6] == [f"no crop at {int(factor * base)}" for factor in budget.RESOLUTIONS]
+    assert list(table["rows"])[:3] == [f"no crop at {int(factor * base)}" for factor in budget.RESOLUTIONS]
     for record in records:
         ways = record["ways"]
         plain = [ways[f"no crop at {int(factor * base)}"]["visual tokens"] for factor in budget.RESOLUTIONS]
@@ -159,16 +161,16 @@ def test_counted_tokens_are_those_of_image_and_crop():
 
 # --------------------------------------------------------------------------------------------------------------- heads
 def test_heads_are_found_on_other_images_than_they_are_judged_on(tmp_path):
-    table, records, drawn = find(tmp_path, "heads", "--limit", 48)
+    table, records, drawn = find(tmp_path, "heads", "--limit", 24)
     kept = read_json(tmp_path / "llava_tiny-demo-heads_choosing.records.json")
     assert not set(images_of(kept)) & set(images_of(records))
-    assert len(kept) + len(records) == 48
+    assert len(kept) + len(records) == 24
     assert list(table["rows"]) == [str(count) for count in range(1, 11)]
     fixed = of_heads.orders_of([of_heads.as_measures(record) for record in kept])[of_heads.BOTH][0]
     assert fixed[:3] == frequent([of_heads.as_measures(record) for record in kept], Criteria())
     mean = np.mean([record[of_heads.BOTH]["pointing"][2] for record in records])
     assert table["more"]["pointing"]["rows"]["3"][of_heads.BOTH]["mean"] == pytest.approx(mean)
-    shares = [row["10 phrases"]["mean"] for row in table["more"]["frequency"]["rows"].values()]
+    shares = [next(iter(row.values()))["mean"] for row in table["more"]["frequency"]["rows"].values()]
     assert sum(shares) <= 300 + 1e-6  # three heads a trial
     for name in ("heads", "heads_pointing", "heads_frequency"):
         assert (tmp_path / f"llava_tiny-demo-{name}.png").exists()
@@ -207,7 +209,8 @@ def test_phrases_lie_beside_the_questions_or_are_named(tmp_path, capsys):
 
 
 # -------------------------------------------------------------------------------------------------------------- causal
-def test_the_chosen_heads_cause_the_answer_more_than_random_ones(tmp_path):
+def test_the_chosen_heads_cause_the_answer_more_than_random_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(causal, "DRAWS", 1)
     table, records, drawn = find(tmp_path, "causal", "--limit", 30)
     for kind in (causal.RANDOM, causal.SAME_LAYERS):
         assert causal.against(records, causal.SAYS_OTHER, kind)["low"] > 0
