@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vicrop.choices import ONE, Regions
+from vicrop.choices import ONE_REGION, Regions
 from vicrop.layouts import Region, Size, whole
 
 WINDOW_RATIOS = (1, 1.2, 1.4, 1.6, 1.8, 2)
@@ -46,7 +46,7 @@ def bbox_from_att_image_adaptive(
 
 
 def bboxes_from_att_image(
-    att_map: ArrayLike, image_size: Size, bbox_size: float = 336, regions: Regions = ONE,
+    att_map: ArrayLike, image_size: Size, bbox_size: float = 336, regions: Regions = ONE_REGION,
     ratios: Sequence[float] = WINDOW_RATIOS,
 ) -> list[Region]:  # fmt: skip
     """Up to `regions.most` boxes, one after the other: the first is that of `bbox_from_att_image_adaptive`.
@@ -137,7 +137,7 @@ def bbox_in_region(att_map: ArrayLike, region: Region, image_size: Size, bbox_si
 
 
 def bboxes_in_region(
-    att_map: ArrayLike, region: Region, image_size: Size, bbox_size: float, regions: Regions = ONE
+    att_map: ArrayLike, region: Region, image_size: Size, bbox_size: float, regions: Regions = ONE_REGION
 ) -> list[Region]:
     """`bboxes_from_att_image` for a map that covers `region` (xyxy pixels), each clipped to the image; all differ."""
     left, top, right, bottom = region

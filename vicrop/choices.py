@@ -57,7 +57,7 @@ class Regions:
             raise ValueError(f"--region_share must be 0 to 1, got {self.share}")
 
 
-ONE = Regions()
+ONE_REGION = Regions()
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class MethodChoice:
     max_image_pixels: int | None = None
     crop_below: float | None = None
     views: int = VIEWS
-    regions: Regions = ONE
+    regions: Regions = ONE_REGION
     croppers: Mapping[str, str] = field(default_factory=lambda: dict(CROPPERS))
 
 

@@ -17,7 +17,7 @@ from vicrop.adapter import Adapter
 from vicrop.attribution import answers_with_gradients
 from vicrop.checkpoints import load_model as load_model  # notebooks import it from here
 from vicrop.checkpoints import model_module
-from vicrop.choices import ONE, Regions, wants_crop
+from vicrop.choices import ONE_REGION, Regions, wants_crop
 from vicrop.croppers import ExternalCrop
 from vicrop.dataset import refuse_other_size
 from vicrop.decoding import Answer
@@ -159,7 +159,8 @@ class QuestionBatch:
 
 
 def build_methods(module: ModuleType, methods: Sequence[str], model: PreTrainedModel, layer: Any = None,
-                  heads: Any = None, views: int = VIEWS, regions: Regions = ONE, croppers: Mapping[str, str] = CROPPERS,
+                  heads: Any = None, views: int = VIEWS, regions: Regions = ONE_REGION,
+                  croppers: Mapping[str, str] = CROPPERS,
                   **options: Any) -> dict[str, Method]:  # fmt: skip
     """{name: the Method, bound to a model}.
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from vicrop.adapter import adapter_class
 from vicrop.attribution import attention, edge_mask, pixel_gradients, weighted_attention
 from vicrop.boxes import bboxes_in_region
-from vicrop.choices import ONE, Regions
+from vicrop.choices import ONE_REGION, Regions
 from vicrop.heads import Criteria, Head, greedy, heads_map, parse_heads, valid_heads
 from vicrop.images import ImageSource
 from vicrop.layouts import Region, Size, cell_means, whole
@@ -122,7 +122,7 @@ class Method:
     __name__: str
     reads: frozenset[str] = frozenset()
     makes_map = False
-    regions = ONE
+    regions = ONE_REGION
 
     def bind(self, model: PreTrainedModel, layer: Any = None, heads: Any = None) -> "Method":
         """This method for a model, and a layer or heads of it.
