@@ -7,6 +7,8 @@ import pytest
 from builders import BUILDERS, build_llava
 from outsiders import saved_in
 
+from vicrop import outside
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 
 
@@ -27,7 +29,9 @@ def browser():
 @pytest.fixture(scope="session")
 def croppers(tmp_path_factory):
     """The options that name small models for external croppers: --clip FOLDER, ..."""
-    return saved_in(tmp_path_factory.mktemp("croppers"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outside, "POINTS", 4)  # masks are as large as an image
+        yield saved_in(tmp_path_factory.mktemp("croppers"))
 
 
 @pytest.fixture(scope="session")

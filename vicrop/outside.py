@@ -23,6 +23,7 @@ from vicrop.layouts import Region
 
 CROPS = 32  # that CLIP sees at once
 SURE = 0.25  # boxes that the detector is less sure of are left out, as in the paper
+POINTS = 32  # on a side of the grid of points at each of which SAM is asked for masks: as many as usual
 OVERLAP = 0.7  # of two boxes of SAM with more IoU the surer one stays: the usual bound of its mask generation
 
 
@@ -89,7 +90,7 @@ class Segmenter:
     def __call__(self, image: Image.Image) -> list[list[float]]:
         """[[x1, y1, x2, y2]] pixels of the masks that pass SAM's usual filters, without near duplicates."""
         # The pipeline's own last step needs torchvision, and encodes masks of which only the boxes are wanted.
-        parts = [self.generator.forward(inputs) for inputs in self.generator.preprocess(image)]
+        parts = [self.generator.forward(inputs) for inputs in self.generator.preprocess(image, points_per_crop=POINTS)]
         boxes, scores = (np.concatenate([part[name].float().cpu().numpy() for part in parts])
                          for name in ("boxes", "iou_scores"))  # fmt: skip
         return [boxes[number].tolist() for number in distinct(boxes, scores, OVERLAP)]
