@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vicrop.adapter import EncodedImage, adapter_class
+from vicrop.adapter import EncodedImage, adapter_class, decoder_of
 from vicrop.attention import FrozenModel, capture_attention, device_of, frozen_eval, replaced, with_implementation
 from vicrop.decoder_call import DecoderCall, captured_call
 from vicrop.decoding import Answer, Decoding, Draft, usable
@@ -33,6 +33,7 @@ from vicrop.tiles import high_res_split_threshold, same_size
 Prompts = str | Sequence[str]  # see ImageSession
 Of = Sequence[int] | None
 SESSION_IMAGES = 8  # at most so many images (tiles of a large one) go through the model together
+UNSEEN_CROP = "the crop changes nothing: the model takes one image, and answers as if the other were not there"
 KEPT_BYTES = 64 << 20  # of decoder calls that several methods have in common
 
 
@@ -122,7 +123,7 @@ class ImageSession(ImageBatch):
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         self.max_new_tokens = max_new_tokens
-        self.decoder, self.device = self.model.get_decoder(), device_of(self.model.get_input_embeddings())
+        self.decoder, self.device = decoder_of(self.model), device_of(self.model.get_input_embeddings())
         self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
         self.store, self.batched = PrefixStore(self.decoder, len(self.images)), None
         self.rows: dict[tuple[Query, int], Tensor] = {}  # (query, layer) -> its map (heads, h, w), once it was read
@@ -202,8 +203,11 @@ class ImageSession(ImageBatch):
         prepared = self.adapter.preprocess(crops)
         layouts = self.adapter.layouts(prepared, [crop.size for crop in crops])
         encoded = self.encode(self.adapter.placed(prepared), layouts)
-        return [self.store.row(query.image_index, self.decoder_call(query, [self.encoded[query.image_index], crop]))
-                for query, crop in zip(queries, encoded, strict=True)]  # fmt: skip
+        shown = [[self.encoded[query.image_index], crop] for query, crop in zip(queries, encoded, strict=True)]
+        calls = [self.decoder_call(query, images) for query, images in zip(queries, shown, strict=True)]
+        for call, images in zip(calls, shown, strict=True):
+            refuse_unseen_crop(call, images, self.model.config)
+        return [self.store.row(query.image_index, call) for query, call in zip(queries, calls, strict=True)]
 
     def batches(self, queries: list[Query], rows: list[Row]) -> Iterator[tuple[list[Query], list[Row]]]:
         """As many queries with their Rows as may go through the decoder together."""
@@ -341,6 +345,20 @@ class ImageSession(ImageBatch):
                  for tokens in answers.tokens]  # fmt: skip
         return [Answer(text.strip(), float(f"{math.exp(sum(logs)):.5g}"), tuple(tokens))
                 for text, logs, tokens in zip(texts, answers.logs, answers.tokens, strict=True)]  # fmt: skip
+
+
+def refuse_unseen_crop(call: DecoderCall, images: Sequence[EncodedImage], config: Any) -> None:
+    """ValueError if a decoder is handed nothing of a crop: some models take no second image, and say nothing.
+
+    Args:
+        call: about `images`, the image and the crop; config: the model's.
+    """
+    first, second = images
+    at = (call.ids == config.image_token_id).nonzero()[:, 0].to(call.embeds.device)
+    own, crop = call.embeds[0, at[: first.layout.num_tokens]], call.embeds[0, at[first.layout.num_tokens :]]
+    same = torch.equal(own, crop) and not torch.equal(first.features.pooled, second.features.pooled)
+    if same or len(crop) != second.layout.num_tokens:
+        raise ValueError(f"{UNSEEN_CROP} (the decoder of this {config.model_type} model is handed nothing of it)")
 
 
 def finite(logits: Tensor) -> Tensor:
