@@ -22,7 +22,7 @@ from vicrop.layouts import Layout, raster
 from vicrop.localization import ground_command
 from vicrop.models.llava import LlavaAdapter
 from vicrop.models.llava_next import LlavaNextAdapter
-from vicrop.probe import pixels_of, probed_grid, token_owners
+from vicrop.probe import Owners, Pixels, pixels_of, probed_grid, probed_picture, token_owners
 from vicrop.session import ImageSession
 from vicrop.tables import MODELS
 
@@ -84,6 +84,35 @@ def test_the_probe_finds_the_cells_of_the_formula(kind):
     assert np.array_equal(index, session.layouts[0].index)
     sides = np.array([230, 410, 230, 410])
     assert np.abs(np.array(edges) * sides - session.layouts[0].region).max() < 1.5
+
+
+def two_pictures():
+    """(Pixels, Owners) of the same 4 x 8 pixels twice, each cut into 2 x 4 tokens."""
+    shape = (2, 3, 4, 8)
+    x, y = (np.arange(8) + 0.5) / 8, (np.arange(4)[:, None] + 0.5) / 4
+    tokens = raster(2, 4).repeat(2, 0).repeat(2, 1) + np.arange(2)[:, None, None, None] * 8
+    places = [np.broadcast_to(each, shape).copy() for each in (x, y, np.arange(3)[:, None, None])]
+    pixels = Pixels(*places, shows=np.ones(shape, dtype=bool), placed=np.ones(shape, dtype=bool))
+    return pixels, Owners(np.broadcast_to(tokens, shape).copy(), np.ones(shape), 16)
+
+
+def test_an_overview_as_fine_as_the_tiles_leaves_these_their_grid():
+    pixels, owners = two_pictures()
+    index, edges = probed_grid(pixels, owners)
+    assert np.array_equal(index, raster(2, 4))
+    assert np.allclose(edges, (0, 0, 1, 1))
+    pixels.placed[1, :, :2, :2] = False  # a part of it has no place
+    with pytest.raises(ValueError, match="make no grid"):
+        probed_grid(pixels, owners)
+
+
+def test_the_probes_picture_has_each_pixel_in_its_place():
+    pixels, owners = two_pictures()
+    picture = probed_picture(pixels, owners, *probed_grid(pixels, owners))
+    assert np.array_equal(picture, np.arange(3 * 4 * 8).reshape(3, 4, 8))
+    for name in ("x", "y"):
+        scattered = pixels._replace(**{name: getattr(pixels, name)[..., ::-1, ::-1]})  # rows of patches, say
+        assert probed_picture(scattered, owners, raster(2, 4), (0, 0, 1, 1)) is None
 
 
 # ----------------------------------------------------------------------------------------------- what is wrong is found
@@ -199,11 +228,9 @@ def test_an_unknown_family_is_checked_once_and_used(stranger, own_cache, monkeyp
     model, processor = load_model(str(stranger(kind)), device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no layer is known of it
-        for method in ("rel_att", "grad_att", "loc_att"):
+        for method in ("rel_att", "grad_att", "pure_grad", "loc_att"):
             original, _, box = vicrop_qa(str(stranger(kind)), method, photo(), "why?", model, processor)
             assert box[0] < box[2]
-        with pytest.raises(ValueError, match=f"pure_grad needs to know how {kind} models cut an image"):
-            vicrop_qa(str(stranger(kind)), "pure_grad", photo(), "why?", model, processor)
     session = ImageSession([photo(), photo(60, 150)], model, processor)
     prompt = session.adapter.prompt("why?")
     alone = [ImageSession([image], model, processor).answer(prompt)[0] for image in session.images]

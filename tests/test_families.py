@@ -9,6 +9,7 @@ import pytest
 import torch
 from builders import photo
 from families import FAMILIES, idefics3, internvl, llava_onevision, mistral3, qwen3_vl
+from families_tiles import TILES
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from test_engine import own_logits
@@ -337,7 +338,8 @@ def test_every_kind_of_the_registry_has_a_small_model_here():
     kinds = {f"{model.config.model_type}+{model.config.vision_config.model_type}" for model, _ in
              (FAMILIES[name]() for name in ("pixtral",))}  # fmt: skip
     older = {"llava", "llava_next", "instructblip", "qwen2_5_vl"}
-    assert set(REGISTRY) == (set(FAMILIES) - {"pixtral"}) | kinds | older
+    further = {name for name in TILES if name in REGISTRY}  # see test_families_tiles.py
+    assert set(REGISTRY) == (set(FAMILIES) - {"pixtral"}) | kinds | older | further
 
 
 def test_a_layer_without_attention_is_refused_by_its_number():

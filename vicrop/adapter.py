@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from vicrop.attention import brought_in, device_of
 from vicrop.layouts import Layout, Size
+from vicrop.refusals import REFUSED
 from vicrop.tables import GENERATION, OPTIONS
 
 # A config's model_type -> the module whose ADAPTER knows the family; imported when it is needed. "whole+vision" is for
@@ -26,6 +27,8 @@ REGISTRY = {
     "llava": "vicrop.models.llava",
     "llava_next": "vicrop.models.llava_next",
     "instructblip": "vicrop.models.instructblip",
+    "blip-2": "vicrop.models.blip2",
+    "idefics2": "vicrop.models.resampled",
     "qwen2_5_vl": "vicrop.models.qwen2_5_vl",
     "qwen2_vl": "vicrop.models.merged_patches",
     "qwen3_vl": "vicrop.models.merged_patches",
@@ -36,6 +39,8 @@ REGISTRY = {
     "glm46v": "vicrop.models.merged_patches",
     "internvl": "vicrop.models.tiled",
     "aya_vision": "vicrop.models.tiled",
+    "qianfan_ocr": "vicrop.models.tiled",
+    "cohere2_vision": "vicrop.models.tiled",
     "idefics3": "vicrop.models.idefics3",
     "smolvlm": "vicrop.models.idefics3",
     "gemma3": "vicrop.models.squares",
@@ -60,10 +65,12 @@ def adapter_class(model: PreTrainedModel) -> type["Adapter"]:
     """The Adapter class for a model, by its config's class.
 
     Raises:
-        ValueError: no adapter knows models of this kind; names those that are known.
+        ValueError: no adapter knows models of this kind; names those that are known, or the reason.
     """
     kind = model.config.model_type
     module = module_for(kind, getattr(getattr(model.config, "vision_config", None), "model_type", None))
+    if module is None and kind in REFUSED:
+        raise ValueError(f"{kind} models are not carried: {REFUSED[kind]}")
     if module is None and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ValueError(f"no adapter knows {kind} models: known are {', '.join(REGISTRY)}")
     return importlib.import_module(module or DEFAULT_MODULE).ADAPTER
@@ -97,7 +104,7 @@ class Adapter:
         bbox_size: base side of the crop window in image pixels.
         layer_constant: what the family's module calls the layer to read.
         square_tiles: would a tile that is not square lose something, or gain padding?
-        knows_pixels: can `canvas` lay out its pixels? pure_grad needs that.
+        knows_pixels: does `canvas` lay them out as pictures? pure_grad needs that.
         whole_cells: is a cell a whole number of pixels of the canvas? If not, a pixel belongs to the cell it lies in.
         connector: the attention module between image and decoder (a Q-Former's), and the model that holds it, if any.
     """
@@ -143,7 +150,7 @@ class Adapter:
     @classmethod
     def attention_modules(cls, model: PreTrainedModel) -> dict[int, nn.Module]:
         """{layer: the decoder's attention module}, of the layers that have one."""
-        layers: Any = model.get_decoder().layers
+        layers: Any = decoder_of(model).layers
         return {number: layer.self_attn for number, layer in enumerate(layers) if hasattr(layer, "self_attn")}
 
     # -- text
@@ -161,8 +168,8 @@ class Adapter:
 
     @property
     def image_placeholder(self) -> str:
-        """The text that stands for an image in a prompt; it holds the image token once."""
-        return self.processor.image_token
+        """The text that stands for an image in a prompt; it holds `place_of_image` once."""
+        return place_of_image(self.processor)
 
     def tokenize(self, prompt: str, layouts: Sequence[Layout]) -> Tensor:
         """(T,) token ids of a prompt about images of these layouts; it names one image.
@@ -170,10 +177,10 @@ class Adapter:
         Raises:
             ValueError: the prompt has no place for an image, or several, or nothing after it.
         """
-        block, token = self.image_placeholder, self.processor.image_token
-        _refuse_other_places(prompt, block, token)
-        texts = [layout.text or token * layout.num_tokens for layout in layouts]
-        text = prompt.replace(block, "".join(block.replace(token, each) for each in texts))
+        block, place = self.image_placeholder, place_of_image(self.processor)
+        _refuse_other_places(prompt, block, place)
+        texts = [layout.text or self.processor.image_token * layout.num_tokens for layout in layouts]
+        text = prompt.replace(block, "".join(block.replace(place, each) for each in texts))
         return self.token_ids(text)
 
     def token_ids(self, text: str) -> Tensor:
@@ -246,6 +253,19 @@ class Adapter:
         """
         own = getattr(model.config, "att_layer", None)
         return family_constant(cls, cls.layer_constant) if own is None else own
+
+
+def place_of_image(processor: Any) -> str:
+    """The token in a prompt that a processor puts an image's tokens in place of; mostly that of the image itself."""
+    return getattr(processor, "image_placeholder_token", processor.image_token)
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The innermost decoder; `get_decoder` alone may give a whole language model with its head (BLIP-2, Llama 4)."""
+    decoder: Any = model.get_decoder()
+    while (inner := decoder.get_decoder()) is not decoder or hasattr(decoder, "lm_head"):
+        decoder = decoder.model if inner is decoder else inner
+    return decoder
 
 
 def refuse_bad_prompt(template: Any) -> None:

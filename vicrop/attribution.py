@@ -135,7 +135,15 @@ def pixel_gradients(session: ImageSession, prompts: Sequence[str]) -> list[Tenso
 
 
 def edge_mask(session: ImageSession) -> Tensor:
-    """(H, W) bool tensor over the model's input pixels of a single image: where it has edges."""
+    """(H, W) bool tensor over the model's input pixels of a single image: where it has edges.
+
+    Raises:
+        ValueError: nothing says how the model's input is laid out as a picture.
+    """
+    if not session.adapter.knows_pixels:
+        kind = session.model.config.model_type
+        raise ValueError(f"pure_grad needs to know how {kind} models cut an image into pixels, and no adapter says it: "
+                         "use rel_att, grad_att or loc_att")  # fmt: skip
     shown = session.adapter.canvas(session.prepared["pixel_values"], session.prepared, session.layouts[0])[0]
     if session.adapter.given["geometry"] == "upstream":  # the reference squashed the whole image, whatever was seen
         strength = high_pass_filter(session.images[0], tuple(shown.shape[1:]), reduce=False)

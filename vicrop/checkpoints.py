@@ -30,6 +30,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from vicrop.adapter import DEFAULT_MODULE, REGISTRY, module_for
 from vicrop.downloads import say_download, show_hub_bars
 from vicrop.files import PACKAGE, ROOT
+from vicrop.refusals import REFUSED
 from vicrop.tables import MODELS, checkpoint_of, unknown
 
 ENDS = 1 << 20  # bytes of a checkpoint file's begin and end that tell it from another
@@ -113,10 +114,17 @@ def known_module(config: dict[str, Any], shown: str) -> str | None:
 def module_of(config: dict[str, Any], shown: str) -> str:
     """The name of the module for models of a config; the default one where no test covers them."""
     module, kind = known_module(config, shown), kind_of(config, shown)
+    refuse_by_reason(kind, shown, module)
     if module or kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return module or DEFAULT_MODULE
     raise ValueError(f"{shown} is a {kind} checkpoint, and that is no image-text model of transformers; known are "
                      f"{', '.join(REGISTRY)}, and others of AutoModelForImageTextToText")  # fmt: skip
+
+
+def refuse_by_reason(kind: str, shown: str, module: str | None) -> None:
+    """ValueError for an architecture that cannot be carried, with the reason; not where a module knows it."""
+    if module is None and kind in REFUSED:
+        raise ValueError(f"{shown} is a {kind} checkpoint, and that architecture is not carried: {REFUSED[kind]}")
 
 
 def weights_of(
@@ -287,7 +295,8 @@ def refuse_another_family(config: dict[str, Any], shown: str, module: ModuleType
         raise ValueError(f"{shown} is a {kind} checkpoint: use --model {name} (in localization, model.family={name})")
     code = ", with code of its own, which is never run" if "auto_map" in config else ""
     these = ", ".join(f"{own} ({name})" for own, name in families.items())
-    raise ValueError(f"{shown} is a {kind} checkpoint{code}: the toolkit knows {these}")
+    reason_why = f"; {kind} is not carried: {REFUSED[kind]}" if kind in REFUSED else ""
+    raise ValueError(f"{shown} is a {kind} checkpoint{code}: the toolkit knows {these}{reason_why}")
 
 
 def refuse_missing_parts(config: dict[str, Any], shown: str, module: ModuleType) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from vicrop import processors
 from vicrop.files import read_json, write_atomically
-from vicrop.session import ImageSession
+from vicrop.session import UNSEEN_CROP, ImageSession
 from vicrop.twin import small_twin
 from vicrop.verify import CROP, QUESTION, Report, picture, stock_inputs, stock_pass, verify, verify_loaded
 from vicrop.version import __version__
@@ -57,7 +57,9 @@ def remembered(weights: str | None, what: str, check: Callable[[], list[str]]) -
 
 
 def refuse(shown: str, differs: list[str]) -> None:
-    """ValueError, naming the first thing that differs, if there is one."""
+    """ValueError, naming the first thing that differs, if there is one; that a crop goes unseen comes before all."""
+    if any(UNSEEN_CROP in sentence for sentence in differs):
+        raise ValueError(f"{shown} models cannot be asked about an image and a crop of it: {UNSEEN_CROP}")
     if differs:
         more = f", and {len(differs) - 1} more" if len(differs) > 1 else ""
         raise ValueError(f"{shown} models are not known here, and this one gives something else than its stock model "
@@ -94,7 +96,7 @@ def running_twin(config: Any, processor: Any, module: Any, narrow: bool, **optio
 class Unprepared:
     """What `verify_twin` takes of a module, for a family that has none."""
 
-    MODEL_CLASS, prepare = AutoModelForImageTextToText, staticmethod(processors.prepare)
+    MODEL_CLASS, prepare = AutoModelForImageTextToText, staticmethod(processors.prepare_chat)
 
 
 def admit_source(source: str | Path, processor: Any, weights: str | None, **where: Any) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vicrop.adapter import adapter_class
 from vicrop.attribution import attention, edge_mask, pixel_gradients, weighted_attention
 from vicrop.boxes import bboxes_in_region
 from vicrop.choices import ONE_REGION, Regions
@@ -215,10 +214,6 @@ class MapMethod(Method):
     def bind(self, model: PreTrainedModel, layer: Any = None, heads: Any = None) -> "MapMethod":
         """See Method; `layer` and `heads` as in a call."""
         super().bind(model, layer, heads)
-        if self.formula is pure_gradient and not adapter_class(model).knows_pixels:
-            kind = model.config.model_type
-            raise ValueError(f"pure_grad needs to know how {kind} models cut an image into pixels, and no adapter says "
-                             "it: use rel_att, grad_att or loc_att")  # fmt: skip
         if heads is not None:
             text = model.config.get_text_config()
             heads = parse_heads(heads) if isinstance(heads, str) else heads

@@ -3,6 +3,7 @@
     pixels = pixels_of(adapter, (640, 480))             # what each element of `pixel_values` shows: place, colour
     owners = token_owners(adapter, inputs)              # the token that each of them feeds
     index, edges = probed_grid(pixels, owners)          # the map's cells, and what they cover, in parts of the image
+    probed_picture(pixels, owners, index, edges)        # the same pixel by pixel
 
 Pictures that are black, white, of one colour, or whose brightness is a coordinate, go through the processor: an element
 that is the same for black and white is padding, any other says by its values what it shows. Then the vision side runs
@@ -11,6 +12,7 @@ over tokens, each weighted by a digit of its number, say whose an element is. Th
 step of a backward pass rounds, in whatever dtype.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -18,12 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from vicrop.adapter import Adapter
+from vicrop.adapter import Adapter, decoder_of
 from vicrop.attention import FrozenModel, replaced, with_implementation
 from vicrop.layouts import Size
 
@@ -123,7 +126,7 @@ AttentionMaskInterface.register("own_value", lambda *_, **__: None)
 @contextmanager
 def seeing_only_themselves(model: Any) -> Iterator[None]:
     """In a model's parts besides its decoder every position sees only itself for the moment."""
-    within, attend = set(model.get_decoder().modules()), F.scaled_dot_product_attention
+    within, attend = set(decoder_of(model).modules()), F.scaled_dot_product_attention
     outside = [each for each in model.modules() if isinstance(each, PreTrainedModel) and each not in within]
     able = [each for each in outside if each._can_set_attn_implementation()]
 
@@ -216,6 +219,39 @@ def probed_grid(pixels: Pixels, owners: Owners) -> tuple[np.ndarray, Edges]:
     return index, edges
 
 
+def probed_picture(pixels: Pixels, owners: Owners, index: np.ndarray, edges: Edges) -> np.ndarray | None:
+    """(3, H, W): the number of the element of `pixel_values` that is each pixel of a map's tokens.
+
+    None where they are no pictures (rows of patches), or where cells are not of one size.
+
+    Args:
+        index, edges: the grid, as from `probed_grid`.
+    """
+    if pixels.x.ndim < 4 or pixels.x.shape[-3] != 3:
+        return None
+    token = owned(pixels, owners).reshape(-1, *pixels.x.shape[-3:])
+    numbers = np.arange(token.size).reshape(token.shape)
+    places: dict[int, list[np.ndarray]] = {}
+    for plane, own in zip(token.max(1), numbers, strict=True):
+        for number, box in enumerate(ndimage.find_objects(plane + 1)):
+            if box is not None:
+                places.setdefault(number, []).append(own[:, *box])
+    cells = [[places[number] for number in row] for row in index.tolist()]
+    if len({(len(cell), cell[0].shape) for row in cells for cell in row}) > 1 or len(cells[0][0]) > 1:
+        return None
+    picture = np.concatenate([np.concatenate([cell for (cell,) in row], 2) for row in cells], 1)
+    return picture if _in_its_place(pixels, picture, edges) else None
+
+
+def _in_its_place(pixels: Pixels, picture: np.ndarray, edges: Edges) -> bool:
+    """Does each pixel of a picture show what lies there between its edges, within a pixel?"""
+    (left, top, right, bottom), (_, height, width) = edges, picture.shape
+    wide, high = (right - left) / width, (bottom - top) / height
+    x, y = left + (np.arange(width) + 0.5) * wide, top + (np.arange(height) + 0.5) * high
+    beside = np.abs(pixels.x.take(picture) - x).max(), np.abs(pixels.y.take(picture) - y[:, None]).max()
+    return bool(beside[0] <= max(BESIDE, wide) and beside[1] <= max(BESIDE, high))
+
+
 def tolerances(grid: tuple[int, ...], edges: Edges) -> tuple[float, float]:
     """By how much (x, y) the edges of a grid may be wrong, in parts of a side."""
     (h, w), (left, top, right, bottom) = grid, edges
@@ -260,11 +296,12 @@ def _grid_of_scale(boxes: np.ndarray, sizes: np.ndarray, group: list[int],
     whole = sizes[group[0]]
     smaller = [each for each in seen if (sizes[each] < 1.1 * whole).all() and (sizes[each] < 0.8 * whole).any()]
     cells: dict[tuple[int, ...], int] = {}
-    for number in [*group, *smaller]:
-        column, row = np.floor((boxes[number, :2] - first) / cell).astype(int)
-        cells.setdefault((int(row), int(column)), number)
+    places = [tuple(place) for place in np.floor((boxes[:, 1::-1] - first[::-1]) / cell[::-1])[[*group, *smaller]]]
+    for number, (row, column) in zip([*group, *smaller], places, strict=True):
+        cells.setdefault((int(row), int(column)), number)  # of an overview as fine as the tiles the first counts
     (top, left), (bottom, right) = np.min(list(cells), 0), np.max(list(cells), 0) + 1
-    if len(cells) != (bottom - top) * (right - left) or len(cells) < len(group):
+    uneven = len(set(Counter(places[: len(group)]).values())) > 1
+    if len(cells) != (bottom - top) * (right - left) or uneven:
         return None
     index = np.array([[cells[row, column] for column in range(left, right)] for row in range(top, bottom)])
     x1, y1, x2, y2 = first[[0, 1, 0, 1]] + np.array([left, top, right, bottom]) * cell[[0, 1, 0, 1]]

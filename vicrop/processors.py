@@ -62,9 +62,14 @@ def refuse_token_without_row(model: PreTrainedModel, image: str) -> None:
 # ------------------------------------------------------------------------------------------------------- InstructBLIP
 def prepare_qformer(model: PreTrainedModel, processor: Any) -> None:
     """Both tokenizers fit the model; a config from before `image_token_index` gets one."""
+    refuse_other_tokenizer(processor.qformer_tokenizer, QFORMER_TOKENIZER, model.config.qformer_config.vocab_size)
+    prepare_queries(model, processor)
+
+
+def prepare_queries(model: PreTrainedModel, processor: Any) -> None:
+    """The tokenizer fits a model whose Q-Former reads no prompt; a config without `image_token_index` gets one."""
     rows = embeddings(model)
     refuse_other_tokenizer(processor.tokenizer, ROOT_TOKENIZER, rows)
-    refuse_other_tokenizer(processor.qformer_tokenizer, QFORMER_TOKENIZER, model.config.qformer_config.vocab_size)
     if model.config.image_token_id is None:
         model.config.image_token_index = place_token(processor.tokenizer, rows)
     refuse_token_without_row(model, "<image>")
@@ -146,7 +151,13 @@ def load_any(source: str | Path, **where: Any) -> ProcessorMixin:
 
     check = replaced(ProcessorMixin, "check_argument_for_proper_class", lenient)
     with check, replaced(table, "__getitem__", without_videos):
-        return AutoProcessor.from_pretrained(source, **where)
+        try:
+            return AutoProcessor.from_pretrained(source, **where)
+        except AttributeError as error:
+            if "'NoneType'" not in str(error):
+                raise
+            raise ImportError("its processor asks something of its half for videos, which needs torchvision "
+                              "(pip install torchvision)") from error  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- Qwen-VL

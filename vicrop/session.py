@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vicrop.adapter import EncodedImage, adapter_class
+from vicrop.adapter import EncodedImage, adapter_class, decoder_of
 from vicrop.attention import FrozenModel, capture_attention, device_of, frozen_eval, replaced, with_implementation
 from vicrop.decoder_call import DecoderCall, captured_call
 from vicrop.decoding import Answer, Decoding, Draft, usable
@@ -35,6 +35,7 @@ Prompts = str | Sequence[str]  # see ImageSession
 Of = Sequence[int] | None
 Crops = Image.Image | Sequence[Image.Image]  # what follows the image in a prompt: one more (PIL), or several
 SESSION_IMAGES = 8  # at most so many images (tiles of a large one) go through the model together
+UNSEEN_CROP = "the crop changes nothing: the model takes one image, and answers as if the other were not there"
 KEPT_BYTES = 64 << 20  # of decoder calls that several methods have in common
 
 
@@ -124,7 +125,7 @@ class ImageSession(ImageBatch):
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         self.max_new_tokens = max_new_tokens
-        self.decoder, self.device = self.model.get_decoder(), device_of(self.model.get_input_embeddings())
+        self.decoder, self.device = decoder_of(self.model), device_of(self.model.get_input_embeddings())
         self.frozen, self.attention_modules = FrozenModel(self.model), self.adapter.attention_modules(self.model)
         self.store, self.batched = PrefixStore(self.decoder, len(self.images)), None
         self.rows: dict[tuple[Query, int], Tensor] = {}  # (query, layer) -> its map (heads, h, w), once it was read
@@ -200,7 +201,11 @@ class ImageSession(ImageBatch):
         return self._calls[query]
 
     def rows_with_crops(self, queries: list[Query], crops: Sequence[Crops]) -> list[Row]:
-        """The Rows of queries about their image and the crops of each; only the crops are encoded, all together."""
+        """The Rows of queries about their image and the crops of each; only the crops are encoded, all together.
+
+        Raises:
+            ValueError: the model takes no second image (see refuse_unseen_crops).
+        """
         of_each = [[each] if isinstance(each, Image.Image) else each for each in crops]
         shown = [crop for own in of_each for crop in own]
         prepared = self.adapter.preprocess(shown)
@@ -208,7 +213,9 @@ class ImageSession(ImageBatch):
         encoded, rows = iter(self.encode(self.adapter.placed(prepared), layouts)), []
         for query, own in zip(queries, of_each, strict=True):
             images = [self.encoded[query.image_index], *islice(encoded, len(own))]
-            rows.append(self.store.row(query.image_index, self.decoder_call(query, images)))
+            call = self.decoder_call(query, images)
+            refuse_unseen_crops(call, images, self.model.config)
+            rows.append(self.store.row(query.image_index, call))
         return rows
 
     def batches(self, queries: list[Query], rows: list[Row]) -> Iterator[tuple[list[Query], list[Row]]]:
@@ -347,6 +354,21 @@ class ImageSession(ImageBatch):
                  for tokens in answers.tokens]  # fmt: skip
         return [Answer(text.strip(), float(f"{math.exp(sum(logs)):.5g}"), tuple(tokens))
                 for text, logs, tokens in zip(texts, answers.logs, answers.tokens, strict=True)]  # fmt: skip
+
+
+def refuse_unseen_crops(call: DecoderCall, images: Sequence[EncodedImage], config: Any) -> None:
+    """ValueError if a decoder is handed nothing of a crop: some models take no second image, and say nothing.
+
+    Args:
+        call: about `images`, the image and its crops; config: the model's.
+    """
+    at = (call.ids == config.image_token_id).nonzero()[:, 0].to(call.embeds.device)
+    counts, first = [image.layout.num_tokens for image in images], images[0].features.pooled
+    own, *crops = call.embeds[0, at].split(counts) if len(at) == sum(counts) else (None,)
+    copies = (torch.equal(own, crop) and not torch.equal(first, image.features.pooled)
+              for crop, image in zip(crops, images[1:], strict=True)) if crops else ()  # fmt: skip
+    if own is None or any(copies):
+        raise ValueError(f"{UNSEEN_CROP} (the decoder of this {config.model_type} model is handed nothing of it)")
 
 
 def finite(logits: Tensor) -> Tensor:

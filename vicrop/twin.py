@@ -71,18 +71,23 @@ def _shorten(text: Any, wanted: int) -> None:
 def _shorten_tower(config: Any, vision: Any) -> None:
     """Fewer layers of the vision tower, where nothing else depends on their number."""
     name = next((each for each in ("num_hidden_layers", "depth") if isinstance(getattr(vision, each, None), int)), None)
-    layer = getattr(config, "vision_feature_layer", None)
-    if name is None or getattr(vision, name) <= TOWER_LAYERS or (isinstance(layer, list) or layer not in KEPT_LAYERS):
+    parts = [config, *(getattr(config, each, None) for each in config.sub_configs)]
+    layers = [getattr(part, "vision_feature_layer", None) for part in parts]
+    if name is None or getattr(vision, name) <= TOWER_LAYERS:
+        return
+    if any(isinstance(layer, (list, tuple)) or layer not in KEPT_LAYERS for layer in layers):
         return
     depth, fewer = getattr(vision, name), TOWER_LAYERS
     for key, value in vars(vision).items():
+        if key.endswith("layer_id") and isinstance(value, int):  # something comes behind that layer
+            fewer = max(fewer, value + 2)
         numbers = isinstance(value, (list, tuple)) and value and all(type(each) is int for each in value)
         if numbers and "index" in key and max(value) < depth:  # layers of which something is special
             fewer = max(fewer, len(value) + 1)
             setattr(vision, key, list(range(len(value))))
         elif isinstance(value, (list, tuple)) and len(value) == depth:
             return
-    setattr(vision, name, fewer)
+    setattr(vision, name, min(depth, fewer))
 
 
 def _narrow(config: Any, text: Any) -> None:

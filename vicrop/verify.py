@@ -34,7 +34,7 @@ from vicrop.probe import (
     token_owners,
     tolerances,
 )
-from vicrop.session import ImageSession, Query, end_tokens, layer_numbers
+from vicrop.session import UNSEEN_CROP, ImageSession, Query, end_tokens, layer_numbers
 from vicrop.tables import GENERAL_PROMPT
 
 SIZES: tuple[Size, ...] = ((448, 224), (230, 410))  # of the test pictures: two aspect ratios
@@ -47,6 +47,7 @@ OWN_ERROR = 3
 # On a loaded model, where the stock model's own rounding is as large as that of a mistake on the twin.
 COARSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
 TELLS = 1e-4  # by so much, at least, logits must change with the picture
+UNSEEN_SECOND = "a second crop changes nothing: the model answers as if it were not there"
 WRONG = 1e-2  # what differs by so much does so for another reason than rounding
 TIE = 1e-3  # parts of the largest logit: nearer ones are taken as equal
 SAMPLES = 9  # tokens that are looked at where tokens overlap
@@ -137,34 +138,52 @@ def stock_inputs(session: ImageSession, prompt: str, images: Sequence[Image.Imag
     layouts = adapter.layouts(prepared, [image.size for image in images])
     ids = adapter.tokenize(prompt, layouts).to(session.device)
     own = adapter.stock_inputs(prompt, ids, adapter.placed(prepared))
-    theirs = processor_inputs(session, prompt, images)
-    if theirs is None or theirs["pixel_values"].shape != own["pixel_values"].shape:
+    theirs, several = processor_inputs(session, prompt, images), len(images) > 1
+    if theirs is None or not _shows_as_much(theirs, own, session.model.config.image_token_id, several):
         return own, []  # the adapter shows images in another size than the processor by itself
     taken, differs = signature(session.model.forward).parameters, []
     if not torch.equal(theirs["input_ids"].to(ids.device), own["input_ids"]):
         differs.append("the prompt's tokens are not those that its processor makes")
-    for name in own.keys() & theirs.keys() - {"input_ids", "pixel_values"}:
-        whole = not theirs[name].is_floating_point()
-        if whole and not torch.equal(theirs[name].to(ids.device).long(), own[name].long()):
-            differs.append(f"the model is given another {name} than its processor makes")
+    pixels, others = own["pixel_values"], own.keys() & theirs.keys() - {"input_ids", "pixel_values"}
+    others = [name for name in sorted(others)
+              if not theirs[name].is_floating_point() and not _same_numbers(theirs[name], own[name])]  # fmt: skip
+    if several and (others or theirs["pixel_values"].shape != pixels.shape):  # how inputs are stacked is its affair
+        made = {name: value for name, value in theirs.items() if name in own or (name in taken and name != "labels")}
+        return {name: value.to(pixels) if value.is_floating_point() else value.to(pixels.device)
+                for name, value in made.items()}, differs  # fmt: skip
+    differs += [f"the model is given another {name} than its processor makes" for name in others]
     lacking = [name for name in theirs if name in taken and name not in own and name != "labels"]  # only for a loss
     if lacking:
         differs.append(f"the model is given no {', '.join(lacking)}, which its processor makes")
     return own | {name: theirs[name].to(ids.device) for name in lacking}, differs
 
 
+def _shows_as_much(theirs: dict[str, Tensor], own: dict[str, Tensor], image: int, several: bool) -> bool:
+    """Does the processor by itself show an image in the size in which an adapter does? Of several: in as many tokens?
+
+    Args:
+        image: the id of an image's tokens.
+    """
+    shown = [int((inputs["input_ids"] == image).sum()) if several else inputs["pixel_values"].shape
+             for inputs in (theirs, own)]  # fmt: skip
+    return shown[0] == shown[1]
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.to(other.device).long(), other.long())
+
+
 def processor_inputs(session: ImageSession, prompt: str, images: Sequence[Image.Image]) -> dict[str, Tensor] | None:
-    """What the checkpoint's processor makes of a prompt and its only image; None where it takes no such call."""
-    tokenizer = session.processor.tokenizer
+    """What the checkpoint's processor makes of a prompt with its images; None where it takes no such call."""
+    tokenizer, block = session.processor.tokenizer, str(session.adapter.image_placeholder)
     begun = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)  # a chat template writes it itself
     call: Any = session.processor
-    if len(images) != 1 or not callable(call):
+    if not callable(call):
         return None
+    text = prompt if len(images) == 1 else prompt.replace(block, block * len(images))
     try:
-        made: Any = session.processor(
-            images=list(images), text=[prompt], return_tensors="pt", add_special_tokens=not begun
-        )
-    except (ValueError, TypeError):  # of prompts about which it has another opinion
+        made: Any = call(images=list(images), text=[text], return_tensors="pt", add_special_tokens=not begun)
+    except (ValueError, TypeError, RuntimeError):  # of prompts, or of several images, it may have another opinion
         return None
     return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
@@ -284,8 +303,7 @@ def stock_maps(session: ImageSession, prompt: str) -> dict[str, Tensor]:
     rows = {module: probs.detach() for module, probs in stock.probs.items()}
     weighted = {module: rows[module] * slope.relu() for module, slope in zip(rows, slopes, strict=True)}
     found = {"rows": on_map(session, rows, prompt), "gradients": on_map(session, weighted, prompt)}
-    if session.adapter.knows_pixels:
-        found["pixels"] = session.adapter.canvas(pixels, session.inputs, session.layouts[0]).sum(0).norm(dim=0)
+    found["pixels"] = session.adapter.canvas(pixels, session.inputs, session.layouts[0]).sum(0).norm(dim=0)
     return found
 
 
@@ -345,10 +363,11 @@ class Comparison:
             again = partial(stock_logits, prompt=prompt, images=[self.image, *crops])
             found[what] = own_logits(session, prompt, crops)
             self.compare(what, found[what], again(session), lambda again=again: again(self.fine))
-        others = {"the crop": ("with crop", (second,)), "a second crop": ("with two crops", (first, first))}
-        for name, (what, crops) in others.items():
+        others = {"with crop": ((second,), UNSEEN_CROP), "with two crops": ((first, first), UNSEEN_SECOND)}
+        for what, (crops, sentence) in others.items():
             if relative_error(own_logits(session, self.prompt, crops), found[what]) < TELLS:
-                self.found.differs.append(f"{name} changes nothing: the model answers as if it were not there")
+                self.found.differs.append(sentence)
+                break
 
     def answers(self) -> None:
         """Greedy answers are those of `generate`, up to ties that rounding decides."""
@@ -398,16 +417,21 @@ def verify_loaded(model: PreTrainedModel, processor: Any, **options: Any) -> Rep
 
 def _coarse(session: ImageSession) -> PictureReport:
     (image,), (layout,), model = session.images, session.layouts, session.model
-    prompt, crop, layers = session.adapter.prompt(QUESTION), picture(CROP, 5), layer_numbers(session.model, "mean")
+    prompt, layers = session.adapter.prompt(QUESTION), layer_numbers(session.model, "mean")
+    crop, another = picture(CROP, 5), picture(CROP, 6)
     found = PictureReport(image.size, int(layout.num_tokens), layout.grid, layout.region, "taken as it is")
+    logits = torch.empty(0)
     for what, crops in (("logits", ()), ("with crop", (crop,))):
         stock = stock_pass(session, stock_inputs(session, prompt, [image, *crops])[0], graph=False)
-        found.errors[what] = relative_error(own_logits(session, prompt, crops), stock.logits)
+        logits = own_logits(session, prompt, crops)
+        found.errors[what] = relative_error(logits, stock.logits)
         if not crops:
             (own,) = attention(session, [prompt], layers)
             found.errors["rows"] = relative_error(own, on_map(session, stock.probs, prompt))
     most = COARSE.get(model.dtype, max(COARSE.values()))
     found.differs = [f"{what}: {error:.1e} beside the stock model in {model.dtype}, where {most} is allowed"
                      for what, error in found.errors.items() if not error <= most]  # fmt: skip
+    if relative_error(own_logits(session, prompt, (another,)), logits) < TELLS:
+        found.differs.append(UNSEEN_CROP)
     found.shared = session.store.shared
     return found

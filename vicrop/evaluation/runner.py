@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from vicrop.adapter import decoder_of
 from vicrop.attention import counted
 from vicrop.checkpoints import default_device
 from vicrop.dataset import pick
@@ -159,7 +160,7 @@ def answer_records(
         layers = list(loaded.methods[method].layers(loaded.model))
         result.note(**whereabouts(loaded.model, size, list(results)), layers=layers)
     began = time.perf_counter()
-    with counted(loaded.model.get_decoder()) as passes:
+    with counted(decoder_of(loaded.model)) as passes:
         for batch, session in prefetched(sessions.of, in_batches(records, open_methods, size)):
             todo = {method: loaded.methods[method] for method in open_methods(batch[0])}
             for method, found in answer_batch(batch, session, sessions.of_one, todo, run.how.crop_below).items():

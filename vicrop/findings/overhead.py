@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vicrop.adapter import decoder_of
 from vicrop.attention import counted
 from vicrop.checkpoints import default_device
 from vicrop.evaluation.settings import RunSettings
@@ -20,7 +21,7 @@ def times_of(task_model: TaskModel, record: dict) -> dict[str, Any]:
     for way in (NO_CROP, *task_model.methods):
         methods = {name: method for name, method in task_model.methods.items() if name == way}
         began = time.perf_counter()
-        with counted(task_model.model.get_decoder()) as passes:
+        with counted(decoder_of(task_model.model)) as passes:
             batch = task_model.ask(record)
             originals = batch.original_answers(methods)
             for method in methods.values():

@@ -1,14 +1,17 @@
-"""InternVL and Aya Vision: tiles of the whole image, row by row, and all of it squashed to one tile behind them."""
+"""InternVL, Qianfan-OCR, Aya Vision, Command A Vision: tiles of the whole image, row by row, and it squashed to one."""
+
+import sys
 
 import numpy as np
 from torch import Tensor
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from vicrop.layouts import Layout, Region, Size, join_tiles, tiles, whole
 from vicrop.methods import family_methods
 
 # How its checkpoints are loaded and asked is that of all chat models.
 from vicrop.models.chat import MODEL_CLASS, PROMPT, ChatAdapter, load_processor, prepare  # noqa: F401
+
+RULE = "get_optimal_tiled_canvas"  # of the module of an image processor
 
 
 class TiledAdapter(ChatAdapter):
@@ -18,7 +21,9 @@ class TiledAdapter(ChatAdapter):
         """(rows, columns) of the tiles of a (width, height) image, by the image processor's own rule."""
         settings, side = self.processor.image_processor, self.processor.image_processor.size
         limits = settings.min_patches, settings.max_patches
-        columns, rows = get_optimal_tiled_canvas(size[::-1], (side["height"], side["width"]), *limits)
+        modules = [sys.modules[kind.__module__] for kind in type(settings).__mro__]
+        rule = next(module.get_optimal_tiled_canvas for module in modules if hasattr(module, RULE))
+        columns, rows = rule(size[::-1], (side["height"], side["width"]), *limits)
         return rows, columns
 
     def cells(self, inputs: dict[str, Tensor], number: int, size: Size) -> tuple[np.ndarray, Region]:
