@@ -339,9 +339,9 @@ FAMILIES = {build.__name__: build for build in (
 )}  # fmt: skip
 
 
-def saved(name, folder):
+def saved(name, folder, builders=FAMILIES):
     """The folder of a family's small model, as a checkpoint; what a processor lacks for videos is left out."""
-    model, processor = FAMILIES[name]()
+    model, processor = builders[name]()
     for part in (model, processor.tokenizer, processor.image_processor):
         part.save_pretrained(folder)
     if processor.chat_template:

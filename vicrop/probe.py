@@ -123,7 +123,7 @@ AttentionMaskInterface.register("own_value", lambda *_, **__: None)
 @contextmanager
 def seeing_only_themselves(model: Any) -> Iterator[None]:
     """In a model's parts besides its decoder every position sees only itself for the moment."""
-    within, attend = set(model.get_decoder().modules()), F.scaled_dot_product_attention
+    within, attend, softmax = set(model.get_decoder().modules()), F.scaled_dot_product_attention, F.softmax
     outside = [each for each in model.modules() if isinstance(each, PreTrainedModel) and each not in within]
     able = [each for each in outside if each._can_set_attn_implementation()]
 
@@ -131,9 +131,14 @@ def seeing_only_themselves(model: Any) -> Iterator[None]:
         same = query.shape[-2] == key.shape[-2]
         return value if same and query.shape == value.shape else attend(query, key, value, *more, **options)
 
+    def alone(scores: Tensor, *more: Any, **options: Any) -> Tensor:
+        length, square = scores.shape[-1], scores.dim() > 2 and scores.shape[-2] == scores.shape[-1]
+        return torch.eye(length).to(scores).expand_as(scores) if square else softmax(scores, *more, **options)
+
     with ExitStack() as stack:
         stack.enter_context(with_implementation("own_value", able))
-        stack.enter_context(replaced(F, "scaled_dot_product_attention", own))  # towers that call it by themselves
+        for name, function in {"scaled_dot_product_attention": own, "softmax": alone}.items():
+            stack.enter_context(replaced(F, name, function))  # towers that call it by themselves
         yield
 
 

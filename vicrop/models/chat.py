@@ -24,7 +24,8 @@ ATT_LAYER = "mean"  # of all layers that have attention, as the paper does it wi
 PROMPT = INSTRUCTION
 MODEL_CLASS, load_processor, prepare = AutoModelForImageTextToText, load_any, prepare_chat
 LARGEST_CROP = 448  # pixels of the crop window's base side, however large the images of the vision tower are
-VISION = ("vision_tower", "visual", "vision_model")  # what the module that encodes images may be called
+# What the module that encodes images may be called.
+TOWERS = ("vision_tower", "visual", "vision_model", "image_tower", "vision_encoder", "vision_backbone", "image_encoder")
 
 
 class ChatAdapter(Adapter):
@@ -43,7 +44,7 @@ class ChatAdapter(Adapter):
     # -- the model's parts
     @property
     def vision(self) -> PreTrainedModel:
-        return next(getattr(self.model.model, name) for name in VISION if hasattr(self.model.model, name))
+        return tower_of(self.model.model)
 
     @classmethod
     def default_layer(cls, model: PreTrainedModel) -> int | str:
@@ -94,10 +95,14 @@ class ChatAdapter(Adapter):
         shown = {name: value.numpy() if value.dim() < 3 else value for name, value in inputs.items()}
         found = []
         for number, size in enumerate(sizes):
-            text = self.processor.replace_image_token(shown, number)
+            text = self.image_text(shown, number)
             index, region = self.cells(inputs, number, size)
             found.append(Layout(text.count(self.image_token), index, region, text))
         return found
+
+    def image_text(self, inputs: dict[str, Any], number: int) -> str:
+        """What the processor writes in a prompt for one of several images."""
+        return self.processor.replace_image_token(inputs, number)
 
     def cells(self, inputs: dict[str, Tensor], number: int, size: Size) -> tuple[np.ndarray, Region]:
         """(index, region) of the layout of one of several images, of (width, height) `size`; see layouts.Layout."""
@@ -113,7 +118,7 @@ class ChatAdapter(Adapter):
             output = owner.get_image_features(**taken_by(owner.get_image_features, inputs), return_dict=True)
         self.stacks_features = isinstance(output.pooler_output, Tensor)
         deep = getattr(output, "deepstack_features", None) or ()
-        return ImageFeatures(_by_token(output.pooler_output), tuple(_by_token(layer) for layer in deep))
+        return ImageFeatures(by_token(output.pooler_output), tuple(by_token(layer) for layer in deep))
 
     # -- what the model's forward is given
     def forward_inputs(self, prompt: str, ids: Tensor, images: Sequence[EncodedImage]) -> dict[str, Any]:
@@ -127,6 +132,12 @@ class ChatAdapter(Adapter):
         """Which tokens are an image's, under the name by which the model is told, if it is."""
         shown = (ids == self.model.config.image_token_id).long()[None]
         return taken_by(self.model.model.forward, {"token_type_ids": shown, "mm_token_type_ids": shown})
+
+
+def tower_of(inner: Any) -> PreTrainedModel:
+    """The part of a model that encodes images; all of it where there is no such part."""
+    parts = (getattr(inner, name, None) for name in TOWERS)
+    return next((part for part in parts if isinstance(part, PreTrainedModel)), inner)
 
 
 def taken_by(function: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +159,7 @@ def say_once(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=4)
 
 
-def _by_token(values: Tensor | Sequence[Tensor]) -> Tensor:
+def by_token(values: Tensor | Sequence[Tensor]) -> Tensor:
     """(tokens, dim) of an image's features, in whatever parts they come."""
-    values = values if isinstance(values, Tensor) else torch.cat(list(values))
-    return values.reshape(-1, values.shape[-1])
+    parts = [values] if isinstance(values, Tensor) else list(values)
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
