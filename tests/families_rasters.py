@@ -92,7 +92,7 @@ def deepseek_vl_hybrid():
         chat_template=template("<image_placeholder>"),
     )  # fmt: skip
     fine = {"hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64,
-            "image_size": 256, "patch_size": 16, "window_size": 4, "global_attn_indexes": [1]}  # fmt: skip
+            "image_size": 256, "patch_size": 32, "window_size": 4, "global_attn_indexes": [1]}  # fmt: skip
     return model_of("DeepseekVLHybrid", vision_config=siglip(128, 32), high_res_vision_config=fine,
                     text_config=text(tokenizer), image_token_id=tokenizer.image_token_id), processor  # fmt: skip
 
