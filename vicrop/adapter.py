@@ -51,6 +51,7 @@ REGISTRY = {
     "paddleocr_vl": "vicrop.models.patch_rows",
     "ernie4_5_vl_moe": "vicrop.models.ernie4_5_vl",
     "gemma4": "vicrop.models.gemma4",
+    "gemma4_unified": "vicrop.models.gemma4_unified",
     "internvl": "vicrop.models.tiled",
     "aya_vision": "vicrop.models.tiled",
     "idefics3": "vicrop.models.idefics3",
@@ -168,8 +169,11 @@ class Adapter:
     @classmethod
     def attention_modules(cls, model: PreTrainedModel) -> dict[int, nn.Module]:
         """{layer: the decoder's attention module}, of the layers that have one."""
-        layers: Any = model.get_decoder().layers
-        return {number: layer.self_attn for number, layer in enumerate(layers) if hasattr(layer, "self_attn")}
+        decoder: Any = model.get_decoder()
+        kinds = enumerate(getattr(decoder.config, "layer_types", None) or ())
+        states = {number for number, kind in kinds if kind == "linear_attention"}  # some are called the same
+        return {number: layer.self_attn for number, layer in enumerate(decoder.layers)
+                if hasattr(layer, "self_attn") and number not in states}  # fmt: skip
 
     # -- text
     def prompt(self, question: str) -> str:

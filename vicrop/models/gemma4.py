@@ -20,7 +20,8 @@ class Gemma4Adapter(ChatAdapter):
 
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         super().__init__(model, processor, **options)
-        self.merge, self.bbox_size = processor.image_processor.pooling_kernel_size, BBOX_SIZE
+        settings = processor.image_processor
+        self.merge, self.side, self.bbox_size = settings.pooling_kernel_size, settings.patch_size, BBOX_SIZE
 
     def cells(self, inputs: dict[str, Tensor], number: int, size: Size) -> tuple[np.ndarray, Region]:
         columns, rows = (inputs["image_position_ids"][number].amax(0) + 1).tolist()
@@ -29,7 +30,7 @@ class Gemma4Adapter(ChatAdapter):
     def canvas(self, values: Tensor, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
         """The patches (1, patches and padding, side x side x 3), row by row, as a picture."""
         rows, columns = (cells * self.merge for cells in layout.grid)
-        side = self.processor.image_processor.patch_size
+        side = self.side
         patches = values[0, : rows * columns].reshape(rows, columns, side, side, 3)
         return patches.permute(4, 0, 2, 1, 3).reshape(1, 3, rows * side, columns * side)
 
