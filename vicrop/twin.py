@@ -120,11 +120,11 @@ def vivid(model: PreTrainedModel) -> PreTrainedModel:
 
 def keep_near(weight: torch.Tensor) -> None:
     """A convolution of each channel by itself mostly looks at its own place, as trained ones do."""
-    if weight.dim() == 4 and weight.shape[1] == 1 and weight.shape[-1] % 2 and weight.shape[-1] > 1:
-        middle = weight.shape[-1] // 2
-        own = weight.data[..., middle, middle].clone()
+    side = weight.shape[-1]
+    if weight.dim() == 4 and weight.shape[1] == 1 and side % 2 and side > 1:
+        own = weight.data[..., side // 2, side // 2] * side  # as large as what passes
         weight.data.mul_(NEIGHBOURS)
-        weight.data[..., middle, middle] = own
+        weight.data[..., side // 2, side // 2] = own
 
 
 SPREADS: tuple[tuple[tuple[str, ...], Callable[[float], float]], ...] = (
