@@ -416,9 +416,9 @@ GEMMA_MARKS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "
 GEMMA_CHAT = template("<image_soft_token>")
 
 
-def gemma4_parts(image_processor):
+def gemma4_parts(image_processor, listener):
     tokenizer = make_tokenizer([GENERAL], **GEMMA_MARKS)
-    return tokenizer, {"feature_extractor": None, "tokenizer": tokenizer, "video_processor": None,
+    return tokenizer, {"feature_extractor": listener(), "tokenizer": tokenizer, "video_processor": None,
                        "image_processor": image_processor(patch_size=4, max_soft_tokens=70)}  # fmt: skip
 
 
@@ -434,7 +434,7 @@ def gemma4_ids(tokenizer):
 
 
 def gemma4():
-    tokenizer, parts = gemma4_parts(Gemma4ImageProcessorPil)
+    tokenizer, parts = gemma4_parts(Gemma4ImageProcessorPil, transformers.Gemma4AudioFeatureExtractor)
     processor = without_videos(transformers.Gemma4Processor, **parts, chat_template=GEMMA_CHAT)
     words = gemma4_words(tokenizer, "gemma4_text")
     words |= {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": len(tokenizer)}
@@ -537,7 +537,8 @@ def kimi_k25():
 
 def gemma4_unified():
     """A token is a patch, without a tower."""
-    tokenizer, parts = gemma4_parts(transformers.Gemma4UnifiedImageProcessor)
+    images, listener = transformers.Gemma4UnifiedImageProcessor, transformers.Gemma4UnifiedAudioFeatureExtractor
+    tokenizer, parts = gemma4_parts(images, listener)
     processor = without_videos(transformers.Gemma4UnifiedProcessor, **parts, chat_template=GEMMA_CHAT)
     words = gemma4_words(tokenizer, "gemma4_unified_text")
     seeing = {"patch_size": 4, "mm_embed_dim": 64, "mm_posemb_size": 32, "output_proj_dims": 64}

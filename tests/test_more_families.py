@@ -9,11 +9,12 @@ import warnings
 
 import pytest
 from builders import photo
+from families import saved
 from families_rasters import NOT_CARRIED, RASTERS, WITH_TORCHVISION
 from test_families import misplaced, shows_another_region
 from transformers.utils import is_torchvision_available
 
-from vicrop import guard
+from vicrop import guard, load_model
 from vicrop.adapter import REGISTRY
 from vicrop.session import ImageSession
 from vicrop.verify import SIZES, verify
@@ -59,6 +60,14 @@ def test_its_maps_lie_where_its_tokens_and_pixels_do(family):
         else:
             session = ImageSession([photo(*size)], model, processor)
             assert not misplaced(session, session.layouts[0].index)
+
+
+@pytest.mark.parametrize("name", ["gemma4", "qwen2_5_omni_thinker"])
+def test_a_saved_folder_answers_also_without_ears(name, tmp_path):
+    """Gemma 4's larger checkpoints have no part that listens; their config says so, and lacks nothing."""
+    model, processor = load_model(str(saved(name, tmp_path, RASTERS)), device="cpu")
+    session = ImageSession([photo()], model, processor)
+    assert session.answer(session.adapter.prompt("why?")) != [""]
 
 
 @pytest.mark.parametrize("name", NOT_CARRIED)
