@@ -166,7 +166,7 @@ def processor_inputs(session: ImageSession, prompt: str, images: Sequence[Image.
         )
     except (ValueError, TypeError):  # of prompts about which it has another opinion
         return None
-    return {OLDER_NAMES.get(name, name): value for name, value in made.items() if isinstance(value, Tensor)}
+    return {OLDER_NAMES.get(str(name), str(name)): value for name, value in made.items() if isinstance(value, Tensor)}
 
 
 def stock_answer(session: ImageSession, inputs: dict[str, Any]) -> tuple[list[int], list[Tensor]]:
