@@ -29,6 +29,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from transformers.processing_utils import ProcessorMixin
 
 from vicrop.attention import replaced
+from vicrop.twin import keep_near
 
 LAYERS = 3
 MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
@@ -88,6 +89,7 @@ def made(model_class, config):
             sharp = 1.6 if any(part in name for part in ("q_proj", "k_proj", "qkv", "in_proj_qk")) else 1.0
             std = 0.3 if place else 1.0 if "embed_tokens" in name else sharp * inputs**-0.5
             weight.data.normal_(0, std)
+            keep_near(weight)
         elif "bias" in name:
             weight.data.normal_(0, 0.05)
         elif "newline" in name:
@@ -349,5 +351,8 @@ def saved(name, folder, builders=FAMILIES):
     own = {key: value for key, value in vars(processor).items() if isinstance(value, int | str)}
     own = {**own, "processor_class": type(processor).__name__}
     own.pop("chat_template", None)
+    listener = getattr(processor, "feature_extractor", None)
+    if listener is not None:
+        own["feature_extractor"] = json.loads(listener.to_json_string())
     (folder / "processor_config.json").write_text(json.dumps(own))
     return folder
