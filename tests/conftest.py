@@ -30,7 +30,7 @@ def browser():
 def croppers(tmp_path_factory):
     """The options that name small models for external croppers: --clip FOLDER, ..."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outside, "POINTS", 4)  # masks are as large as an image
+        patch.setattr(outside, "POINTS", 2)  # masks are as large as an image
         yield saved_in(tmp_path_factory.mktemp("croppers"))
 
 

@@ -123,7 +123,7 @@ def test_a_gate_is_what_crop_below_gives(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- budget
 def test_a_budget_has_no_meaning_at_fixed_resolution_and_is_not_drawn(tmp_path, capsys):
     table, records, drawn = find(tmp_path, "budget")
-    assert "llava_tiny sees every image in one resolution" in capsys.readouterr().out
+    assert "the resolution in which llava_tiny sees an image is fixed" in capsys.readouterr().out
     assert table["rows"] == {}
     assert records is None
     assert not drawn

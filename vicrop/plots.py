@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 from vicrop.files import atomic_path
@@ -159,6 +160,9 @@ def points_figure(
             ends = np.maximum(0, (means - low, high - means))
             axes.errorbar(places, means, ends, fmt="o-", markersize=4, capsize=2, linewidth=1, label=curve)
         axes.set(xlabel=name, xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     all_axes[0].set(ylabel=up)
     all_axes[-1].legend(frameon=False)
     return figure

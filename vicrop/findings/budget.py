@@ -66,7 +66,8 @@ def budget(run: RunSettings, out: Path) -> Table:
     """
     title = "right answers for what they cost"
     if "max_pixels" not in adapter_of(*run.model.checkpoint).options:
-        why = f"{run.model.name} sees every image in one resolution: a budget of tokens has no meaning for it"
+        fixed = f"the resolution in which {run.model.name} sees an image is fixed (it has no --max_pixels)"
+        why = f"{fixed}: a budget of tokens has no meaning for it"
         return Table(title, "way", RIGHT, {}, [why])
     where = where_it_runs(run)
     records = graded(measured(run, out, "budget", costs_of, warm_up=True, where=where))
