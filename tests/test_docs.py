@@ -34,12 +34,13 @@ WORK = {
     "vicrop.ask": ("ask",), "vicrop.evaluation.runner": ("run_task",), "vicrop.evaluation.score_table": ("report",),
     "vicrop.evaluation.report": ("readable",), "vicrop.findings.sizes": ("sizes",), PIPELINE: ("run",),
     "vicrop.findings.attention": ("attention",), "vicrop.findings.layers": ("layers",),
-    "vicrop.findings.overhead": ("overhead",), "vicrop.prepare.releases": ("fetch", "prepare"),
+    "vicrop.findings.overhead": ("overhead",), "vicrop.findings.kinds": ("kinds",),
+    "vicrop.prepare.releases": ("fetch", "prepare"),
     "vicrop.localization.evaluate_boxes": ("evaluate",), "vicrop.localization.refcoco": ("convert",),
-    "tiny.scenes": ("write_dataset",), "vicrop.app.command": ("serve",),
+    "tiny.scenes": ("write_dataset",), "tiny.sets": ("write_set",), "vicrop.app.command": ("serve",),
 }  # fmt: skip
 COMMANDS = [*(module for module, _ in cli.COMMANDS.values()), "vicrop.localization.evaluate_boxes",
-            "vicrop.localization.refcoco", "tiny.scenes"]  # fmt: skip
+            "vicrop.localization.refcoco", "tiny.scenes", "tiny.sets"]  # fmt: skip
 
 
 class OptionsAreRead(BaseException):
