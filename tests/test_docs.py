@@ -34,17 +34,18 @@ WORK = {
     "vicrop.ask": ("ask",), "vicrop.evaluation.runner": ("run_task",), "vicrop.evaluation.score_table": ("report",),
     "vicrop.evaluation.report": ("readable",), "vicrop.findings.sizes": ("sizes",), PIPELINE: ("run",),
     "vicrop.findings.attention": ("attention",), "vicrop.findings.layers": ("layers",),
-    "vicrop.findings.overhead": ("overhead",), "vicrop.findings.windows": ("windows",),
+    "vicrop.findings.overhead": ("overhead",), "vicrop.findings.kinds": ("kinds",),
+    "vicrop.findings.windows": ("windows",),
     "vicrop.findings.high": ("high",), "vicrop.findings.gate": ("gate",), "vicrop.findings.budget": ("budget",),
     "vicrop.findings.heads": ("heads",), "vicrop.findings.causal": ("causal",),
     "vicrop.prepare.releases": ("fetch", "prepare"),
     "vicrop.localization.evaluate_boxes": ("evaluate",), "vicrop.localization.refcoco": ("convert",),
     "vicrop.localization.evaluate_masks": ("evaluate",), "vicrop.localization.refine": ("refine",),
-    "tiny.scenes": ("write_dataset",), "vicrop.app.command": ("serve",),
+    "tiny.scenes": ("write_dataset",), "tiny.sets": ("write_set",), "vicrop.app.command": ("serve",),
 }  # fmt: skip
 COMMANDS = [*(module for module, _ in cli.COMMANDS.values()), "vicrop.localization.evaluate_boxes",
             "vicrop.localization.refcoco", "vicrop.localization.evaluate_masks", "vicrop.localization.refine",
-            "tiny.scenes"]  # fmt: skip
+            "tiny.scenes", "tiny.sets"]  # fmt: skip
 
 
 class OptionsAreRead(BaseException):
