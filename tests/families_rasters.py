@@ -148,7 +148,7 @@ def gemma3n():
     }
     tokenizer = make_tokenizer([GENERAL], **marks)
     processor = transformers.Gemma3nProcessor(
-        transformers.Gemma3nAudioFeatureExtractor(), SiglipImageProcessorPil(size=square(512)), tokenizer,
+        transformers.Gemma3nAudioFeatureExtractor(), SiglipImageProcessorPil(size=square(384)), tokenizer,
         chat_template=template("<image_soft_token>"),
     )  # fmt: skip
     size = len(tokenizer)
