@@ -138,6 +138,7 @@ def fast_vlm():
 
 
 def gemma3n():
+    """Images are large beside the tower's strides, whose padding moves what a token shows by half a stride."""
     marks = {
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
@@ -148,7 +149,7 @@ def gemma3n():
     }
     tokenizer = make_tokenizer([GENERAL], **marks)
     processor = transformers.Gemma3nProcessor(
-        transformers.Gemma3nAudioFeatureExtractor(), SiglipImageProcessorPil(size=square(384)), tokenizer,
+        transformers.Gemma3nAudioFeatureExtractor(), SiglipImageProcessorPil(size=square(512)), tokenizer,
         chat_template=template("<image_soft_token>"),
     )  # fmt: skip
     size = len(tokenizer)
