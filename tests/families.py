@@ -29,6 +29,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from transformers.processing_utils import ProcessorMixin
 
 from vicrop.attention import replaced
+from vicrop.twin import keep_near
 
 LAYERS = 3
 MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
@@ -88,6 +89,7 @@ def made(model_class, config):
             sharp = 1.6 if any(part in name for part in ("q_proj", "k_proj", "qkv", "in_proj_qk")) else 1.0
             std = 0.3 if place else 1.0 if "embed_tokens" in name else sharp * inputs**-0.5
             weight.data.normal_(0, std)
+            keep_near(weight)
         elif "bias" in name:
             weight.data.normal_(0, 0.05)
         elif "newline" in name:
@@ -342,7 +344,8 @@ FAMILIES = {build.__name__: build for build in (
 def saved(name, folder, builders=FAMILIES):
     """The folder of a family's small model, as a checkpoint; what a processor lacks for videos is left out."""
     model, processor = builders[name]()
-    for part in (model, processor.tokenizer, processor.image_processor):
+    parts = (model, processor.tokenizer, processor.image_processor, getattr(processor, "feature_extractor", None))
+    for part in filter(None, parts):
         part.save_pretrained(folder)
     if processor.chat_template:
         (folder / "chat_template.jinja").write_text(processor.chat_template)

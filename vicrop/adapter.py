@@ -37,6 +37,24 @@ REGISTRY = {
     "qwen3_5_moe": "vicrop.models.merged_patches",
     "glm4v": "vicrop.models.merged_patches",
     "glm46v": "vicrop.models.merged_patches",
+    "glmga": "vicrop.models.merged_patches",
+    "glm4v_moe": "vicrop.models.merged_patches",
+    "glm_ocr": "vicrop.models.merged_patches",
+    "exaone4_5": "vicrop.models.merged_patches",
+    "hyperclovax_vision_v2": "vicrop.models.merged_patches",
+    "lfm3_vl": "vicrop.models.merged_patches",
+    "cosmos3_omni": "vicrop.models.merged_patches",
+    "qwen4_exp": "vicrop.models.merged_patches",
+    "cosmos3_edge": "vicrop.models.cosmos3_edge",
+    "hunyuan_vl": "vicrop.models.hunyuan_vl",
+    "cohere_compass": "vicrop.models.merged_patches",
+    "qwen2_5_omni_thinker": "vicrop.models.merged_patches",
+    "qwen3_omni_moe_thinker": "vicrop.models.merged_patches",
+    "video_llama_3": "vicrop.models.merged_patches",
+    "paddleocr_vl": "vicrop.models.patch_rows",
+    "ernie4_5_vl_moe": "vicrop.models.ernie4_5_vl",
+    "gemma4": "vicrop.models.gemma4",
+    "gemma4_unified": "vicrop.models.gemma4_unified",
     "internvl": "vicrop.models.tiled",
     "aya_vision": "vicrop.models.tiled",
     "qianfan_ocr": "vicrop.models.tiled",
@@ -45,8 +63,16 @@ REGISTRY = {
     "smolvlm": "vicrop.models.idefics3",
     "gemma3": "vicrop.models.squares",
     "vipllava": "vicrop.models.squares",
+    "video_llava": "vicrop.models.video_llava",
+    "gemma3n": "vicrop.models.squares",
+    "fast_vlm": "vicrop.models.squares",
+    "got_ocr2": "vicrop.models.got_ocr2",
+    "deepseek_vl_hybrid": "vicrop.models.padded",
+    "janus": "vicrop.models.padded",
     "paligemma": "vicrop.models.paligemma",
     "llava_onevision": "vicrop.models.llava_onevision",
+    "llava_next_video": "vicrop.models.llava_onevision",
+    "granite4_vision": "vicrop.models.granite4_vision",
     "mistral3": "vicrop.models.pixtral",
     "llava+pixtral": "vicrop.models.pixtral",
 }
@@ -150,8 +176,11 @@ class Adapter:
     @classmethod
     def attention_modules(cls, model: PreTrainedModel) -> dict[int, nn.Module]:
         """{layer: the decoder's attention module}, of the layers that have one."""
-        layers: Any = decoder_of(model).layers
-        return {number: layer.self_attn for number, layer in enumerate(layers) if hasattr(layer, "self_attn")}
+        decoder: Any = decoder_of(model)
+        kinds = enumerate(getattr(decoder.config, "layer_types", None) or ())
+        states = {number for number, kind in kinds if kind == "linear_attention"}  # some are called the same
+        return {number: layer.self_attn for number, layer in enumerate(decoder.layers)
+                if hasattr(layer, "self_attn") and number not in states}  # fmt: skip
 
     # -- text
     def prompt(self, question: str) -> str:

@@ -303,8 +303,11 @@ def refuse_missing_parts(config: dict[str, Any], shown: str, module: ModuleType)
     """ValueError if a config lacks that of a part of the model: transformers would build the default, of 7B weights."""
     kind: Any = CONFIG_MAPPING[config["model_type"]]
     parts = list(kind.sub_configs)
-    if module.__name__ == DEFAULT_MODULE:  # others may well be left out
-        parts = [name for name in parts if name in ("text_config", "vision_config")]
+    needed = {"text_config", "vision_config"}
+    if module.__name__ != DEFAULT_MODULE:  # of an unknown one, others may well be left out
+        specs = getattr(kind, "sub_configs_defaults", {})
+        needed |= {name for name in parts if not getattr(specs.get(name), "optional", False)}
+    parts = [name for name in parts if name in needed]
     for name in parts:
         part = config.get(name)
         at_the_top = name == "text_config" and part is None and config["model_type"] in FLAT and "hidden_size" in config

@@ -10,7 +10,7 @@ Embeddings, positions, masks and deepstack features are the model's. Nothing her
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ BLOCK = 1024  # rows of a mask that are made at once, to be looked at
 # What a decoder is handed that says how to run it, not what to read.
 SWITCHES = ("past_key_values", "cache_position", "use_cache", "labels", "return_dict",
             "output_attentions", "output_hidden_states")  # fmt: skip
+
+# Arguments by which features go into some of a decoder's layers: which tokens get some, and what each layer adds there.
+DEEPSTACKS = (("visual_pos_masks", "deepstack_visual_embeds"), ("vision_mask", "deepstack_features"))
 
 
 # ------------------------------------------------------------------------------------------------------------- masks
@@ -75,6 +78,35 @@ def _kept_mask(mask: Any) -> MaskRule | None:
 
 
 # -------------------------------------------------------------------------------------------------------------- calls
+class Deepstack(NamedTuple):
+    """Features of an image's tokens that a decoder adds in its layers."""
+
+    shown: Tensor  # (1, tokens) or (1, tokens, 1) bool: which tokens get some
+    features: list[Tensor]  # (those tokens, dim), of a layer each
+    names: tuple[str, str]  # of the decoder's arguments
+    layers: tuple[int, ...] | None  # where it takes a table by layer; else a list
+
+    @classmethod
+    def of(cls, kept: dict[str, Any]) -> "Deepstack | None":
+        """Taken out of what a decoder is handed; None if there is none."""
+        found = [(kept.pop(shown, None), kept.pop(features, None), (shown, features)) for shown, features in DEEPSTACKS]
+        for shown, features, names in found:
+            if features is not None:
+                layers = tuple(features) if isinstance(features, dict) else None
+                return cls(shown, list(features if layers is None else features.values()), names, layers)
+        return None
+
+    def part(self, first: int, last: int) -> "Deepstack":
+        """The same for tokens from number `first` up to `last`."""
+        low, high = int(self.shown[:, :first].sum()), int(self.shown[:, :last].sum())
+        return self._replace(shown=self.shown[:, first:last], features=[each[low:high] for each in self.features])
+
+    def arguments(self) -> dict[str, Any]:
+        """As the decoder takes it."""
+        features: Any = self.features if self.layers is None else dict(zip(self.layers, self.features, strict=True))
+        return dict(zip(self.names, (self.shown, features), strict=True))
+
+
 @dataclass(frozen=True)
 class DecoderCall:
     """What a model's own forward hands its decoder for one prompt of T tokens, from token `start` on.
@@ -85,7 +117,7 @@ class DecoderCall:
         embeds: (1, T - start, dim).
         positions: (..., 1, T - start), several axes where rotary positions have several.
         masks: per kind of layer, or under None for all of them; None where attention is plainly causal.
-        deepstack: ((1, T - start) bool, [(visual tokens, dim)]): features that are added in layers, or None.
+        deepstack: features that are added in layers, or None.
         per_token: {name: (1, T - start, ...)} further arguments with a value for each token.
         constants: {name: value} further arguments.
         through: attention of a connector's tokens to the patches of each image (images, heads, N, patches), if any.
@@ -96,7 +128,7 @@ class DecoderCall:
     embeds: Tensor
     positions: Tensor
     masks: dict[str | None, MaskRule | None]
-    deepstack: tuple[Tensor, list[Tensor]] | None
+    deepstack: Deepstack | None
     per_token: dict[str, Tensor]
     constants: dict[str, Any]
     through: Tensor | None = None
@@ -115,7 +147,10 @@ class DecoderCall:
     @property
     def nbytes(self) -> int:
         """Bytes that keeping this call takes."""
-        through, deepstack = [] if self.through is None else [self.through], self.deepstack[1] if self.deepstack else []
+        through, deepstack = (
+            [] if self.through is None else [self.through],
+            self.deepstack.features if self.deepstack else [],
+        )
         return sum(each.nbytes for each in (self.embeds, *through, *deepstack, *self.per_token.values()))
 
     @property
@@ -132,11 +167,7 @@ class DecoderCall:
         """The same for tokens from number `start` up to `stop` only (default: the last one)."""
         first, last = start - self.start, (self.length if stop is None else stop) - self.start
         cut = {name: value[:, first:last] for name, value in self.per_token.items()}
-        deepstack = self.deepstack
-        if deepstack is not None:
-            shown, features = deepstack
-            low, high = int(shown[:, :first].sum()), int(shown[:, :last].sum())
-            deepstack = shown[:, first:last], [each[low:high] for each in features]
+        deepstack = self.deepstack and self.deepstack.part(first, last)
         ids = self.ids[: self.start + last]
         embeds, positions = self.embeds[:, first:last], self.positions[..., first:last]
         return replace(self, ids=ids, embeds=embeds, positions=positions, deepstack=deepstack, per_token=cut,
@@ -146,7 +177,8 @@ class DecoderCall:
         """The same, holding no more memory than its own tokens need."""
         cut, deepstack = {name: value.clone() for name, value in self.per_token.items()}, self.deepstack
         if deepstack is not None:
-            deepstack = deepstack[0].clone(), [each.clone() for each in deepstack[1]]
+            features = [each.clone() for each in deepstack.features]
+            deepstack = deepstack._replace(shown=deepstack.shown.clone(), features=features)
         embeds, positions = self.embeds.clone(), self.positions.clone()
         return replace(self, embeds=embeds, positions=positions, per_token=cut, deepstack=deepstack)
 
@@ -172,7 +204,7 @@ class DecoderCall:
     def handed(self) -> Iterator[Any]:
         """All that the decoder is handed, value by value; of masks a block of rows at a time."""
         yield from (self.embeds, self.positions, *self.per_token.values(), *self.constants.values())
-        yield from self.deepstack[1] if self.deepstack else ()
+        yield from self.deepstack.features if self.deepstack else ()
         for at in range(0, 0 if self.batchable else self.length, BLOCK):
             rows = self.rows_of_masks(at, min(at + BLOCK, self.length))
             yield from rows.values() if isinstance(rows, dict) else [rows]
@@ -184,12 +216,12 @@ class DecoderCall:
         return arguments_of(part.embeds, part.positions, rows, part.deepstack, part.per_token, part.constants)
 
 
-def arguments_of(embeds: Tensor, positions: Tensor, masks: Any, deepstack: tuple[Tensor, list[Tensor]] | None,
+def arguments_of(embeds: Tensor, positions: Tensor, masks: Any, deepstack: Deepstack | None,
                  per_token: dict[str, Tensor], constants: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     """A decoder's arguments, under the names that transformers gives them."""
     found = {"inputs_embeds": embeds, "position_ids": positions, "attention_mask": masks, **constants}
     if deepstack is not None:
-        found |= {"visual_pos_masks": deepstack[0], "deepstack_visual_embeds": deepstack[1]}
+        found |= deepstack.arguments()
     return found | per_token
 
 
@@ -225,7 +257,7 @@ def captured_call(model: nn.Module, decoder: PreTrainedModel, inputs: dict[str, 
 
 def _call_of(kept: dict[str, Any], ids: Tensor, image_at: Tensor) -> DecoderCall:
     embeds, positions, masks = (kept.pop(name, None) for name in ("inputs_embeds", "position_ids", "attention_mask"))
-    shown, features = (kept.pop(name, None) for name in ("visual_pos_masks", "deepstack_visual_embeds"))
+    deepstack = Deepstack.of(kept)
     if embeds is None or embeds.shape[1] != len(ids):
         count = "no" if embeds is None else embeds.shape[1]
         raise ValueError(f"the decoder is handed {count} embeddings for a prompt of {len(ids)} tokens")
@@ -244,5 +276,4 @@ def _call_of(kept: dict[str, Any], ids: Tensor, image_at: Tensor) -> DecoderCall
             constants[name] = value
     if positions is None:
         positions = torch.arange(len(ids), device=embeds.device)[None]
-    deepstack = None if features is None else (shown, list(features))
     return DecoderCall(ids, image_at, embeds, positions, masks, deepstack, per_token, constants)

@@ -47,8 +47,9 @@ class PaddedBatch:
         deepstack = None
         if first.deepstack is not None:  # features of all rows, one after the other, as their places are
             parts: list[Any] = [part for row in rows for part in row]
-            features = zip(*(part.deepstack[1] for part in parts), strict=True)
-            deepstack = laid_out(lambda part: part.deepstack[0]), [torch.cat(layer) for layer in features]
+            features = [torch.cat(layer) for layer in zip(*(part.deepstack.features for part in parts), strict=True)]
+            shown = laid_out(lambda part: part.deepstack.shown)
+            deepstack = first.deepstack._replace(shown=shown, features=features)
         return cls(arguments_of(embeds, positions, None, deepstack, per_token, first.constants), real, padded)
 
 

@@ -126,17 +126,23 @@ AttentionMaskInterface.register("own_value", lambda *_, **__: None)
 @contextmanager
 def seeing_only_themselves(model: Any) -> Iterator[None]:
     """In a model's parts besides its decoder every position sees only itself for the moment."""
-    within, attend = set(decoder_of(model).modules()), F.scaled_dot_product_attention
+    within, attend, softmax = set(decoder_of(model).modules()), F.scaled_dot_product_attention, F.softmax
     outside = [each for each in model.modules() if isinstance(each, PreTrainedModel) and each not in within]
     able = [each for each in outside if each._can_set_attn_implementation()]
 
     def own(query: Tensor, key: Tensor, value: Tensor, *more: Any, **options: Any) -> Tensor:
-        same = query.shape[-2] == key.shape[-2]
-        return value if same and query.shape == value.shape else attend(query, key, value, *more, **options)
+        if query.shape[-2] != key.shape[-2]:
+            return attend(query, key, value, *more, **options)
+        return value.expand(*query.shape[:-1], value.shape[-1])  # of all heads, where they share it
+
+    def alone(scores: Tensor, *more: Any, **options: Any) -> Tensor:
+        length, square = scores.shape[-1], scores.dim() > 2 and scores.shape[-2] == scores.shape[-1]
+        return torch.eye(length).to(scores).expand_as(scores) if square else softmax(scores, *more, **options)
 
     with ExitStack() as stack:
         stack.enter_context(with_implementation("own_value", able))
-        stack.enter_context(replaced(F, "scaled_dot_product_attention", own))  # towers that call it by themselves
+        for name, function in {"scaled_dot_product_attention": own, "softmax": alone}.items():
+            stack.enter_context(replaced(F, name, function))  # towers that call it by themselves
         yield
 
 
@@ -328,6 +334,13 @@ def token_centres(adapter: Adapter, inputs: dict[str, Tensor], pixels: Pixels, t
     with token_scores(adapter, inputs) as (scores, values):
         for number in tokens:
             gradient = torch.autograd.grad(scores[number], values, retain_graph=True)[0].double().cpu().numpy()
-            weight = np.where(pixels.placed, gradient**2, 0)
-            centres.append([(weight * pixels.x).sum() / weight.sum(), (weight * pixels.y).sum() / weight.sum()])
+            weight = np.where(pixels.placed, gradient**2, 0).ravel()
+            centres.append([_middle(axis.ravel(), weight) for axis in (pixels.x, pixels.y)])
     return np.array(centres)
+
+
+def _middle(values: np.ndarray, weight: np.ndarray) -> float:
+    """The value on either side of which there is half of the weight: what is far and faint does not count."""
+    order = np.argsort(values)
+    total = weight[order].cumsum()
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])

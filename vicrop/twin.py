@@ -14,6 +14,7 @@ LAYERS = 4  # of the decoder, at least; more where its kinds of layers, or deeps
 TOWER_LAYERS = 4
 WIDTHS = {"intermediate_size": 256, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
 OF_DECODER_WIDTH = ("out_hidden_size", "projection_dim", "text_hidden_size")
+NEIGHBOURS = 0.1  # weights of a depthwise convolution beside its middle, in those of the middle
 KEPT_LAYERS = (-1, -2, None)  # numbers of the tower's layer that features are of, which do not depend on its depth
 
 
@@ -116,9 +117,19 @@ def vivid(model: PreTrainedModel) -> PreTrainedModel:
         spread = _spread(name, weight)
         if spread is not None:
             weight.data.normal_(0, spread, generator=generator)
+            keep_near(weight)
         elif any(part in name for part in ("lambda", "gamma", "layer_scale")):
             weight.data.fill_(0.5)
     return model.eval()
+
+
+def keep_near(weight: torch.Tensor) -> None:
+    """A convolution of each channel by itself mostly looks at its own place, as trained ones do."""
+    side = weight.shape[-1]
+    if weight.dim() == 4 and weight.shape[1] == 1 and side % 2 and side > 1:
+        own = weight.data[..., side // 2, side // 2] * side  # as large as what passes
+        weight.data.mul_(NEIGHBOURS)
+        weight.data[..., side // 2, side // 2] = own
 
 
 SPREADS: tuple[tuple[tuple[str, ...], Callable[[float], float]], ...] = (

@@ -48,6 +48,7 @@ COARSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.1, torch.bf
 TELLS = 1e-4  # by so much, at least, logits must change with the picture
 WRONG = 1e-2  # what differs by so much does so for another reason than rounding
 TIE = 1e-3  # parts of the largest logit: nearer ones are taken as equal
+OLDER_NAMES = {"pixel_values_images": "pixel_values"}  # what some processors make -> what models take it by
 SAMPLES = 9  # tokens that are looked at where tokens overlap
 
 
@@ -183,7 +184,7 @@ def processor_inputs(session: ImageSession, prompt: str, images: Sequence[Image.
         made: Any = call(images=list(images), text=[text], return_tensors="pt", add_special_tokens=not begun)
     except (ValueError, TypeError, RuntimeError):  # of prompts, or of several images, it may have another opinion
         return None
-    return {name: value for name, value in made.items() if isinstance(value, Tensor)}
+    return {OLDER_NAMES.get(name, name): value for name, value in made.items() if isinstance(value, Tensor)}
 
 
 def stock_answer(session: ImageSession, inputs: dict[str, Any]) -> tuple[list[int], list[Tensor]]:

@@ -1,5 +1,7 @@
 """LLaVA-OneVision: as LLaVA-NeXT (an overview, then unpadded tiles, a newline after each row), scaled down where large.
 
+LLaVA-NeXT-Video, of images, is the same without being scaled down.
+
 Beside a crop an image is seen as by itself, in tiles. (Its processor shows only the overviews of images that are given
 as those of one conversation; given one by one, as here, each has its tiles.)
 """
@@ -37,26 +39,31 @@ class LlavaOnevisionAdapter(ChatAdapter):
 
     @property
     def tile_side(self) -> int:
-        """Patches of a tile's side."""
+        """Tokens of a tile's side, before large images are scaled down."""
         vision = self.model.config.vision_config
         return vision.image_size // vision.patch_size
 
+    @property
+    def cell(self) -> int:
+        """Pixels of such a token's side."""
+        return self.model.config.vision_config.image_size // self.tile_side
+
     def unpadded(self, inputs: dict[str, Tensor], number: int) -> tuple[int, int]:
-        """(h, w) patches of the tiles without their padding."""
+        """(h, w) tokens of the tiles without their padding."""
         height, width = inputs["image_sizes"][number].tolist()
         return any_resolution(*self.tile_grid(inputs, number), self.tile_side, (width, height), 0).shape
 
     def cells(self, inputs: dict[str, Tensor], number: int, size: Size) -> tuple[np.ndarray, Region]:
         side, (h, w) = self.tile_side, self.unpadded(inputs, number)
-        most = int(self.model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
-        index = raster(*at_most(h, w, most * side**2), first=side**2, after_row=1)
-        cell = self.model.config.vision_config.patch_size
-        return index, any_resolution_region(*self.tile_grid(inputs, number), side, cell, (h, w), size)
+        limit = getattr(self.model.config, "vision_aspect_ratio", None)
+        shown = at_most(h, w, int(limit.removeprefix("anyres_max_")) * side**2) if limit else (h, w)
+        index = raster(*shown, first=side**2, after_row=1)
+        return index, any_resolution_region(*self.tile_grid(inputs, number), side, self.cell, (h, w), size)
 
     def canvas(self, values: Tensor, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
         """The high-resolution tiles (1, 1 + tiles, 3, side, side) as one picture without padding."""
         rows, columns = self.tile_grid(inputs, 0)
-        height, width = (cells * self.model.config.vision_config.patch_size for cells in self.unpadded(inputs, 0))
+        height, width = (cells * self.cell for cells in self.unpadded(inputs, 0))
         return middle(join_tiles(values[0, 1 : 1 + rows * columns], rows, columns), height, width)
 
 

@@ -1,7 +1,7 @@
-"""Qwen2-VL, Qwen3-VL, Qwen3.5, GLM-4.1V and GLM-4.6V, also with experts: a grid of patches, 2 x 2 of which are a token.
+"""Qwen-VL, GLM-V and others with their image processors: a grid of patches, 2 x 2 of which are a token.
 
-An image keeps its aspect ratio, so grids vary; positions have three axes (mrope). Qwen3-VL's features of the tower's
-middle go into the decoder's first layers, and Qwen3.5 has attention in some of its layers only: see decoder_call.
+An image keeps its aspect ratio, so grids vary; most have positions of three axes (mrope). Qwen3-VL's features of the
+tower's middle go into the decoder's first layers, and Qwen3.5 has attention in some layers only: see decoder_call.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from vicrop.layouts import Layout, Region, Size, thw, unpatchify, whole
 from vicrop.methods import family_methods
 
 # How its checkpoints are loaded and asked is that of all chat models.
-from vicrop.models.chat import MODEL_CLASS, PROMPT, ChatAdapter, load_processor, prepare  # noqa: F401
+from vicrop.models.chat import MODEL_CLASS, PROMPT, ChatAdapter, load_processor, prepare, taken_by  # noqa: F401
 from vicrop.qwen_input import refuse_bad_pixel_range
 
 BBOX_SIZE = 224
@@ -34,7 +34,7 @@ class MergedPatchesAdapter(ChatAdapter):
 
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         super().__init__(model, processor, **options)
-        self.merge, self.bbox_size = model.config.vision_config.spatial_merge_size, BBOX_SIZE
+        self.merge, self.bbox_size = processor.image_processor.merge_size, BBOX_SIZE
 
     @classmethod
     def check(cls, model: PreTrainedModel, **options: Any) -> None:
@@ -54,16 +54,16 @@ class MergedPatchesAdapter(ChatAdapter):
     def one_image(self, inputs: dict[str, Tensor], number: int) -> dict[str, Tensor]:
         grids = inputs["image_grid_thw"]
         patches = inputs["pixel_values"].split(grids.prod(1).tolist())[number]
-        return {"pixel_values": patches, "image_grid_thw": grids[number : number + 1]}
+        return super().one_image(inputs, number) | {"pixel_values": patches}
 
     def forward_inputs(self, prompt: str, ids: Tensor, images: Sequence[EncodedImage]) -> dict[str, Any]:
-        grids = torch.cat([image.inputs["image_grid_thw"] for image in images])
-        return super().forward_inputs(prompt, ids, images) | {"image_grid_thw": grids}
+        grids = {"image_grid_thw": torch.cat([image.inputs["image_grid_thw"] for image in images])}
+        return super().forward_inputs(prompt, ids, images) | taken_by(self.model.model.forward, grids)
 
     def canvas(self, values: Tensor, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
-        """A row of `values` is a patch: 3 colours x 2 copies in time; rows come by tokens, of 2 x 2 patches each."""
-        vision = self.model.config.vision_config
-        return unpatchify(values, layout.grid, self.merge, vision.temporal_patch_size, vision.patch_size)
+        """A row of `values` is a patch: 3 colours x copies in time; rows come by tokens, of 2 x 2 patches each."""
+        settings = self.processor.image_processor
+        return unpatchify(values, layout.grid, self.merge, settings.temporal_patch_size, settings.patch_size)
 
 
 ADAPTER = MergedPatchesAdapter

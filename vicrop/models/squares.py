@@ -1,4 +1,4 @@
-"""Gemma 3 and VipLLaVA: a square of tokens, row by row, for an image that is squashed to a square or cut to one."""
+"""Gemma 3 and 3n, VipLLaVA, FastVLM: a square of tokens, for an image that is squashed to a square or cut to one."""
 
 from typing import Any
 
@@ -23,8 +23,7 @@ class SquareAdapter(ChatAdapter):
     def cells(self, inputs: dict[str, Tensor], number: int, size: Size) -> tuple[np.ndarray, Region]:
         if "num_crops" in inputs and inputs["num_crops"].any():
             raise ValueError("its processor cuts images by itself (do_pan_and_scan): maps are read without that")
-        text = self.processor.replace_image_token(inputs, number)
-        side = round(text.count(self.image_token) ** 0.5)
+        side = round(self.image_text(inputs, number).count(self.image_token) ** 0.5)
         return raster(side, side), self.region(size)
 
     def region(self, size: Size) -> Region:
