@@ -289,8 +289,8 @@ def place_of_image(processor: Any) -> str:
     return getattr(processor, "image_placeholder_token", processor.image_token)
 
 
-def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The innermost decoder; `get_decoder` alone may give a whole language model with its head (BLIP-2, Llama 4)."""
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The innermost decoder, a PreTrainedModel; `get_decoder` may give a language model with its head (Llama 4)."""
     decoder: Any = model.get_decoder()
     while (inner := decoder.get_decoder()) is not decoder or hasattr(decoder, "lm_head"):
         decoder = decoder.model if inner is decoder else inner

@@ -288,7 +288,6 @@ def refuse_another_family(config: dict[str, Any], shown: str, module: ModuleType
     kind = kind_of(config, shown)
     if module.__name__ in (DEFAULT_MODULE, known_module(config, shown)):
         return
-    refuse_by_reason(kind, shown, known_module(config, shown))
     named = {row["module"]: name for name, row in reversed(MODELS.items())}  # the first name of each family
     families = {own: named[place] for own, place in REGISTRY.items() if place in named}  # model_type -> name
     if kind in families:
@@ -296,7 +295,8 @@ def refuse_another_family(config: dict[str, Any], shown: str, module: ModuleType
         raise ValueError(f"{shown} is a {kind} checkpoint: use --model {name} (in localization, model.family={name})")
     code = ", with code of its own, which is never run" if "auto_map" in config else ""
     these = ", ".join(f"{own} ({name})" for own, name in families.items())
-    raise ValueError(f"{shown} is a {kind} checkpoint{code}: the toolkit knows {these}")
+    reason_why = f"; {kind} is not carried: {REFUSED[kind]}" if kind in REFUSED else ""
+    raise ValueError(f"{shown} is a {kind} checkpoint{code}: the toolkit knows {these}{reason_why}")
 
 
 def refuse_missing_parts(config: dict[str, Any], shown: str, module: ModuleType) -> None:

@@ -78,10 +78,9 @@ def _shorten_tower(config: Any, vision: Any) -> None:
         return
     if any(isinstance(layer, (list, tuple)) or layer not in KEPT_LAYERS for layer in layers):
         return
-    depth, fewer = getattr(vision, name), TOWER_LAYERS
+    behind = [number for key, number in vars(vision).items() if key.endswith("layer_id")]  # a layer before something
+    depth, fewer = getattr(vision, name), max([TOWER_LAYERS, *(number + 2 for number in behind if number is not None)])
     for key, value in vars(vision).items():
-        if key.endswith("layer_id") and isinstance(value, int):  # something comes behind that layer
-            fewer = max(fewer, value + 2)
         numbers = isinstance(value, (list, tuple)) and value and all(type(each) is int for each in value)
         if numbers and "index" in key and max(value) < depth:  # layers of which something is special
             fewer = max(fewer, len(value) + 1)

@@ -210,7 +210,8 @@ def _unlike_beginnings(one: str, other: str) -> tuple[str, str]:
 
 def _kind_of(inputs: dict[str, Tensor]) -> tuple:
     """What the layout of an image's tokens depends on: the shapes of its inputs, and the few numbers among them."""
-    numbers = {name: tuple(value.flatten().tolist()) for name, value in inputs.items() if value.numel() < FEW}
+    few = {name: value for name, value in inputs.items() if value.numel() < FEW and not value.is_floating_point()}
+    numbers = {name: tuple(value.flatten().tolist()) for name, value in few.items()}
     return tuple((name, tuple(inputs[name].shape), numbers.get(name)) for name in sorted(inputs))
 
 
