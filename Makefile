@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: demo test test-torchvision clean
 
 WITH_TORCHVISION := .venv-torchvision
-OF_MODELS := $(addprefix tests/test_,torchvision.py families.py models.py adapters.py engine.py draft.py generation.py check.py lmms_eval.py)
+OF_MODELS := $(addprefix tests/test_,torchvision.py families.py more_families.py models.py adapters.py engine.py draft.py generation.py check.py lmms_eval.py)
 
 demo: .venv/ready
 	PYTHON=$(BIN)/python bash run_all.sh demo llava_tiny rel_att --save_maps

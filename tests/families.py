@@ -344,13 +344,15 @@ FAMILIES = {build.__name__: build for build in (
 def saved(name, folder, builders=FAMILIES):
     """The folder of a family's small model, as a checkpoint; what a processor lacks for videos is left out."""
     model, processor = builders[name]()
-    parts = (model, processor.tokenizer, processor.image_processor, getattr(processor, "feature_extractor", None))
-    for part in filter(None, parts):
+    for part in (model, processor.tokenizer, processor.image_processor):
         part.save_pretrained(folder)
     if processor.chat_template:
         (folder / "chat_template.jinja").write_text(processor.chat_template)
     own = {key: value for key, value in vars(processor).items() if isinstance(value, int | str)}
     own = {**own, "processor_class": type(processor).__name__}
     own.pop("chat_template", None)
+    listener = getattr(processor, "feature_extractor", None)
+    if listener is not None:
+        own["feature_extractor"] = json.loads(listener.to_json_string())
     (folder / "processor_config.json").write_text(json.dumps(own))
     return folder

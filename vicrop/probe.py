@@ -131,9 +131,11 @@ def seeing_only_themselves(model: Any) -> Iterator[None]:
     able = [each for each in outside if each._can_set_attn_implementation()]
 
     def own(query: Tensor, key: Tensor, value: Tensor, *more: Any, **options: Any) -> Tensor:
-        if query.shape[-2] != key.shape[-2]:
+        positions, keys, shape = query.shape[-2], key.shape[-2], (*query.shape[:-1], value.shape[-1])
+        if positions < keys:  # a resampler's
             return attend(query, key, value, *more, **options)
-        return value.expand(*query.shape[:-1], value.shape[-1])  # of all heads, where they share it
+        # Heads may share a value. Where keys are pooled, none is a position's own.
+        return value.expand(shape) if positions == keys else value.new_zeros(shape)
 
     def alone(scores: Tensor, *more: Any, **options: Any) -> Tensor:
         length, square = scores.shape[-1], scores.dim() > 2 and scores.shape[-2] == scores.shape[-1]

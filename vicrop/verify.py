@@ -184,7 +184,7 @@ def processor_inputs(session: ImageSession, prompt: str, images: Sequence[Image.
         made: Any = call(images=list(images), text=[text], return_tensors="pt", add_special_tokens=not begun)
     except (ValueError, TypeError, RuntimeError):  # of prompts, or of several images, it may have another opinion
         return None
-    return {OLDER_NAMES.get(name, name): value for name, value in made.items() if isinstance(value, Tensor)}
+    return {OLDER_NAMES.get(str(name), str(name)): value for name, value in made.items() if isinstance(value, Tensor)}
 
 
 def stock_answer(session: ImageSession, inputs: dict[str, Any]) -> tuple[list[int], list[Tensor]]:
