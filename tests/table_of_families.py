@@ -56,7 +56,7 @@ def keep(figures: dict[str, Any]) -> None:
 
 def row_of(report: Report) -> dict[str, Any]:
     """What is kept of a family: the worst error of each kind over the pictures."""
-    errors = {name: max(each.errors.get(name, 0.0) for each in report.pictures) for name in BOUNDS}
+    errors = {name: max(each.errors[name] for each in report.pictures) for name in report.pictures[0].errors}
     first = report.pictures[0]
     made_by = f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
     return {"errors": {name: float(f"{error:.1g}") for name, error in errors.items()}, "layout": first.layout,
@@ -74,7 +74,7 @@ def tables(figures: dict[str, Any]) -> list[str]:
     lines = ["", f"**Carried: {len(figures)}.**", "", f"| `model_type` | prefix shared | {' | '.join(BOUNDS)} |"]
     lines.append("|---" * (len(BOUNDS) + 2) + "|")
     for name, row in sorted(figures.items()):
-        shown = [f"{row['errors'][what]:.0e}" for what in BOUNDS]
+        shown = [f"{row['errors'][what]:.0e}" if what in row["errors"] else "none" for what in BOUNDS]
         lines.append(f"| `{name}` | {'yes' if row['shared'] else 'no'} | {' | '.join(shown)} |")
     for title, those in (("Refused, with this reason", REFUSED), ("Compared at first use", CHECKED)):
         lines += ["", f"**{title}: {len(those)}.**", "", "| `model_type` | |", "|---|---|"]

@@ -142,8 +142,9 @@ def test_the_page_lists_every_architecture_once_with_figures_or_a_reason():
     assert {name for name in figures if name != "pixtral"} == CARRIED
     for name, row in figures.items():
         assert row["differs"] == [], name
-        for what, bound in verify.BOUNDS.items():
-            assert row["errors"][what] <= 10 * bound, name  # what is above it is the stock model's own error
+        assert verify.BOUNDS.keys() - row["errors"] <= {"pixels"}, name  # pure_grad is refused where nothing is told
+        for what, error in row["errors"].items():
+            assert error <= 10 * verify.BOUNDS[what], name  # what is above it is the stock model's own error
     page = (ROOT / "docs" / "architectures.md").read_text()
     assert page == table.page_with(page, figures), "python tests/table_of_families.py --write"
     rows = [line.split("|")[1].strip(" `") for line in page.splitlines() if line.startswith("| `")]
