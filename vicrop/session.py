@@ -364,11 +364,13 @@ def refuse_unseen_crops(call: DecoderCall, images: Sequence[EncodedImage], confi
     """
     at = (call.ids == config.image_token_id).nonzero()[:, 0].to(call.embeds.device)
     counts, first = [image.layout.num_tokens for image in images], images[0].features.pooled
-    own, *crops = call.embeds[0, at].split(counts) if len(at) == sum(counts) else (None,)
-    copies = (torch.equal(own, crop) and not torch.equal(first, image.features.pooled)
-              for crop, image in zip(crops, images[1:], strict=True)) if crops else ()  # fmt: skip
-    if own is None or any(copies):
-        raise ValueError(f"{UNSEEN_CROP} (the decoder of this {config.model_type} model is handed nothing of it)")
+    if len(at) == sum(counts):
+        own, *crops = call.embeds[0, at].split(counts)
+        copies = (torch.equal(own, crop) and not torch.equal(first, image.features.pooled)
+                  for crop, image in zip(crops, images[1:], strict=True))  # fmt: skip
+        if not any(copies):
+            return
+    raise ValueError(f"{UNSEEN_CROP} (the decoder of this {config.model_type} model is handed nothing of it)")
 
 
 def finite(logits: Tensor) -> Tensor:
