@@ -116,13 +116,19 @@ class QuestionBatch:
             return answers_with_gradients(self.session, self.prompts, gradient[0], self.of)
         return self.session.answers(self.prompts, layers=sorted(layers), of=self.of)
 
-    def find(self, method: Method, numbers: Sequence[int] | None = None) -> list[Found]:
-        """[methods.Found] of a method that is bound to the session's model, for some questions (default: all)."""
+    def find(self, method: Method, numbers: Sequence[int] | None = None, answers: Sequence[Answer] = ()) -> list[Found]:
+        """[methods.Found] of a method that is bound to the session's model, for some questions (default: all).
+
+        Args:
+            answers: of all questions, if they have been asked.
+        """
         asked = range(len(self.prompts)) if numbers is None else numbers
         prompts, of = [self.map_prompts[number] for number in asked], [self.of[number] for number in asked]
         records = [self.records[number] for number in asked if number < len(self.records)]
         bare = [self.bare[number] for number in asked]
-        return method.find(Questions(self.session, prompts, self.general, of, records, bare))
+        known = answers and self.map_prompts == self.prompts
+        sure = [answers[number].confidence for number in asked] if known else []
+        return method.find(Questions(self.session, prompts, self.general, of, records, bare, sure))
 
     def results(self, method: Method, original_answers: Sequence[Answer]) -> list[CropResult]:
         """What a method found for each question, and the answers with its crops.
@@ -135,7 +141,7 @@ class QuestionBatch:
                    for (text, sure, _), image in zip(original_answers, images, strict=True)]  # fmt: skip
         asked = [number for number, answer in enumerate(original_answers)
                  if wants_crop(answer.confidence, self.crop_below)]  # fmt: skip
-        found = self.find(method, asked) if asked else []
+        found = self.find(method, asked, original_answers) if asked else []
         crops = {(number, each.bboxes): [images[number].crop(box) for box in each.bboxes]
                  for number, each in zip(asked, found, strict=True)}  # fmt: skip
         self._answer_with(crops, original_answers)

@@ -98,6 +98,7 @@ class Questions(NamedTuple):
     of: list[int]  # for each the number of its image
     records: Sequence[dict]  # for each its data record, for boxes that come from it
     questions: Sequence[str] = ()  # each as it is asked for the map, without the model's template
+    sure: Sequence[float] = ()  # how probable their answers about the image alone are, where these are known
 
 
 class Found(NamedTuple):

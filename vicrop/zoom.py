@@ -11,7 +11,7 @@ So a path goes on while the model gets surer, and where it gets less sure the be
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -165,20 +165,21 @@ class ZoomMethod(Method):
     def find(self, questions: Questions) -> list[Found]:
         """See Method; one question after the other, as each goes its own way."""
         session, found = questions.session, []
-        for prompt, number in zip(questions.prompts, questions.of, strict=True):
+        for place, number in enumerate(questions.of):
             image, base = session.images[number], session.adapter.bbox_size
-            best, views = search(self._looker(questions, prompt, number), image.size, base, self.views)
+            best, views = search(self._looker(questions, place), image.size, base, self.views)
             boxes = self.method.boxes(session, number, best.att_map, best.region)
             found.append(Found(boxes, best.att_map, best.region, views))
         return found
 
-    def _looker(self, questions: Questions, prompt: str, number: int) -> Callable[[Region], View]:
-        """What looks at a window of one of the session's images with a question in mind."""
-        session, image = questions.session, questions.session.images[number]
+    def _looker(self, questions: Questions, place: int) -> Callable[[Region], View]:
+        """What looks at windows of an image with the question at a place in mind."""
+        session, number, prompt = questions.session, questions.of[place], questions.prompts[place]
+        image, general = session.images[number], questions.general_prompt
 
         def look(box: Region) -> View:
             if box == whole(image.size) == session.layouts[number].region:
-                return self._seen(session, number, questions, prompt, box, box)
+                return self._seen(session, number, prompt, general, box, box, questions.sure[place : place + 1])
             part, region = image.crop(box), box
             if session.adapter.square_tiles:  # else something would be cut off
                 side = min(max(part.size), TILE_SIDE)
@@ -187,12 +188,14 @@ class ZoomMethod(Method):
             if not session.adapter.square_tiles:
                 (x1, y1, x2, y2), (left, top, *_) = single.layouts[0].region, box
                 region = left + x1, top + y1, left + x2, top + y2
-            return self._seen(single, 0, questions, prompt, box, region)
+            return self._seen(single, 0, prompt, general, box, region)
 
         return look
 
-    def _seen(self, session: ImageSession, number: int, questions: Questions, prompt: str, box: Region,
-              region: Region) -> View:  # fmt: skip
-        (answer,) = session.answers([prompt], layers=self.prefill_layers(session.model), of=[number])
-        (att_map,) = self.method.maps(session, [prompt], questions.general_prompt, [number])
-        return View(box, region, att_map, answer.confidence)
+    def _seen(self, session: ImageSession, number: int, prompt: str, general: str, box: Region, region: Region,
+              known: Sequence[float] = ()) -> View:  # fmt: skip
+        if not known:
+            known = [each.confidence for each in
+                     session.answers([prompt], layers=self.prefill_layers(session.model), of=[number])]  # fmt: skip
+        (att_map,) = self.method.maps(session, [prompt], general, [number])
+        return View(box, region, att_map, known[0])
