@@ -89,7 +89,7 @@ def test_pure_grad_is_made_of_pictures_or_refused(family):
     prompt, general = session.adapter.prompt("why?"), session.adapter.prompt(GENERAL_PROMPT)
     pure_grad = family_methods("any")[2].bind(model)
     (layout,) = session.layouts
-    if not session.adapter.knows_pixels:
+    if not session.adapter.shows_picture(session.prepared):
         with pytest.raises(ValueError, match=f"pure_grad needs to know how {name} models cut an image"):
             pure_grad.maps(session, prompt, general)
         return

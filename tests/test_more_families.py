@@ -17,7 +17,7 @@ from transformers.utils import is_torchvision_available
 from vicrop import guard, load_model
 from vicrop.adapter import REGISTRY
 from vicrop.session import ImageSession
-from vicrop.verify import SIZES, verify
+from vicrop.verify import SIZES, own_logits, verify
 
 FAMILIES = RASTERS | (WITH_TORCHVISION if is_torchvision_available() else {})
 TWO_INPUTS = {"deepseek_vl_hybrid"}  # of pixels, so the gradient of one is not the whole
@@ -60,6 +60,15 @@ def test_its_maps_lie_where_its_tokens_and_pixels_do(family):
         else:
             session = ImageSession([photo(*size)], model, processor)
             assert not misplaced(session, session.layouts[0].index)
+
+
+def test_a_crop_of_the_images_own_size_is_seen_in_the_layers_too():
+    """Granite's embeddings of an image's tokens are noughts: its features come in the layers."""
+    model, processor = RASTERS["granite4_vision"]()
+    session = ImageSession([photo(90, 90)], model, processor)
+    prompt = session.adapter.prompt("why?")
+    found = [own_logits(session, prompt, (photo(90, 90, seed=seed),)) for seed in (1, 2)]
+    assert not found[0].equal(found[1])
 
 
 @pytest.mark.parametrize("name", ["gemma4", "qwen2_5_omni_thinker"])

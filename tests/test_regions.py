@@ -137,6 +137,7 @@ def test_true_places_have_a_crop_each_where_there_are_not_too_many():
         True
     ] * 2
     assert gt_crops(record | {"gt_bboxes": boxes * 2}, SIZE, BASE, 3) == [whole]
+    assert len(gt_crops(record | {"gt_bboxes": boxes[:1] * 2}, SIZE, BASE, 3)) == 1  # one crop is not shown twice
 
 
 @pytest.mark.parametrize(

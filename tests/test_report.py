@@ -15,10 +15,12 @@ from vicrop.evaluation.ensembles import ensemble_rows
 from vicrop.evaluation.gates import risk_coverage_area
 from vicrop.evaluation.metrics import score
 from vicrop.evaluation.page_scores import risk_curves
+from vicrop.evaluation.provenance import length_of_answers
 from vicrop.evaluation.result_files import ResultFile
 from vicrop.evaluation.scores import ScoreOptions, rows_of
 from vicrop.files import ROOT
 from vicrop.map_files import read_maps, write_maps
+from vicrop.tables import MAX_NEW_TOKENS
 
 
 @pytest.fixture
@@ -107,6 +109,13 @@ def test_saved_maps_are_those_that_are_made_again(results, tmp_path, method):
     for key, (att_map, region) in again.items():
         assert saved[key][1] == region
         assert np.abs(saved[key][0] - att_map).max() <= 1e-3 * att_map.max()
+
+
+def test_the_length_of_answers_is_read_off_a_result(results):
+    """A search that is made again is led by the confidence in answers that are as long."""
+    made = json.loads((results / "llava_tiny-demo-rel_att.meta.json").read_text())["settings"]["decoding"]
+    assert length_of_answers(made) == length_of_answers(None) == MAX_NEW_TOKENS
+    assert length_of_answers("greedy, 7 tokens") == 7
 
 
 # ------------------------------------------------------------------------------------------------------------ the page

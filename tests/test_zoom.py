@@ -135,6 +135,21 @@ def test_every_family_searches_its_pictures_and_says_how_often_it_looked(kind):
         )
 
 
+def test_views_answer_as_long_as_the_question_does(monkeypatch):
+    """Else the confidence of a view would be that of another number of tokens."""
+    model, processor = KINDS["llava"](layers=3)
+    session, made = ImageSession([photo(430, 310)], model, processor, 3), []
+    methods = build_methods(model_module("llava"), ["rel_att_zoom"], model, 1, views=3)
+    answers = ImageSession.answers
+    monkeypatch.setattr(
+        ImageSession, "answers", lambda each, *a, **k: made.append(each.max_new_tokens) or answers(each, *a, **k)
+    )
+    batch = QuestionBatch(session, ["why?"])
+    batch.results(methods["rel_att_zoom"], batch.original_answers(methods))
+    assert len(made) > 2
+    assert set(made) == {3}
+
+
 def test_records_say_how_many_views_they_took_and_a_resumed_run_compares_the_budget(tmp_path):
     images = tmp_path / "images"
     images.mkdir()

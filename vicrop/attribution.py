@@ -140,7 +140,7 @@ def edge_mask(session: ImageSession) -> Tensor:
     Raises:
         ValueError: nothing says how the model's input is laid out as a picture.
     """
-    if not session.adapter.knows_pixels:
+    if not session.adapter.shows_picture(session.prepared):
         kind = session.model.config.model_type
         raise ValueError(f"pure_grad needs to know how {kind} models cut an image into pixels, and no adapter says it: "
                          "use rel_att, grad_att or loc_att")  # fmt: skip

@@ -30,7 +30,7 @@ def gt_crops(record: dict[str, Any], image_size: Size, bbox_size: float, most: i
     places = record.get("gt_bboxes") or []
     if not 1 < len(places) <= most:
         return [gt_crop(record, image_size, bbox_size)]
-    return [gt_crop(record | {"gt_bbox": box}, image_size, bbox_size) for box in places]
+    return list(dict.fromkeys(gt_crop(record | {"gt_bbox": box}, image_size, bbox_size) for box in places))
 
 
 def center_crop(record: dict[str, Any], image_size: Size, bbox_size: float) -> Region:

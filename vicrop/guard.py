@@ -19,7 +19,18 @@ from vicrop import processors
 from vicrop.files import read_json, write_atomically
 from vicrop.session import UNSEEN_CROP, ImageSession
 from vicrop.twin import small_twin
-from vicrop.verify import CROP, QUESTION, Report, picture, stock_inputs, stock_pass, verify, verify_loaded
+from vicrop.verify import (
+    BOUNDS,
+    CROP,
+    QUESTION,
+    UNSEEN_SECOND,
+    Report,
+    picture,
+    stock_inputs,
+    stock_pass,
+    verify,
+    verify_loaded,
+)
 from vicrop.version import __version__
 
 ADMITTED = "_vicrop_admitted"  # set on a model that may be used though no test covers its family
@@ -33,8 +44,8 @@ def cache_folder() -> Path:
 
 
 def verdict_file(weights: str, what: str) -> Path:
-    """The file of a verdict on a checkpoint, by what tells its weights from others, and by the libraries' versions."""
-    name = hashlib.sha256(f"{weights} {what} {MADE_BY}".encode()).hexdigest()
+    """The file of a verdict on a checkpoint, by what tells its weights from others, libraries, and what is compared."""
+    name = hashlib.sha256(f"{weights} {what} {MADE_BY} {', '.join(BOUNDS)}".encode()).hexdigest()
     return cache_folder() / "checked" / f"{name[:32]}.json"
 
 
@@ -58,8 +69,9 @@ def remembered(weights: str | None, what: str, check: Callable[[], list[str]]) -
 
 def refuse(shown: str, differs: list[str]) -> None:
     """ValueError, naming the first thing that differs, if there is one; that a crop goes unseen comes before all."""
-    if any(UNSEEN_CROP in sentence for sentence in differs):
-        raise ValueError(f"{shown} models cannot be asked about an image and a crop of it: {UNSEEN_CROP}")
+    for unseen in (UNSEEN_CROP, UNSEEN_SECOND):
+        if any(unseen in sentence for sentence in differs):
+            raise ValueError(f"{shown} models cannot be asked about an image and a crop of it: {unseen}")
     if differs:
         more = f", and {len(differs) - 1} more" if len(differs) > 1 else ""
         raise ValueError(f"{shown} models are not known here, and this one gives something else than its stock model "

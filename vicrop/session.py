@@ -364,8 +364,10 @@ def refuse_unseen_crops(call: DecoderCall, images: Sequence[EncodedImage], confi
     """
     at = (call.ids == config.image_token_id).nonzero()[:, 0].to(call.embeds.device)
     counts, first = [image.layout.num_tokens for image in images], images[0].features.pooled
+    in_layers = call.deepstack.features if call.deepstack else []  # some models hand over nothing else (Granite)
     if len(at) == sum(counts):
-        own, *crops = call.embeds[0, at].split(counts)
+        handed = torch.cat([call.embeds[0, at], *(each.to(call.embeds) for each in in_layers)], -1)
+        own, *crops = handed.split(counts)
         copies = (torch.equal(own, crop) and not torch.equal(first, image.features.pooled)
                   for crop, image in zip(crops, images[1:], strict=True))  # fmt: skip
         if not any(copies):

@@ -184,7 +184,8 @@ class ZoomMethod(Method):
             if session.adapter.square_tiles:  # else something would be cut off
                 side = min(max(part.size), TILE_SIDE)
                 part = part.resize((side, side), Image.Resampling.BICUBIC)
-            single = ImageSession([part], session.model, session.processor, **session.adapter.given)
+            most, given = session.max_new_tokens, session.adapter.given
+            single = ImageSession([part], session.model, session.processor, most, **given)
             if not session.adapter.square_tiles:
                 (x1, y1, x2, y2), (left, top, *_) = single.layouts[0].region, box
                 region = left + x1, top + y1, left + x2, top + y2

@@ -21,10 +21,17 @@ from vicrop.evaluation.settings import RunSettings
 from vicrop.files import clone_commit, in_repository, place_name
 from vicrop.heads import head_name
 from vicrop.loaded import torch_dtype
-from vicrop.tables import GENERAL_PROMPT, METHODS, MODELS, PER_SAMPLE
+from vicrop.tables import GENERAL_PROMPT, MAX_NEW_TOKENS, METHODS, MODELS, PER_SAMPLE
 from vicrop.version import __version__
 
+DECODING = "greedy, {} tokens"  # a setting of a result
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "pillow")
+
+
+def length_of_answers(decoding: str | None) -> int:
+    """How many tokens an answer had at most, by the setting "decoding" of a result; the usual number without one."""
+    before, _, after = DECODING.partition("{}")
+    return int(decoding.removeprefix(before).removesuffix(after)) if decoding else MAX_NEW_TOKENS
 
 
 def common_settings(run: RunSettings, device: torch.device | None = None) -> dict[str, Any]:
@@ -40,7 +47,7 @@ def common_settings(run: RunSettings, device: torch.device | None = None) -> dic
         "weights": weights_of(*choice.checkpoint),
         "task": run.task, "dtype": str(dtype).removeprefix("torch."),
         **choice.options, **prompt_settings(choice), "general_prompt": GENERAL_PROMPT,
-        "decoding": f"greedy, {choice.max_new_tokens} tokens", **({"ocr_tokens": True} if run.ocr_tokens else {}),
+        "decoding": DECODING.format(choice.max_new_tokens), **({"ocr_tokens": True} if run.ocr_tokens else {}),
         "image_path": place_name(in_repository(run.image_path)),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest() if data.is_file() else str(run.question_path),
     }  # fmt: skip

@@ -11,6 +11,7 @@ from vicrop.checkpoints import local_or_hub, model_module, weights_of
 from vicrop.choices import MethodChoice, ModelChoice
 from vicrop.dataset import Id
 from vicrop.evaluation.batching import batch_size_of, in_batches, question_batch
+from vicrop.evaluation.provenance import length_of_answers
 from vicrop.evaluation.result_files import ResultFile
 from vicrop.evaluation.sessions import Sessions
 from vicrop.failures import recoverable_message
@@ -79,10 +80,12 @@ def maker_of(result: ResultFile, place: Mapping[str, Any]) -> tuple[Method, Load
     revision = None if Path(local_or_hub(*source)).is_dir() else made["weights"]
     if weights_of(*source, revision) != made["weights"]:
         raise ValueError(f"{made['model_id']} has other weights than those that made {result.path}: use --maps saved")
-    options = {name: made[name] for name in OPTIONS if name in made}
+    options = {name: made[name] for name in (*OPTIONS, "generation") if name in made}
     if made.get("prompt_is_given"):
         options["prompt"] = made["prompt"]
-    choice = ModelChoice(*source, revision, made["dtype"], place["device"], place["device_map"], options)
+    where = place["device"], place["device_map"]
+    most = length_of_answers(made.get("decoding"))  # the confidence that leads a search is that of whole answers
+    choice = ModelChoice(*source, revision, made["dtype"], *where, options, max_new_tokens=most)
     heads = heads_of(*source, made.get("loc_heads"))
     fixed = None if heads is None else tuple(heads)
     how = MethodChoice((result.method,), made.get("layer"), fixed, views=made.get("views", VIEWS))

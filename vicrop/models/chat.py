@@ -113,12 +113,17 @@ class ChatAdapter(Adapter):
 
     def features(self, inputs: dict[str, Tensor]) -> ImageFeatures:
         """Those of a single image, token by token."""
-        owner = self.model.model
-        with brought_in(owner):
-            output = owner.get_image_features(**taken_by(owner.get_image_features, inputs), return_dict=True)
+        output = self.vision_output(inputs)
         self.stacks_features = isinstance(output.pooler_output, Tensor)
         deep = getattr(output, "deepstack_features", None) or ()
         return ImageFeatures(by_token(output.pooler_output), tuple(by_token(layer) for layer in deep))
+
+    def vision_output(self, inputs: dict[str, Tensor]) -> Any:
+        """What the model's own vision side gives for an image."""
+        inner = getattr(self.model, "model", self.model)
+        owner = inner if hasattr(inner, "get_image_features") else self.model
+        with brought_in(inner):
+            return owner.get_image_features(**taken_by(owner.get_image_features, inputs), return_dict=True)
 
     # -- what the model's forward is given
     def forward_inputs(self, prompt: str, ids: Tensor, images: Sequence[EncodedImage]) -> dict[str, Any]:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from vicrop.adapter import EncodedImage, ImageFeatures
-from vicrop.attention import brought_in
 from vicrop.methods import family_methods
 
 # How its checkpoints are loaded and asked is that of all chat models.
-from vicrop.models.chat import MODEL_CLASS, PROMPT, by_token, load_processor, prepare, taken_by  # noqa: F401
+from vicrop.models.chat import MODEL_CLASS, PROMPT, by_token, load_processor, prepare  # noqa: F401
 from vicrop.models.llava_onevision import LlavaOnevisionAdapter
 
 
@@ -28,10 +27,7 @@ class Granite4VisionAdapter(LlavaOnevisionAdapter):
 
     def features(self, inputs: dict[str, Tensor]) -> ImageFeatures:
         """Those of all layers side by side, and each by itself."""
-        owner = self.model.model
-        with brought_in(owner):
-            output = owner.get_image_features(**taken_by(owner.get_image_features, inputs), return_dict=True)
-        layers = tuple(by_token(features) for _, features in output.deepstack_features)
+        layers = tuple(by_token(features) for _, features in self.vision_output(inputs).deepstack_features)
         return ImageFeatures(torch.cat(layers, -1), layers)
 
     def forward_inputs(self, prompt: str, ids: Tensor, images: Sequence[EncodedImage]) -> dict[str, Any]:

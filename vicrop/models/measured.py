@@ -19,9 +19,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from vicrop.adapter import EncodedImage, ImageFeatures
-from vicrop.attention import brought_in
 from vicrop.layouts import Layout, Size
-from vicrop.models.chat import ChatAdapter, by_token, taken_by, tower_of
+from vicrop.models.chat import ChatAdapter, by_token, tower_of
 from vicrop.probe import Owners, pixels_of, probed_grid, probed_picture, token_owners
 from vicrop.processors import QUESTION
 
@@ -42,8 +41,6 @@ class MeasuredAdapter(ChatAdapter):
         pictures: (3, H, W) numbers of elements of `pixel_values`, by the kind of inputs; None where they are no
             pictures (patches in a row).
     """
-
-    stacks_features = False  # until features have been seen
 
     def __init__(self, model: PreTrainedModel, processor: Any, **options: Any):
         super().__init__(model, processor, **options)
@@ -135,16 +132,9 @@ class MeasuredAdapter(ChatAdapter):
         text = self.written[kind]
         return Layout(text.count(self.image_token), index, (left, top, right, bottom), text)
 
-    def encode_images(self, inputs: dict[str, Tensor], count: int) -> list[ImageFeatures]:
-        """Each by itself: features of an image that had company differ by rounding."""
-        return [self.features(self.one_image(inputs, number)) for number in range(count)]
-
     def features(self, inputs: dict[str, Tensor]) -> ImageFeatures:
         """Those of one image, as a single row of tokens."""
-        inner = getattr(self.model, "model", self.model)
-        owner = inner if hasattr(inner, "get_image_features") else self.model
-        with brought_in(inner):
-            output = owner.get_image_features(**taken_by(owner.get_image_features, inputs), return_dict=True)
+        output = self.vision_output(inputs)
         pooled = getattr(output, "pooler_output", None)
         pooled = output.last_hidden_state if pooled is None else pooled
         self.stacks_features = isinstance(pooled, Tensor)
@@ -188,10 +178,8 @@ class MeasuredAdapter(ChatAdapter):
         return found
 
     # -- pixels
-    @property
-    def knows_pixels(self) -> bool:  # type: ignore[override]
-        """Are the pixels of all images that were seen so far laid out as pictures?"""
-        return all(picture is not None for picture in self.pictures.values())
+    def shows_picture(self, inputs: dict[str, Tensor]) -> bool:
+        return self.pictures[_kind_of(inputs)] is not None
 
     def canvas(self, values: Tensor, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
         """(1, 3, H, W): what the map's tokens show, cell by cell; a line of all elements where they are no pictures."""
