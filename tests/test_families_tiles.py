@@ -21,7 +21,7 @@ from vicrop.probe import seeing_only_themselves
 from vicrop.session import ImageSession
 from vicrop.tables import GENERAL_PROMPT
 
-ERRORS = {"rows", "gradients", "pixels", "logits", "second question", "with crop"}
+ERRORS = set(verify.BOUNDS)
 
 
 def lacking(name):
