@@ -179,6 +179,21 @@ def test_heads_are_found_on_other_images_than_they_are_judged_on(tmp_path):
     assert pointing[of_heads.BOTH]["mean"] > pointing[of_heads.NEITHER]["mean"]
 
 
+def test_heads_of_fewer_phrases_cost_no_measurement_of_more(tmp_path, monkeypatch):
+    measure, asked = of_heads.measures_of, []
+
+    def noted(mode, task_model, record):
+        asked.append(record["id"])
+        return measure(mode, task_model, record)
+
+    monkeypatch.setattr(of_heads, "measures_of", noted)
+    find(tmp_path, "heads", "--limit", 24)
+    with pytest.raises(SystemExit, match="made with other settings"):  # other heads are judged
+        find(tmp_path, "heads", "--limit", 8)
+    find(tmp_path, "heads", "--limit", 24)
+    assert len(asked) == len(set(asked))
+
+
 def test_a_box_is_judged_by_overlap_and_a_map_by_its_peak():
     maps = np.zeros((3, 2, 10, 10))
     maps[2, 0, 2:4, 2:4] = 1

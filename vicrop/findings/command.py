@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None, **how: Any) -> None:
         sys.exit(f"findings: {error}")
     show(table)
     written = [file_of(run, out, finding, ".json")]
-    write_atomically(written[0], asdict(table) | {"settings": made_with(run)})
+    write_atomically(written[0], asdict(table) | {"settings": made_with(run, out)})
     for name, each in {finding: table, **{f"{finding}_{name}": more for name, more in table.more.items()}}.items():
         picture = file_of(run, out, name, ".png")
         if each.rows:

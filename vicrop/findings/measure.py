@@ -14,7 +14,9 @@ from tqdm import tqdm
 from vicrop.crop import QuestionBatch
 from vicrop.dataset import check_record
 from vicrop.decoding import Answer
+from vicrop.evaluation.batching import question_batch
 from vicrop.evaluation.metrics import graded as grade
+from vicrop.evaluation.own_metrics import kept as name_and_hash
 from vicrop.evaluation.provenance import common_settings, method_settings
 from vicrop.evaluation.result_files import result_path
 from vicrop.evaluation.results import Results, with_outputs
@@ -43,8 +45,7 @@ class TaskModel:
     def ask(self, record: dict, **options: Any) -> QuestionBatch:
         """A record's question, in a fresh session of its image; `options` of the adapter go before those of the run."""
         session = self.loaded.session([check_record(record, self.folder)], **options)
-        short = [record.get("short_question")]
-        return QuestionBatch(session, [record["question"]], short_questions=short, records=[record])
+        return question_batch([record], session, [0])
 
     def answer(self, batch: QuestionBatch) -> str:
         """The answer to a question without crop; its first pass also reads what maps of any layer will need."""
@@ -67,7 +68,7 @@ Measure = Callable[[TaskModel, dict], dict[str, Any]]  # (task_model, record) ->
 
 def measured(
     run: RunSettings, out: Path, finding: str, measure: Measure, warm_up: bool = False,
-    records: Sequence[dict] | None = None, **more: Any,
+    records: Sequence[dict] | None = None, dataset: Sequence[dict] | None = None, **more: Any,
 ) -> list[dict]:  # fmt: skip
     """The finding's records, each with its measured fields; what an earlier call has measured is not asked again.
 
@@ -75,12 +76,13 @@ def measured(
 
     Args:
         warm_up: measure the first record twice, and ignore the first time: some things are slow only once.
-        records: those that it is about; None: what sample.chosen takes of the task.
+        records: those that it is about; None: what sample.chosen takes of the dataset.
+        dataset: all that any call may be about, whose measurements are kept; None: the questions of the task.
         more: settings, besides those of the run, that must be the same as in the earlier call.
     """
-    dataset = questions_of(run) if records is None else records
+    dataset = questions_of(run) if dataset is None else dataset
     records = chosen(dataset, finding, run.ids, run.limit) if records is None else list(records)
-    results = Results(file_of(run, out, finding, ".records.json"), settings_of(run) | more)
+    results = Results(file_of(run, out, finding, ".records.json"), settings_of(run, out) | more)
     done = {} if run.overwrite else results.done(run.retry_errors)
     todo = [record for record in records if record["id"] not in done]
     if todo:
@@ -145,9 +147,13 @@ def graded(records: Sequence[dict]) -> list[dict]:
     return found
 
 
-def settings_of(run: RunSettings) -> dict[str, Any]:
-    """All settings that a finding depends on, for JSON."""
-    return common_settings(run) | {"methods": [method_settings(run, method) for method in run.how.names]}
+def settings_of(run: RunSettings, out: Path) -> dict[str, Any]:
+    """All settings that a finding in the folder `out` depends on, for JSON; its grader is one: scores are kept."""
+    graded_by = name_and_hash({"grader": run.grader}, out)
+    return common_settings(run) | {
+        **graded_by["metrics"], **({"grader_sha256": graded_by["sha256"]} if graded_by["sha256"] else {}),
+        "methods": [method_settings(run, method) for method in run.how.names],
+    }  # fmt: skip
 
 
 def file_of(run: RunSettings, out: Path, finding: str, ending: str) -> Path:
