@@ -13,7 +13,7 @@ import numpy as np
 from vicrop.attribution import attention as attention_maps
 from vicrop.dataset import box_of
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import TaskModel, halved, images_of, measured
+from vicrop.findings.measure import TaskModel, halved, images_of, measured, settings_of
 from vicrop.findings.phrases import conv_mode_of, phrases_of
 from vicrop.findings.sample import chosen
 from vicrop.findings.table import Estimate, Table, difference, estimate, in_words
@@ -149,6 +149,7 @@ def heads(run: RunSettings, out: Path) -> Table:
     where = f"found on {len(samples)} phrases of {run.question_path}, judged on {len(records)} about other images"
     main.notes.insert(0, f"{where}; most often chosen: {names[BOTH][0]}")
     main.more = {POINTING: tables[POINTING], "frequency": how_often(samples)}
+    main.settings = settings_of(run, out) | {"conv_mode": mode}
     return main
 
 
