@@ -29,7 +29,7 @@ from vicrop.layouts import Region
 from vicrop.loaded import load_chosen
 from vicrop.session import layer_numbers
 
-NO_CROP, MEAN = "no crop", "mean"
+NO_CROP, MEAN, TRUE_CROP = "no crop", "mean", "gt_crop"
 TRIALS = 2  # questions after which it is told how long the others take: the first one alone is slower than any other
 
 
@@ -137,6 +137,20 @@ def duration(seconds: float) -> str:
 def with_methods(run: RunSettings, names: Sequence[str]) -> RunSettings:
     """The run with these methods, each once, instead of its own."""
     return replace(run, how=replace(run.how, names=tuple(dict.fromkeys(names))))
+
+
+def where_places_are_true(records: Sequence[dict], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(methods without gt_crop where no record has a gt_bbox, notes: a sentence that says so)."""
+    if TRUE_CROP not in names or any(record.get("gt_bbox") for record in records):
+        return list(names), []
+    return [name for name in names if name != TRUE_CROP], [f"no record has a gt_bbox, so there is no {TRUE_CROP}"]
+
+
+def refuse_methods(names: Sequence[str], fits: Callable[[str], Any], what: str, must: str) -> None:
+    """ValueError, naming the first method that does not fit a finding: what it does, and what it must."""
+    for name in names:
+        if not fits(name):
+            raise ValueError(f"{name} {what}, and every method of this finding must {must}")
 
 
 def graded(records: Sequence[dict]) -> list[dict]:
