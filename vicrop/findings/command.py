@@ -81,6 +81,8 @@ def parse(
     try:
         picture_of(typed)
         refuse_useless(typed.finding, typed)
+        if NO_REGIONS.get(typed.finding) == BY_ITSELF:
+            typed.regions = 1  # so --region_share is about those that it asks with
         run = settings_of(typed, results)
         refuse_box_metric(typed.finding, run)
         return typed.finding, run, typed.out
@@ -99,7 +101,7 @@ def refuse_useless(finding: str, typed: argparse.Namespace) -> None:
         ("method", finding in OF_HEADS and typed.method != FINDINGS[finding], "this finding is about attention heads"),
         ("batch_size", singly and typed.batch_size, one_by_one),
         ("crop_below", typed.crop_below is not None, "a finding is about the crops of all questions"),
-        ("regions", finding in NO_REGIONS and typed.regions > 1, NO_REGIONS.get(finding)),
+        ("regions", finding in NO_REGIONS and (typed.regions or 1) > 1, NO_REGIONS.get(finding)),
         ("ocr_tokens", finding == "heads" and typed.ocr_tokens, "this finding is about phrases"),
         ("save_maps", singly and typed.save_maps, one_by_one),
     ]
