@@ -1,6 +1,7 @@
 """Findings that take something away or change one thing: each equals what the toolkit itself gives in that place."""
 
 import json
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from vicrop.boxes import WINDOW_RATIOS, bbox_from_att_image_adaptive
 from vicrop.dataset import load_task
 from vicrop.evaluation import command as run
 from vicrop.evaluation.metrics import graded
-from vicrop.files import read_json
+from vicrop.files import ROOT, read_json
 from vicrop.findings import budget, causal
 from vicrop.findings import command as findings
 from vicrop.findings import heads as of_heads
@@ -165,6 +166,7 @@ def test_heads_are_found_on_other_images_than_they_are_judged_on(tmp_path):
     kept = read_json(tmp_path / "llava_tiny-demo-heads_choosing.records.json")
     assert not set(images_of(kept)) & set(images_of(records))
     assert len(kept) + len(records) == 24
+    assert table["settings"]["data_sha256"] == sha256((ROOT / "data/demo/grounding.jsonl").read_bytes()).hexdigest()
     assert list(table["rows"]) == [str(count) for count in range(1, 11)]
     fixed = of_heads.orders_of([of_heads.as_measures(record) for record in kept])[of_heads.BOTH][0]
     assert fixed[:3] == frequent([of_heads.as_measures(record) for record in kept], Criteria())
@@ -177,6 +179,21 @@ def test_heads_are_found_on_other_images_than_they_are_judged_on(tmp_path):
     assert drawn
     pointing = table["more"]["pointing"]["rows"]["3"]
     assert pointing[of_heads.BOTH]["mean"] > pointing[of_heads.NEITHER]["mean"]
+
+
+def test_heads_of_fewer_phrases_cost_no_measurement_of_more(tmp_path, monkeypatch):
+    measure, asked = of_heads.measures_of, []
+
+    def noted(mode, task_model, record):
+        asked.append(record["id"])
+        return measure(mode, task_model, record)
+
+    monkeypatch.setattr(of_heads, "measures_of", noted)
+    find(tmp_path, "heads", "--limit", 24)
+    with pytest.raises(SystemExit, match="made with other settings"):  # other heads are judged
+        find(tmp_path, "heads", "--limit", 8)
+    find(tmp_path, "heads", "--limit", 24)
+    assert len(asked) == len(set(asked))
 
 
 def test_a_box_is_judged_by_overlap_and_a_map_by_its_peak():
@@ -233,6 +250,16 @@ def test_random_heads_are_as_many_and_others():
                 assert sorted(layer for layer, _ in found) == [2, 2, 4]
 
 
+def test_fewer_random_heads_than_chosen_ones_are_no_comparison():
+    rng, pool = np.random.default_rng(0), [(layer, head) for layer in (2, 3) for head in range(3)]
+    with pytest.raises(ValueError, match="with 4 other heads, from layer 2 on, and there are 2"):
+        causal.drawn(rng, pool[:4], pool, False)
+    with pytest.raises(ValueError, match="with 2 other heads of layer 2, from layer 2 on, and there are 1"):
+        causal.drawn(rng, pool[:2], pool, True)
+    with pytest.raises(ValueError, match="with 1 other heads of layer 1, from layer 2 on, and there are 0"):
+        causal.drawn(rng, [(1, 0)], pool, True)
+
+
 def test_attention_moves_to_the_cells_of_a_box_in_proportion():
     layout = Layout(13, raster(3, 4, 1), (10, 0, 50, 30))  # cells of 10 x 10 px
     shares = causal.covered(layout, (15, 10, 30, 20))
@@ -261,6 +288,12 @@ def test_another_place_is_one_with_another_label_in_the_same_image():
         (["windows", "--method", "center_crop"], "center_crop makes no map"),
         (["high", "--method", "center_crop"], "center_crop has no variant with tiles"),
         (["gate", "--crop_below", "0.5"], "a finding is about the crops of all questions"),
+        *(([name, "--regions", "2"], "--regions must be left out: this") for name in ("windows", "heads", "causal")),
+        (["heads", "--ocr_tokens"], "--ocr_tokens must be left out: this finding is about phrases"),
+        *(
+            ([name, "--metric", "box_iou"], f"{name} scores answers, and box_iou judges the box of a crop")
+            for name in ("attention", "gate", "high", "layers", "windows", "budget", "causal")
+        ),
     ],
 )
 def test_what_has_no_meaning_is_a_sentence(tmp_path, capsys, arguments, says):

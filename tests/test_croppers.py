@@ -181,6 +181,7 @@ def test_a_run_that_is_resumed_compares_the_checkpoints(folders, croppers, tmp_p
     where = ["--question_path", tmp_path / "data.json", "--image_path", tmp_path, "--save_path", tmp_path / "out"]
     asked = ["--model", "llava_tiny", "--task", "demo", "--device", "cpu", "--method", "clip_crop,detector_crop"]
     told = list(map(str, [*asked, *where]))
+    croppers = croppers[: croppers.index("--sam")]  # which neither method asks
     run.main([*told, *croppers])
     for method in ("clip_crop", "detector_crop"):
         meta = json.loads((tmp_path / "out" / f"llava_tiny-demo-{method}.meta.json").read_text())
@@ -188,3 +189,17 @@ def test_a_run_that_is_resumed_compares_the_checkpoints(folders, croppers, tmp_p
         assert meta["settings"]["clip"].endswith("clip")
     with pytest.raises(SystemExit, match="clip was .* and is now 'another/clip'"):
         run.main([*told, *croppers, "--clip", "another/clip"])
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "says"),
+    [
+        ("rel_att", "clip", "rel_att asks no such model; those that do are clip_crop, detector_crop, sam_crop"),
+        ("clip_crop", "detector", "clip_crop asks no such model; those that do are detector_crop"),
+        ("clip_crop,detector_crop", "sam", "clip_crop, detector_crop asks no such model; those that do are sam_crop"),
+    ],
+)
+def test_a_cropper_that_no_method_asks_is_refused(capsys, method, option, says):
+    with pytest.raises(SystemExit):
+        run.main(["--model", "llava_tiny", "--method", method, f"--{option}", "some/model"])
+    assert f"--{option} some/model: {says}" in capsys.readouterr().err

@@ -158,6 +158,23 @@ def test_a_finding_that_is_killed_goes_on(tmp_path, monkeypatch):
     assert len(asked) == 9
 
 
+def test_a_finding_goes_on_only_with_the_metric_that_its_scores_are_of(tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text("def best(answer, labels): return 1")
+    where = ["--model", "llava_tiny", "--device", "cpu", "--limit", "2", "--save_path", str(tmp_path)]
+
+    def ask(metric, folder):
+        findings.main(["attention", *where, "--metric", metric, "--out", str(tmp_path / folder)])
+
+    ask("exact", "known")
+    with pytest.raises(SystemExit, match="grader was 'exact' and is now 'vqa_paper'"):
+        ask("vqa_paper", "known")
+    ask(f"{own}:best", "own")
+    own.write_text("def best(answer, labels): return 0")
+    with pytest.raises(SystemExit, match="grader_sha256 was"):
+        ask(f"{own}:best", "own")
+
+
 def test_sizes_without_boxes_have_no_true_crop(tmp_path, capsys):
     records = [record | {"gt_bbox": None} for record in load_task("data/demo/data.json")[:3]]
     (tmp_path / "data.json").write_text(json.dumps(records))

@@ -172,3 +172,7 @@ def test_markdown_and_bars_have_the_ways_that_are_named():
     (axes,) = figure(table, "kinds").axes
     assert [text.get_text() for text in axes.get_xticklabels()] == ["count", "presence", "reading", "all"]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["no crop", "gate"]
+
+
+def test_kinds_take_a_share_for_the_regions_that_they_ask_with():
+    assert findings.parse(["kinds", "--region_share", "0.3"])[1].how.regions.share == 0.3

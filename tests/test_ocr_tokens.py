@@ -9,6 +9,7 @@ from vicrop.crop import QuestionBatch
 from vicrop.dataset import ASKED
 from vicrop.evaluation import batching, tasks
 from vicrop.evaluation import command as run
+from vicrop.findings import command as findings
 from vicrop.prepare import releases
 
 TOKENS = [["DAKOTA", "DIGITAL", "Single-Use"], []]
@@ -44,15 +45,27 @@ def test_the_prompt_is_that_of_llavas_file():
     ]  # fmt: skip
 
 
-def test_answers_are_asked_with_tokens_and_maps_without(dataset, monkeypatch):
-    seen = []
+@pytest.fixture
+def seen(monkeypatch):
+    """What all batches are about: (what is asked, what is asked in its place for the map)."""
+    found = []
 
     class Noted(QuestionBatch):
         def __init__(self, session, questions, of, short, *rest):
-            seen.extend(zip(questions, short, strict=True))
+            found.extend(zip(questions, short, strict=True))
             super().__init__(session, questions, of, short, *rest)
 
     monkeypatch.setattr(batching, "QuestionBatch", Noted)
+    return found
+
+
+def test_a_finding_asks_as_a_run_does(dataset, seen):
+    findings.main(["overhead", *options(dataset, "--ocr_tokens", "--limit", "1", "--out", str(dataset / "out"))])
+    asked = "what brand is it?\nReference OCR token: DAKOTA, DIGITAL, Single-Use"
+    assert set(seen) == {(asked, "what brand is it?")}
+
+
+def test_answers_are_asked_with_tokens_and_maps_without(dataset, seen):
     run.main(options(dataset, "--ocr_tokens"))
     with_tokens = "what brand is it?\nReference OCR token: DAKOTA, DIGITAL, Single-Use"
     without = "what brand is it?\nReference OCR token: "

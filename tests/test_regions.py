@@ -306,7 +306,11 @@ def test_regions_are_settings_of_a_result(checkpoint, dataset, capsys):  # noqa:
             run.main(options(checkpoint, dataset, *more))
     with pytest.raises(SystemExit):
         run.main(options(checkpoint, dataset, "--regions", "0"))
-    assert "--regions must be at least 1, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run.main(options(checkpoint, dataset, "--region_share", "0.25"))
+    said = capsys.readouterr().err
+    assert "--regions must be at least 1, got 0" in said
+    assert "--region_share 0.25 is about further regions, and needs --regions" in said
 
 
 def test_a_single_picture_has_all_boxes_printed(checkpoint, dataset, capsys):  # noqa: F811

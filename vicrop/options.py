@@ -4,6 +4,7 @@ torch is imported only where a command line has been read: --help does not wait 
 """
 
 import argparse
+from collections.abc import Sequence
 
 from vicrop.choices import MethodChoice, ModelChoice, Regions
 from vicrop.images import MOST_PIXELS, refuse_bad_limit
@@ -88,15 +89,20 @@ def add_method_options(parser: argparse.ArgumentParser, method: str = "rel_att")
     add("--crop_below", type=bound_option, metavar="P", help="crop only where the model gives its first answer a "
         "probability below P: 0 is never, 1 always; default: always")  # fmt: skip
     add("--views", type=int, default=VIEWS, help="views of an image that a _zoom method may take")
-    add("--regions", type=int, default=1, metavar="K", help="up to so many crops of an image, all in one prompt: one "
-        "for each place that stands out")  # fmt: skip
-    add("--region_share", type=float, default=REGION_SHARE, metavar="S", help="a further region counts where its "
-        "window holds at least this share of what the first one's holds")  # fmt: skip
-    add("--clip", default=CROPPERS["clip"], help="CLIP of clip_crop, detector_crop and sam_crop: hub id or folder")
-    add("--detector", default=CROPPERS["detector"], help="object detector of detector_crop: hub id or folder")
-    add("--sam", default=CROPPERS["sam"], help="Segment Anything of sam_crop: hub id or folder")
+    add("--regions", type=int, metavar="K", help="up to so many crops of an image, all in one prompt: one for each "
+        "place that stands out; default: 1")  # fmt: skip
+    add("--region_share", type=float, metavar="S", help="--regions: a further region counts where its window holds at "
+        f"least this share of what the first one's holds; default: {REGION_SHARE}")  # fmt: skip
+    for name, what in (("clip", "CLIP"), ("detector", "object detector"), ("sam", "Segment Anything")):
+        add(f"--{name}", help=f"{what} of {', '.join(methods_with(name))}: hub id or folder; default: "
+            f"{CROPPERS[name]}")  # fmt: skip
     add("--max_image_pixels", type=int, help="open images of up to so many pixels; default: 89478485, at most "
         f"{MOST_PIXELS}")  # fmt: skip
+
+
+def methods_with(cropper: str) -> list[str]:
+    """The methods that ask one of tables.CROPPERS."""
+    return [name for name, method in METHODS.items() if cropper in method.get("models", ())]
 
 
 # ------------------------------------------------------------------------------------- from what was typed to choices
@@ -134,7 +140,7 @@ def method_choice(given: argparse.Namespace) -> MethodChoice:
 
     Raises:
         ValueError, OSError: an unknown method; heads for methods that read none; no such file of heads, or it has none;
-            a number of regions that cannot be.
+            a number of regions that cannot be; what only several regions, or other methods, need.
     """
     from vicrop.crop import method_of, model_module
     from vicrop.known_heads import heads_of
@@ -147,6 +153,24 @@ def method_choice(given: argparse.Namespace) -> MethodChoice:
         raise ValueError(f"--views {given.views} is not at least 1")
     heads = heads_of(given.model, given.model_id, given.loc_heads)
     heads = None if heads is None else tuple(heads)
-    regions, croppers = Regions(given.regions, given.region_share), {name: getattr(given, name) for name in CROPPERS}
+    regions, croppers = regions_of(given), CROPPERS | croppers_of(given, names)
     reading = given.layer, heads, given.max_image_pixels, given.crop_below, given.views, regions, croppers
     return MethodChoice(names, *reading)
+
+
+def regions_of(given: argparse.Namespace) -> Regions:
+    """The Regions of what was typed; a ValueError if a share was, and no number of regions."""
+    if given.region_share is not None and given.regions is None:
+        raise ValueError(f"--region_share {given.region_share:g} is about further regions, and needs --regions")
+    share = REGION_SHARE if given.region_share is None else given.region_share
+    return Regions(1 if given.regions is None else given.regions, share)
+
+
+def croppers_of(given: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
+    """The external croppers that were typed; a ValueError names one that none of the methods asks."""
+    typed = {name: getattr(given, name) for name in CROPPERS if getattr(given, name) is not None}
+    for cropper, source in typed.items():
+        if not set(methods_with(cropper)) & set(names):
+            raise ValueError(f"--{cropper} {source}: {', '.join(names)} asks no such model; those "
+                             f"that do are {', '.join(methods_with(cropper))}")  # fmt: skip
+    return typed

@@ -66,13 +66,20 @@ def answer_with(batch: QuestionBatch, heads: Sequence[Head], weights: Tensor) ->
 
 
 def drawn(rng: np.random.Generator, chosen: Sequence[Head], pool: Sequence[Head], same_layers: bool) -> list[Head]:
-    """As many heads as the chosen ones, drawn from those of a pool that are not; or as many of each of their layers."""
+    """As many heads as the chosen ones, drawn from those of a pool that are not; or as many of each of their layers.
+
+    Raises:
+        ValueError: the pool has fewer.
+    """
     others = [head for head in pool if head not in chosen]
-    if not same_layers:
-        return [others[number] for number in rng.permutation(len(others))[: len(chosen)]]
+    wanted = Counter(layer for layer, _ in chosen) if same_layers else {None: len(chosen)}
     found = []
-    for layer, count in Counter(layer for layer, _ in chosen).items():
-        here = [head for head in others if head[0] == layer]
+    for layer, count in wanted.items():
+        here = [head for head in others if layer in (None, head[0])]
+        if len(here) < count:
+            which = "heads" if layer is None else f"heads of layer {layer}"
+            raise ValueError(f"the chosen heads are compared with {count} other {which}, from layer {FIRST_LAYER} on, "
+                             f"and there are {len(here)}: --loc_heads must name others")  # fmt: skip
         found += [here[number] for number in rng.permutation(len(here))[:count]]
     return found
 

@@ -25,6 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vicrop.evaluation.metrics import OF_BOXES
 from vicrop.evaluation.run_options import parser_of_runs, picture_of, settings_of
 from vicrop.evaluation.settings import RunSettings
 from vicrop.files import patient_threads
@@ -46,6 +47,13 @@ FINDINGS = {
     "causal": "loc_att",
 }
 OF_HEADS = ("heads", "causal")  # they are about localization heads themselves, not about methods
+BY_RUNS = ("sizes", "kinds")  # they are made of results of `vicrop run`; all others ask one question at a time
+UNGRADED = ("overhead", "heads")  # they score no answers
+NO_CROPS, BY_ITSELF = "this finding needs no crops", "this finding asks with one to three by itself"
+NO_REGIONS = {  # finding -> why --regions has no meaning for it
+    "attention": NO_CROPS, "heads": NO_CROPS, "causal": NO_CROPS, "kinds": BY_ITSELF,
+    "windows": "this finding is about the size of a single window",
+}  # fmt: skip
 OWN_METHODS = "those of the finding"  # what --method is by default
 
 
@@ -73,14 +81,18 @@ def parse(
     try:
         picture_of(typed)
         refuse_useless(typed.finding, typed)
-        return typed.finding, settings_of(typed, results), typed.out
+        if NO_REGIONS.get(typed.finding) == BY_ITSELF:
+            typed.regions = 1  # so --region_share is about those that it asks with
+        run = settings_of(typed, results)
+        refuse_box_metric(typed.finding, run)
+        return typed.finding, run, typed.out
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
 def refuse_useless(finding: str, typed: argparse.Namespace) -> None:
     """ValueError, naming the option, if an option of a run makes no sense for a finding."""
-    by_layer, singly = finding in ("attention", "layers", *OF_HEADS), finding not in ("sizes", "kinds")
+    by_layer, singly = finding in ("attention", "layers", *OF_HEADS), finding not in BY_RUNS
     one_by_one = f"{finding} asks one question at a time and keeps no maps"
     rules = [
         ("image", typed.image, "findings are about the questions of a task"),
@@ -89,18 +101,20 @@ def refuse_useless(finding: str, typed: argparse.Namespace) -> None:
         ("method", finding in OF_HEADS and typed.method != FINDINGS[finding], "this finding is about attention heads"),
         ("batch_size", singly and typed.batch_size, one_by_one),
         ("crop_below", typed.crop_below is not None, "a finding is about the crops of all questions"),
-        (
-            "regions",
-            finding in ("attention", "kinds") and typed.regions > 1,
-            "this finding needs no crops"
-            if finding == "attention"
-            else "this finding asks with one to three by itself",
-        ),
+        ("regions", finding in NO_REGIONS and (typed.regions or 1) > 1, NO_REGIONS.get(finding)),
+        ("ocr_tokens", finding == "heads" and typed.ocr_tokens, "this finding is about phrases"),
         ("save_maps", singly and typed.save_maps, one_by_one),
     ]
     for option, given, why in rules:
         if given:
             raise ValueError(f"--{option} must be left out: {why}")
+
+
+def refuse_box_metric(finding: str, run: RunSettings) -> None:
+    """ValueError if a finding that scores answers is to do it by a metric of the crop's box."""
+    if run.grader in OF_BOXES and finding not in (*BY_RUNS, *UNGRADED):
+        raise ValueError(f"{finding} scores answers, and {run.grader} judges the box of a crop: --metric must name "
+                         "another metric, such as exact")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None, **how: Any) -> None:
@@ -123,7 +137,7 @@ def main(argv: Sequence[str] | None = None, **how: Any) -> None:
         sys.exit(f"findings: {error}")
     show(table)
     written = [file_of(run, out, finding, ".json")]
-    write_atomically(written[0], asdict(table) | {"settings": made_with(run)})
+    write_atomically(written[0], asdict(table) | {"settings": table.settings or made_with(run, out)})
     for name, each in {finding: table, **{f"{finding}_{name}": more for name, more in table.more.items()}}.items():
         picture = file_of(run, out, name, ".png")
         if each.rows:

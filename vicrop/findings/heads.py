@@ -13,7 +13,7 @@ import numpy as np
 from vicrop.attribution import attention as attention_maps
 from vicrop.dataset import box_of
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import TaskModel, halved, images_of, measured
+from vicrop.findings.measure import TaskModel, halved, images_of, measured, settings_of
 from vicrop.findings.phrases import conv_mode_of, phrases_of
 from vicrop.findings.sample import chosen
 from vicrop.findings.table import Estimate, Table, difference, estimate, in_words
@@ -137,17 +137,19 @@ def heads(run: RunSettings, out: Path) -> Table:
     run, dataset = phrases_of(run)
     choosing, judging = halved(chosen(dataset, "heads", run.ids, run.limit))
     mode = conv_mode_of(run.model.name)
-    kept = measured(run, out, "heads_choosing", partial(measures_of, mode), records=choosing, conv_mode=mode)
+    kept = measured(run, out, "heads_choosing", partial(measures_of, mode), records=choosing,
+                    dataset=dataset, conv_mode=mode)  # fmt: skip
     samples = [as_measures(record) for record in kept]
     orders = orders_of(samples)
     names = {name: [",".join(map(head_name, order)) for order in several] for name, several in orders.items()}
     how = {"heads": names, "conv_mode": mode}
-    records = measured(run, out, "heads", partial(hits_of, orders, mode), records=judging, **how)
+    records = measured(run, out, "heads", partial(hits_of, orders, mode), records=judging, dataset=dataset, **how)
     tables = {what: over_heads(records, what) for what in (RIGHT, POINTING)}
     main = tables[RIGHT]
     where = f"found on {len(samples)} phrases of {run.question_path}, judged on {len(records)} about other images"
     main.notes.insert(0, f"{where}; most often chosen: {names[BOTH][0]}")
     main.more = {POINTING: tables[POINTING], "frequency": how_often(samples)}
+    main.settings = settings_of(run, out) | {"conv_mode": mode}
     return main
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import NO_CROP, TaskModel, graded, images_of, measured, with_methods
+from vicrop.findings.measure import NO_CROP, TaskModel, graded, images_of, measured, refuse_methods, with_methods
 from vicrop.findings.table import Table, difference, estimate, in_words
 from vicrop.tables import METHODS
 from vicrop.tiles import tile_grid
@@ -26,9 +26,7 @@ def scores_by_tiles(task_model: TaskModel, record: dict) -> dict[str, Any]:
 def high(run: RunSettings, out: Path) -> Table:
     """Right answers with tiles on and off, for images that are one tile and for those that are several."""
     names = run.how.names
-    for name in names:
-        if TILED.format(name) not in METHODS:
-            raise ValueError(f"{name} has no variant with tiles, and every method of this finding must have one")
+    refuse_methods(names, lambda name: TILED.format(name) in METHODS, "has no variant with tiles", "have one")
     pairs = {name: TILED.format(name) for name in names}
     run = with_methods(run, [each for pair in pairs.items() for each in pair])
     records = graded(measured(run, out, "high", scores_by_tiles))

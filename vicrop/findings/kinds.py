@@ -20,14 +20,14 @@ from vicrop.evaluation.runner import run_task
 from vicrop.evaluation.scores import ScoreOptions
 from vicrop.evaluation.settings import RunSettings
 from vicrop.evaluation.tasks import questions_of
-from vicrop.findings.measure import NO_CROP, file_of, images_of, with_methods
+from vicrop.findings.measure import NO_CROP, TRUE_CROP, file_of, images_of, where_places_are_true, with_methods
 from vicrop.findings.table import Estimate, Table, estimate, in_words
 from vicrop.tables import METHODS
 
 GATE = 0.9  # a crop is made only where the first answer is less probable
 MOST_REGIONS = 3
 TOGETHER = ("rel_att", "grad_att", "loc_att")  # whose answers are one ensemble, the first answer with them
-TRUE_CROP, GRID = "gt_crop", "grid_crops"  # beside the first method, they are asked with several regions, too
+GRID = "grid_crops"  # beside the first method, it and gt_crop are asked with several regions, too
 ENSEMBLE, ALL = "ensemble", "all"
 SHOWN = 3  # ways that repair a kind, at most
 
@@ -71,15 +71,12 @@ def kinds(run: RunSettings, out: Path) -> Table:
     if not records:
         raise ValueError(f"{run.question_path}: no record has a `category`, the kind of its question: in a clone, "
                          "python -m tiny.sets makes records that have")  # fmt: skip
-    main, notes = run.how.names[0], []
+    main = run.how.names[0]
     if "map" not in METHODS[main]:
         raise ValueError(f"--method {main}: the first method must make a map, since it is asked with several regions")
-    names = [name for name in run.how.names if name != GRID]  # one part of a grid is the whole image
-    beside = [name for name in (TRUE_CROP, GRID) if name in run.how.names]
-    if TRUE_CROP in names and not any(record.get("gt_bbox") for record in records):
-        names, beside = ([name for name in some if name != TRUE_CROP] for some in (names, beside))
-        notes.append(f"no record has a gt_bbox, so there is no {TRUE_CROP}")
-    files = dict(answered(run, names))
+    names, notes = where_places_are_true(records, run.how.names)
+    beside = [name for name in (TRUE_CROP, GRID) if name in names]
+    files = dict(answered(run, [name for name in names if name != GRID]))  # one part of a grid is the whole image
     for most in range(2, MOST_REGIONS + 1):
         files |= {f"{name}, {most} regions": file for name, file in answered(run, [main, *beside], most)}
     ways = ways_of(files, main, run, {record["id"] for record in records})

@@ -6,7 +6,7 @@ from typing import Any
 from vicrop.checkpoints import model_module
 from vicrop.crop import method_of
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import MEAN, TaskModel, graded, halved, images_of, measured
+from vicrop.findings.measure import MEAN, TaskModel, graded, halved, images_of, measured, refuse_methods
 from vicrop.findings.table import Table, estimate, in_words
 
 
@@ -32,9 +32,8 @@ def layers(run: RunSettings, out: Path) -> Table:
 
     The notes also tell what the mean of all layers costs, which needs no data to choose a layer (the paper's ablation).
     """
-    for method in run.how.names:
-        if "layers" not in method_of(model_module(*run.model.checkpoint), method).reads:
-            raise ValueError(f"{method} reads no layer, and every method of this finding must read one")
+    module = model_module(*run.model.checkpoint)
+    refuse_methods(run.how.names, lambda name: "layers" in method_of(module, name).reads, "reads no layer", "read one")
     records = graded(measured(run, out, "layers", scores_by_layer))
     halves = dict(zip(("to choose", "to judge"), halved(records), strict=True))
     numbers = [int(choice) for choice in records[0]["with_crop"][run.how.names[0]] if choice != MEAN]

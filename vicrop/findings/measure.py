@@ -14,7 +14,9 @@ from tqdm import tqdm
 from vicrop.crop import QuestionBatch
 from vicrop.dataset import check_record
 from vicrop.decoding import Answer
+from vicrop.evaluation.batching import question_batch
 from vicrop.evaluation.metrics import graded as grade
+from vicrop.evaluation.own_metrics import kept as name_and_hash
 from vicrop.evaluation.provenance import common_settings, method_settings
 from vicrop.evaluation.result_files import result_path
 from vicrop.evaluation.results import Results, with_outputs
@@ -27,7 +29,7 @@ from vicrop.layouts import Region
 from vicrop.loaded import load_chosen
 from vicrop.session import layer_numbers
 
-NO_CROP, MEAN = "no crop", "mean"
+NO_CROP, MEAN, TRUE_CROP = "no crop", "mean", "gt_crop"
 TRIALS = 2  # questions after which it is told how long the others take: the first one alone is slower than any other
 
 
@@ -43,8 +45,7 @@ class TaskModel:
     def ask(self, record: dict, **options: Any) -> QuestionBatch:
         """A record's question, in a fresh session of its image; `options` of the adapter go before those of the run."""
         session = self.loaded.session([check_record(record, self.folder)], **options)
-        short = [record.get("short_question")]
-        return QuestionBatch(session, [record["question"]], short_questions=short, records=[record])
+        return question_batch([record], session, [0])
 
     def answer(self, batch: QuestionBatch) -> str:
         """The answer to a question without crop; its first pass also reads what maps of any layer will need."""
@@ -67,7 +68,7 @@ Measure = Callable[[TaskModel, dict], dict[str, Any]]  # (task_model, record) ->
 
 def measured(
     run: RunSettings, out: Path, finding: str, measure: Measure, warm_up: bool = False,
-    records: Sequence[dict] | None = None, **more: Any,
+    records: Sequence[dict] | None = None, dataset: Sequence[dict] | None = None, **more: Any,
 ) -> list[dict]:  # fmt: skip
     """The finding's records, each with its measured fields; what an earlier call has measured is not asked again.
 
@@ -75,12 +76,13 @@ def measured(
 
     Args:
         warm_up: measure the first record twice, and ignore the first time: some things are slow only once.
-        records: those that it is about; None: what sample.chosen takes of the task.
+        records: those that it is about; None: what sample.chosen takes of the dataset.
+        dataset: all that any call may be about, whose measurements are kept; None: the questions of the task.
         more: settings, besides those of the run, that must be the same as in the earlier call.
     """
-    dataset = questions_of(run) if records is None else records
+    dataset = questions_of(run) if dataset is None else dataset
     records = chosen(dataset, finding, run.ids, run.limit) if records is None else list(records)
-    results = Results(file_of(run, out, finding, ".records.json"), settings_of(run) | more)
+    results = Results(file_of(run, out, finding, ".records.json"), settings_of(run, out) | more)
     done = {} if run.overwrite else results.done(run.retry_errors)
     todo = [record for record in records if record["id"] not in done]
     if todo:
@@ -137,6 +139,20 @@ def with_methods(run: RunSettings, names: Sequence[str]) -> RunSettings:
     return replace(run, how=replace(run.how, names=tuple(dict.fromkeys(names))))
 
 
+def where_places_are_true(records: Sequence[dict], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(methods without gt_crop where no record has a gt_bbox, notes: a sentence that says so)."""
+    if TRUE_CROP not in names or any(record.get("gt_bbox") for record in records):
+        return list(names), []
+    return [name for name in names if name != TRUE_CROP], [f"no record has a gt_bbox, so there is no {TRUE_CROP}"]
+
+
+def refuse_methods(names: Sequence[str], fits: Callable[[str], Any], what: str, must: str) -> None:
+    """ValueError, naming the first method that does not fit a finding: what it does, and what it must."""
+    for name in names:
+        if not fits(name):
+            raise ValueError(f"{name} {what}, and every method of this finding must {must}")
+
+
 def graded(records: Sequence[dict]) -> list[dict]:
     """The records that the benchmark counts; a ValueError if there are none."""
     found = [record for record in records if record["score"] is not None]
@@ -145,9 +161,13 @@ def graded(records: Sequence[dict]) -> list[dict]:
     return found
 
 
-def settings_of(run: RunSettings) -> dict[str, Any]:
-    """All settings that a finding depends on, for JSON."""
-    return common_settings(run) | {"methods": [method_settings(run, method) for method in run.how.names]}
+def settings_of(run: RunSettings, out: Path) -> dict[str, Any]:
+    """All settings that a finding in the folder `out` depends on, for JSON; its grader is one: scores are kept."""
+    graded_by = name_and_hash({"grader": run.grader}, out)
+    return common_settings(run) | {
+        **graded_by["metrics"], **({"grader_sha256": graded_by["sha256"]} if graded_by["sha256"] else {}),
+        "methods": [method_settings(run, method) for method in run.how.names],
+    }  # fmt: skip
 
 
 def file_of(run: RunSettings, out: Path, finding: str, ending: str) -> Path:

@@ -9,10 +9,8 @@ from vicrop.evaluation.scores import pair_or_reason
 from vicrop.evaluation.settings import RunSettings
 from vicrop.evaluation.tasks import questions_of
 from vicrop.files import in_repository
-from vicrop.findings.measure import NO_CROP, with_methods
+from vicrop.findings.measure import NO_CROP, TRUE_CROP, where_places_are_true, with_methods
 from vicrop.findings.table import Table, estimate
-
-TRUE_CROP = "gt_crop"
 
 
 def sizes(run: RunSettings, out: Path) -> Table:
@@ -21,11 +19,9 @@ def sizes(run: RunSettings, out: Path) -> Table:
     Like the paper, it also crops at the true place: if the answer is then right, the size was the reason.
     """
     records = pick(questions_of(run), run.ids, run.limit)
-    wanted, notes = {record["id"] for record in records}, []
-    if any(record.get("gt_bbox") for record in records):
-        run = with_methods(run, [*run.how.names, TRUE_CROP])
-    else:
-        notes.append(f"no record has a gt_bbox, so there is no {TRUE_CROP}")
+    wanted = {record["id"] for record in records}
+    names, notes = where_places_are_true(records, [*run.how.names, TRUE_CROP])
+    run = with_methods(run, names)
     run_task(run)  # uses results that exist, or refuses them if their settings differ
     grader, images = run.grader, in_repository(run.image_path)
     scores: dict[str, dict[str, dict]] = {}  # size or "all" -> {method: {record id: (score, image)}}

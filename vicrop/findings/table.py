@@ -34,6 +34,7 @@ class Table:
     curves: bool = False  # are rows numbers, over which the series are drawn?
     against: tuple[str, ...] = ()  # series that are axes: then rows are points, "A at 1" and "A at 2" of one curve
     more: dict[str, "Table"] = field(default_factory=dict)  # further tables, each by its name
+    settings: dict[str, Any] = field(default_factory=dict)  # of its measurements, where the run's own are not theirs
 
 
 def estimate(values: Sequence[float] | np.ndarray, images: Sequence[str]) -> Estimate:

@@ -7,7 +7,7 @@ from vicrop.boxes import WINDOW_RATIOS, bbox_in_region
 from vicrop.checkpoints import model_module
 from vicrop.crop import QuestionBatch, method_of
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import TaskModel, graded, images_of, measured
+from vicrop.findings.measure import TaskModel, graded, images_of, measured, refuse_methods
 from vicrop.findings.table import Table, difference, estimate, in_words
 from vicrop.layouts import Region
 from vicrop.methods import Method
@@ -47,9 +47,7 @@ def boxes_of(batch: QuestionBatch, method: Method) -> dict[str, dict[str, Region
 def windows(run: RunSettings, out: Path) -> Table:
     """Right answers with windows of one multiple only, and with that chosen of the six, for half, one and two bases."""
     module = model_module(*run.model.checkpoint)
-    for name in run.how.names:
-        if not method_of(module, name).makes_map:
-            raise ValueError(f"{name} makes no map, and every method of this finding must make one")
+    refuse_methods(run.how.names, lambda name: method_of(module, name).makes_map, "makes no map", "make one")
     records = graded(measured(run, out, "windows", scores_by_window))
     images, bases = images_of(records), list(records[0]["with_crop"][run.how.names[0]])
 
