@@ -1,6 +1,7 @@
 """Masks: polygons, RLE and PNG are one; overlaps by hand and by pycocotools; SAM is asked about the right place."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from builders import photo
 from PIL import Image
 from pycocotools import mask as coco
+from safetensors.torch import load_file, save_file
 from transformers import SamConfig, SamModel, SamProcessor
 
 from vicrop.evaluation.statistics import bootstrap_interval
@@ -277,6 +279,21 @@ def test_a_mask_is_what_sam_gives_for_this_box_or_point_alone(sam, prompt):
         shown = torch.nn.functional.interpolate(whole[..., :43, :], (40, 60), mode="bilinear")  # 40 * 64 / 60 = 42.7
         assert mask.shape == (40, 60)
         assert (mask == (shown[0, best] > 0).numpy()).mean() > 0.999
+
+
+def test_a_sam_without_all_its_weights_is_refused(sam, tmp_path):
+    """transformers would fill in random ones, and masks would be made of them."""
+    content = {"bbox": [1, 2, 30, 20], "peak": [10, 10], "image_file": str(tmp_path / "a.png")}
+    (tmp_path / "1_bbox.json").write_text(json.dumps(content))
+    shutil.copytree(sam, tmp_path / "sam")
+    weights = load_file(tmp_path / "sam" / "model.safetensors")
+    gone = next(name for name in weights if "vision_encoder.layers" in name)
+    save_file({name: each for name, each in weights.items() if name != gone}, tmp_path / "sam" / "model.safetensors")
+    arguments = ["--pred-root", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    with pytest.raises(SystemExit, match=f"lacks 1 of its model's weights: {gone}"):
+        refine.main([*arguments, "--sam", str(tmp_path / "sam")])
+    with pytest.raises(SystemExit, match=f"^refine: {tmp_path} cannot be used: "):
+        refine.main([*arguments, "--sam", str(tmp_path)])
 
 
 def test_boxes_become_masks_in_files(sam, tmp_path, capsys):

@@ -22,8 +22,9 @@ from vicrop.files import in_repository, read_json
 from vicrop.images import load_image
 from vicrop.localization.viz import draw_mask
 from vicrop.options import device_option
+from vicrop.tables import CROPPERS
 
-SAM = "facebook/sam-vit-huge"
+SAM = CROPPERS["sam"]
 PROMPTS = {"box": ("bbox", 4), "peak": ("peak", 2)}  # --prompt -> the field with it, and how many numbers it has
 ENDING = "_bbox.json"
 Found = tuple[str, str, tuple[float, ...]]  # name of a prediction, file of its image, box or point
@@ -62,20 +63,20 @@ class Refiner:
 
     Args:
         name: hub id or folder of a checkpoint of transformers' SamModel; device: a torch device, by default the GPU.
+    Raises:
+        ValueError: one sentence: there is no such checkpoint, or it lacks weights of a SamModel.
     """
 
     def __init__(self, name: str = SAM, device: str | None = None):
+        import torch
         from transformers import SamModel, SamProcessor
 
+        from vicrop import outside
         from vicrop.checkpoints import default_device, quiet_libraries
-        from vicrop.downloads import say_download
 
         quiet_libraries()
-        if not Path(name).is_dir():
-            say_download(name, ("model.safetensors", "pytorch_model.bin"))
-        self.model: Any = SamModel.from_pretrained(name)
-        self.model.to(device or default_device()).eval()
-        self.processor: Any = SamProcessor.from_pretrained(name)
+        where = torch.device(device or default_device())
+        self.model, self.processor = outside.load(SamModel, SamProcessor, name, where)
 
     def masks(self, image: Any, places: Sequence[Sequence[float]], prompt: str) -> list[Any]:
         """[(height, width) bool array] of some boxes (xyxy pixels) or points [x, y] of a PIL image, which is read once.
