@@ -170,6 +170,16 @@ def test_a_prediction_may_be_rle_or_polygons_and_a_broken_one_is_listed(tmp_path
     assert report["wrong"]["large"] == "its mask is of an image of 50 x 50, not 40 x 30"
 
 
+def test_predictions_that_cannot_be_read_here_are_not_counted_as_wrong(tmp_path, monkeypatch):
+    picture(rectangle(0, 0, 10, 10), tmp_path / "own.png")
+    truth, root = written(tmp_path, {"1": "own.png"}, {})
+    (root / "1_mask.json").write_text(json.dumps({"segmentation": rle(rectangle(0, 0, 10, 10))}))
+    assert evaluate_masks.evaluate(truth, root)["cIoU"] == 100
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(SystemExit, match=r"evaluate_masks: polygons and RLE .* pip install 'vicrop\[masks\]'"):
+        evaluate_masks.main(["--dataset-jsonl", str(truth), "--pred-root", str(root)])
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
