@@ -1,12 +1,14 @@
 """External croppers: the searches equal exhaustive ones, and the models are what transformers makes of them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from builders import build_llava, photo
 from outsiders import build_rt_detr
+from safetensors.torch import load_file, save_file
 from transformers.image_transforms import center_to_corners_format
 
 from vicrop import vicrop_qa
@@ -188,3 +190,10 @@ def test_a_run_that_is_resumed_compares_the_checkpoints(folders, croppers, tmp_p
         assert meta["settings"]["clip"].endswith("clip")
     with pytest.raises(SystemExit, match="clip was .* and is now 'another/clip'"):
         run.main([*told, *croppers, "--clip", "another/clip"])
+    shutil.copytree(folders["clip"], tmp_path / "clip")
+    own = [*croppers, "--clip", tmp_path / "clip", "--save_path", tmp_path / "own"]
+    run.main([*told, *map(str, own)])
+    weights = tmp_path / "clip" / "model.safetensors"
+    save_file({name: each + 1 for name, each in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(SystemExit, match="clip_weights was '[0-9a-f]+' and is now '[0-9a-f]+'"):
+        run.main([*told, *map(str, own)])
