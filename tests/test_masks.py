@@ -1,6 +1,7 @@
 """Masks: polygons, RLE and PNG are one; overlaps by hand and by pycocotools; SAM is asked about the right place."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -333,6 +334,34 @@ def test_boxes_become_masks_in_files(sam, tmp_path, capsys):
         refine.main([*arguments, "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"no _bbox.json in"):
         refine.main(["--pred-root", str(tmp_path / "out"), "--out", str(tmp_path / "x"), "--sam", str(sam)])
+
+
+def test_a_rerun_makes_only_the_masks_that_are_missing(sam, tmp_path, capsys, monkeypatch):
+    """An image that cannot be read is left out alone; what is there is kept, and is of the same SAM and prompt."""
+    (tmp_path / "broken.png").write_text("no picture")
+    photo(60, 40).save(tmp_path / "right.png")
+    for name, image in {"1": "broken", "2": "right", "3": "right"}.items():
+        content = {"bbox": [5, 6, 30, 20], "peak": [10, 10], "image_file": str(tmp_path / f"{image}.png")}
+        (tmp_path / f"{name}_bbox.json").write_text(json.dumps(content))
+    out, asked, masks = tmp_path / "out", [], refine.Refiner.masks
+    monkeypatch.setattr(refine.Refiner, "masks", lambda own, *asks: asked.append(len(asks[1])) or masks(own, *asks))
+    arguments = ["--pred-root", str(tmp_path), "--sam", str(sam), "--device", "cpu", "--out", str(out)]
+    refine.main(arguments)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["masks"], asked) == (2, [2])
+    assert report["left_out"].keys() == {"1"}
+    assert f"cannot read {tmp_path / 'broken.png'} as an image" in report["left_out"]["1"]
+    (out / "2_mask.png").unlink()
+    (out / "3_mask.png").write_bytes(b"kept")
+    photo(60, 40).save(tmp_path / "broken.png")
+    refine.main(arguments)
+    assert (json.loads(capsys.readouterr().out)["masks"], asked[1:]) == (3, [1, 1])
+    assert (out / "3_mask.png").read_bytes() == b"kept"
+    os.utime(tmp_path / "3_bbox.json", (9e9, 9e9))  # grounded again
+    refine.main(arguments)
+    assert (asked[3:], (out / "3_mask.png").read_bytes() == b"kept") == ([1], False)
+    with pytest.raises(SystemExit, match="out has masks that were made otherwise .prompt was 'box' and is now 'peak'"):
+        refine.main([*arguments, "--prompt", "peak"])
 
 
 def test_what_localization_heads_leave_is_judged_and_refined(sam, tmp_path, monkeypatch):
