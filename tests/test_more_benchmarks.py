@@ -354,7 +354,16 @@ def test_crops_are_judged_by_their_boxes():
             score({name: value for name, value in record.items() if name != "image_size"}, grader)
 
 
-@pytest.mark.parametrize("options", [None, [], "A. red", ["A. red", 7], {"A": "red"}, [""]])
+@pytest.mark.parametrize("grader", ["hrbench", "mme_realworld"])
+def test_options_are_read_alike_in_both_forms(grader):
+    """By their texts, where an answer has no letter."""
+    dotted = [line.replace("(", "").replace(")", ".") for line in CHOICES]
+    for options in (CHOICES, dotted):
+        record = {"id": "7", "labels": "C", "options": options}
+        assert [GRADERS[grader](answer, record) for answer in ("77", "13", "C")] == [100, 0, 100]
+
+
+@pytest.mark.parametrize("options", [["A) red", "B) blue"], ["red"], None, [], "A. red", ["A. red", 7], {"A": "red"}, [""]])
 @pytest.mark.parametrize("grader", ["hrbench", "mme_realworld"])
 def test_options_that_are_none_name_their_record(grader, options):
     with pytest.raises(ValueError, match=r"record '7': options are a list of texts like 'A. red', not"):
