@@ -142,9 +142,9 @@ def test_true_places_have_a_crop_each_where_there_are_not_too_many():
 @pytest.mark.parametrize(
     ("regions", "says"),
     [
-        ((0,), "--regions must be at least 1, got 0"),
-        ((2, 1.5), "--region_share must be 0 to 1, got 1.5"),
-        ((2, float("nan")), "--region_share must be 0 to 1, got nan"),
+        ((0,), "^regions must be at least 1, got 0"),
+        ((2, 1.5), "^region_share must be 0 to 1, got 1.5"),
+        ((2, float("nan")), "^region_share must be 0 to 1, got nan"),
     ],
 )
 def test_regions_that_cannot_be_are_refused(regions, says):
@@ -305,7 +305,7 @@ def test_regions_are_settings_of_a_result(checkpoint, dataset, capsys):  # noqa:
             run.main(options(checkpoint, dataset, *more))
     with pytest.raises(SystemExit):
         run.main(options(checkpoint, dataset, "--regions", "0"))
-    assert "--regions must be at least 1, got 0" in capsys.readouterr().err
+    assert "regions must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_a_single_picture_has_all_boxes_printed(checkpoint, dataset, capsys):  # noqa: F811
