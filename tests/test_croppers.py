@@ -1,17 +1,21 @@
 """External croppers: the searches equal exhaustive ones, and the models are what transformers makes of them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from builders import build_llava, photo
 from outsiders import build_rt_detr
+from safetensors.torch import load_file, save_file
 from transformers.image_transforms import center_to_corners_format
+from transformers.models.sam.image_processing_pil_sam import _batched_mask_to_box
 
 from vicrop import vicrop_qa
+from vicrop.choices import Regions
 from vicrop.crop import QuestionBatch, build_methods, model_module
-from vicrop.croppers import STEPS, most_similar, narrowed, shorter
+from vicrop.croppers import STEPS, most_similar, narrowed, shorter, whole_pixels
 from vicrop.evaluation import command as run
 from vicrop.layouts import whole
 from vicrop.outside import KINDS, SURE, distinct
@@ -135,6 +139,18 @@ def test_boxes_of_masks_lie_in_the_image_and_differ(folders):
         assert 0 <= y1 <= y2 <= 70
 
 
+def test_a_box_of_a_mask_shows_its_last_row_and_column(folders, monkeypatch):
+    """Of masks of a column, a row and a rectangle: SAM's boxes name their first and last pixels."""
+    segmenter = KINDS["sam"](folders["sam"], CPU)
+    masks = torch.zeros(3, 70, 90, dtype=torch.bool)
+    masks[0, 5:20, 7], masks[1, 30, 40:90], masks[2, 50:70, 10:30] = True, True, True
+    own = {"boxes": _batched_mask_to_box(masks), "iou_scores": torch.tensor([0.9, 0.8, 0.7])}
+    monkeypatch.setattr(segmenter.generator, "forward", lambda inputs: own)
+    monkeypatch.setattr(segmenter.generator, "preprocess", lambda image, points_per_crop: [None])
+    found = [whole_pixels(box, (90, 70)) for box in segmenter(photo(90, 70))]
+    assert found == [(7, 5, 8, 20), (40, 30, 90, 31), (10, 50, 30, 70)]
+
+
 def test_what_is_no_such_model_is_a_sentence(folders, tmp_path):
     with pytest.raises(ValueError, match="lacks .* of its model's weights|cannot be used"):
         KINDS["clip"](folders["sam"], CPU)
@@ -166,6 +182,14 @@ def test_an_external_cropper_reads_no_layer(folders):
         build_methods(model_module("llava"), ["clip_crop"], model, 1, croppers=folders)
 
 
+def test_where_several_crops_may_be_its_only_one_is_listed(folders):
+    model, processor = build_llava()
+    methods = build_methods(model_module("llava"), ["clip_crop"], model, croppers=folders, regions=Regions(2))
+    batch = QuestionBatch(ImageSession([photo(90, 70)], model, processor), ["why?"])
+    (found,) = batch.results(methods["clip_crop"], batch.original_answers(methods))
+    assert found.outputs["bboxes"] == [found.outputs["bbox"]]
+
+
 def test_vicrop_qa_takes_checkpoints_of_croppers(folders):
     model, processor = build_llava()
     *_, box = vicrop_qa(
@@ -189,6 +213,13 @@ def test_a_run_that_is_resumed_compares_the_checkpoints(folders, croppers, tmp_p
         assert meta["settings"]["clip"].endswith("clip")
     with pytest.raises(SystemExit, match="clip was .* and is now 'another/clip'"):
         run.main([*told, *croppers, "--clip", "another/clip"])
+    shutil.copytree(folders["clip"], tmp_path / "clip")
+    own = [*croppers, "--clip", tmp_path / "clip", "--save_path", tmp_path / "own"]
+    run.main([*told, *map(str, own)])
+    weights = tmp_path / "clip" / "model.safetensors"
+    save_file({name: each + 1 for name, each in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(SystemExit, match="clip_weights was '[0-9a-f]+' and is now '[0-9a-f]+'"):
+        run.main([*told, *map(str, own)])
 
 
 @pytest.mark.parametrize(

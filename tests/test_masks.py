@@ -1,6 +1,8 @@
 """Masks: polygons, RLE and PNG are one; overlaps by hand and by pycocotools; SAM is asked about the right place."""
 
 import json
+import os
+import shutil
 import sys
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from builders import photo
 from PIL import Image
 from pycocotools import mask as coco
+from safetensors.torch import load_file, save_file
 from transformers import SamConfig, SamModel, SamProcessor
 
 from vicrop.evaluation.statistics import bootstrap_interval
@@ -168,6 +171,16 @@ def test_a_prediction_may_be_rle_or_polygons_and_a_broken_one_is_listed(tmp_path
     assert report["wrong"]["large"] == "its mask is of an image of 50 x 50, not 40 x 30"
 
 
+def test_predictions_that_cannot_be_read_here_are_not_counted_as_wrong(tmp_path, monkeypatch):
+    picture(rectangle(0, 0, 10, 10), tmp_path / "own.png")
+    truth, root = written(tmp_path, {"1": "own.png"}, {})
+    (root / "1_mask.json").write_text(json.dumps({"segmentation": rle(rectangle(0, 0, 10, 10))}))
+    assert evaluate_masks.evaluate(truth, root)["cIoU"] == 100
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(SystemExit, match=r"evaluate_masks: polygons and RLE .* pip install 'vicrop\[masks\]'"):
+        evaluate_masks.main(["--dataset-jsonl", str(truth), "--pred-root", str(root)])
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -279,6 +292,21 @@ def test_a_mask_is_what_sam_gives_for_this_box_or_point_alone(sam, prompt):
         assert (mask == (shown[0, best] > 0).numpy()).mean() > 0.999
 
 
+def test_a_sam_without_all_its_weights_is_refused(sam, tmp_path):
+    """transformers would fill in random ones, and masks would be made of them."""
+    content = {"bbox": [1, 2, 30, 20], "peak": [10, 10], "image_file": str(tmp_path / "a.png")}
+    (tmp_path / "1_bbox.json").write_text(json.dumps(content))
+    shutil.copytree(sam, tmp_path / "sam")
+    weights = load_file(tmp_path / "sam" / "model.safetensors")
+    gone = next(name for name in weights if "vision_encoder.layers" in name)
+    save_file({name: each for name, each in weights.items() if name != gone}, tmp_path / "sam" / "model.safetensors")
+    arguments = ["--pred-root", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    with pytest.raises(SystemExit, match=f"lacks 1 of its model's weights: {gone}"):
+        refine.main([*arguments, "--sam", str(tmp_path / "sam")])
+    with pytest.raises(SystemExit, match=f"^refine: {tmp_path} cannot be used: "):
+        refine.main([*arguments, "--sam", str(tmp_path)])
+
+
 def test_boxes_become_masks_in_files(sam, tmp_path, capsys):
     photo(60, 40).save(tmp_path / "a.png")
     photo(30, 50, seed=1).save(tmp_path / "b.png")
@@ -306,6 +334,34 @@ def test_boxes_become_masks_in_files(sam, tmp_path, capsys):
         refine.main([*arguments, "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"no _bbox.json in"):
         refine.main(["--pred-root", str(tmp_path / "out"), "--out", str(tmp_path / "x"), "--sam", str(sam)])
+
+
+def test_a_rerun_makes_only_the_masks_that_are_missing(sam, tmp_path, capsys, monkeypatch):
+    """An image that cannot be read is left out alone; what is there is kept, and is of the same SAM and prompt."""
+    (tmp_path / "broken.png").write_text("no picture")
+    photo(60, 40).save(tmp_path / "right.png")
+    for name, image in {"1": "broken", "2": "right", "3": "right"}.items():
+        content = {"bbox": [5, 6, 30, 20], "peak": [10, 10], "image_file": str(tmp_path / f"{image}.png")}
+        (tmp_path / f"{name}_bbox.json").write_text(json.dumps(content))
+    out, asked, masks = tmp_path / "out", [], refine.Refiner.masks
+    monkeypatch.setattr(refine.Refiner, "masks", lambda own, *asks: asked.append(len(asks[1])) or masks(own, *asks))
+    arguments = ["--pred-root", str(tmp_path), "--sam", str(sam), "--device", "cpu", "--out", str(out)]
+    refine.main(arguments)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["masks"], asked) == (2, [2])
+    assert report["left_out"].keys() == {"1"}
+    assert f"cannot read {tmp_path / 'broken.png'} as an image" in report["left_out"]["1"]
+    (out / "2_mask.png").unlink()
+    (out / "3_mask.png").write_bytes(b"kept")
+    photo(60, 40).save(tmp_path / "broken.png")
+    refine.main(arguments)
+    assert (json.loads(capsys.readouterr().out)["masks"], asked[1:]) == (3, [1, 1])
+    assert (out / "3_mask.png").read_bytes() == b"kept"
+    os.utime(tmp_path / "3_bbox.json", (9e9, 9e9))  # grounded again
+    refine.main(arguments)
+    assert (asked[3:], (out / "3_mask.png").read_bytes() == b"kept") == ([1], False)
+    with pytest.raises(SystemExit, match="out has masks that were made otherwise .prompt was 'box' and is now 'peak'"):
+        refine.main([*arguments, "--prompt", "peak"])
 
 
 def test_what_localization_heads_leave_is_judged_and_refined(sam, tmp_path, monkeypatch):

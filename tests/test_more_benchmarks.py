@@ -23,6 +23,7 @@ from more_releases import (
     mme_realworld,
     named,
     refcoco,
+    refcoco_plus,
     write_image,
     write_json,
     write_tsv,
@@ -35,7 +36,7 @@ from vicrop.evaluation import score_table as get_score
 from vicrop.evaluation.metrics import GRADERS, hrbench_details, mme_details, relaxed_match, score
 from vicrop.evaluation.option_letters import first_letter, matched_letter
 from vicrop.evaluation.scores import ScoreOptions
-from vicrop.prepare import releases
+from vicrop.prepare import referring, releases
 from vicrop.tables import TASKS
 
 
@@ -187,6 +188,14 @@ def test_an_empty_source_is_told_what_it_must_hold(tmp_path, dataset):
     assert "must hold" in refused(dataset, tmp_path / "release", tmp_path / "target")
 
 
+def test_tables_of_all_of_mme_are_not_taken_for_its_lite(tmp_path):
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    assert "must hold MME-RealWorld-Lite.json or mme_realworld_lite.tsv" in refused(
+        "mme_realworld_lite", tmp_path / "release", tmp_path / "target"
+    )
+
+
 @pytest.mark.parametrize(
     ("release", "name", "dataset", "change", "says"),
     [
@@ -245,6 +254,23 @@ def test_phrases_lie_beside_the_records_with_boxes_and_masks(tmp_path):
     assert lines[0]["bbox"] == [2.0, 2.0, 10.5, 10.0]
     assert [line["segmentation"] for line in lines] == [TRIANGLE, TRIANGLE, RLE]
     assert (tmp_path / "target" / lines[0]["image_path"]).is_file()
+
+
+def test_two_files_of_one_split_are_named(tmp_path):
+    """MDETR's and MiniGPT-4's have the same phrases: each would count twice."""
+    refcoco_plus(tmp_path / "release")
+    shutil.copy(tmp_path / "release" / "finetune_refcoco+_val.json", tmp_path / "release" / "refcoco+_val.json")
+    assert "must hold one file of refcoco+'s val, found: finetune_refcoco+_val.json, refcoco+_val.json" in refused(
+        "refcoco_plus", tmp_path / "release", tmp_path / "target"
+    )
+
+
+def test_refers_files_are_read_once(tmp_path, monkeypatch):
+    read, paths = referring.read_refs, []
+    monkeypatch.setattr(referring, "read_refs", lambda path: paths.append(path) or read(path))
+    refcoco(tmp_path / "release")
+    assert len(prepared("refcoco", tmp_path / "release", tmp_path / "target")) == 3
+    assert len(paths) == 1
 
 
 class Evil:
@@ -354,7 +380,16 @@ def test_crops_are_judged_by_their_boxes():
             score({name: value for name, value in record.items() if name != "image_size"}, grader)
 
 
-@pytest.mark.parametrize("options", [None, [], "A. red", ["A. red", 7], {"A": "red"}, [""]])
+@pytest.mark.parametrize("grader", ["hrbench", "mme_realworld"])
+def test_options_are_read_alike_in_both_forms(grader):
+    """By their texts, where an answer has no letter."""
+    dotted = [line.replace("(", "").replace(")", ".") for line in CHOICES]
+    for options in (CHOICES, dotted):
+        record = {"id": "7", "labels": "C", "options": options}
+        assert [GRADERS[grader](answer, record) for answer in ("77", "13", "C")] == [100, 0, 100]
+
+
+@pytest.mark.parametrize("options", [["A) red", "B) blue"], ["red"], None, [], "A. red", ["A. red", 7], {"A": "red"}, [""]])
 @pytest.mark.parametrize("grader", ["hrbench", "mme_realworld"])
 def test_options_that_are_none_name_their_record(grader, options):
     with pytest.raises(ValueError, match=r"record '7': options are a list of texts like 'A. red', not"):

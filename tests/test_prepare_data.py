@@ -259,6 +259,7 @@ def test_labels_of_a_wrong_type_are_refused_by_name(tmp_path, capsys, dataset, l
         ("pope", {"image": 7}, "record 'popular-1': image_path is a text that is not empty, not 7"),
         ("pope", {"label": "maybe"}, "record 'popular-1': labels are \"yes\" or \"no\", not 'maybe'"),
         ("vstar", {"label": "C"}, "record 'relative_position-1': labels are the letter of an option (A, B), not 'C'"),
+        ("vstar", {"text": " \n(A) a\n(B) b"}, "short_question is a text that is not empty, not ' '"),
         ("vstar", {"text": "Left or right?"}, "has no lines like '(A) red'"),
         ("vstar", {"text": "Which? (A) a (B) b\n(C) c\n(D) d"}, "'relative_position-1': its question must have two"),
         ("vqav2", {"question_id": 262148001}, "ids must differ, and each of these comes twice: 262148001"),

@@ -143,9 +143,9 @@ def test_true_places_have_a_crop_each_where_there_are_not_too_many():
 @pytest.mark.parametrize(
     ("regions", "says"),
     [
-        ((0,), "--regions must be at least 1, got 0"),
-        ((2, 1.5), "--region_share must be 0 to 1, got 1.5"),
-        ((2, float("nan")), "--region_share must be 0 to 1, got nan"),
+        ((0,), "^regions must be at least 1, got 0"),
+        ((2, 1.5), "^region_share must be 0 to 1, got 1.5"),
+        ((2, float("nan")), "^region_share must be 0 to 1, got nan"),
     ],
 )
 def test_regions_that_cannot_be_are_refused(regions, says):
@@ -309,7 +309,7 @@ def test_regions_are_settings_of_a_result(checkpoint, dataset, capsys):  # noqa:
     with pytest.raises(SystemExit):
         run.main(options(checkpoint, dataset, "--region_share", "0.25"))
     said = capsys.readouterr().err
-    assert "--regions must be at least 1, got 0" in said
+    assert "regions must be at least 1, got 0" in said
     assert "--region_share 0.25 is about further regions, and needs --regions" in said
 
 

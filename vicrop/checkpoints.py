@@ -130,12 +130,25 @@ def refuse_by_reason(kind: str, shown: str, module: str | None) -> None:
 def weights_of(
     name: str, model_id: str | Path | None = None, revision: str | None = None, cache_dir: str | Path | None = None
 ) -> str | None:
-    """What tells a checkpoint from others: the commit on the hub, or a hash of the ends of a folder's files.
+    """What tells a checkpoint from others (see `identity_of`).
 
     Raises:
         ValueError, OSError: the checkpoint is not whole, or of another family (see `load_model`).
     """
-    source, config_file = checked_source(name, model_id, revision, cache_dir)
+    return identity_of(*checked_source(name, model_id, revision, cache_dir))
+
+
+def outside_weights(name: str) -> str | None:
+    """`identity_of` a checkpoint of any kind, hub id or folder; None where there is none: loading it says why."""
+    source = local_or_hub(name, name)
+    try:
+        return identity_of(source, config_file_of(source, name, None, None))
+    except (ValueError, OSError):
+        return None
+
+
+def identity_of(source: str | Path, config_file: Path) -> str | None:
+    """The commit of a checkpoint of the hub, by its config.json; of a folder a hash of its files' names and ends."""
     if not Path(source).is_dir():
         return extract_commit_hash(str(config_file), None)
     digest = hashlib.sha256()

@@ -52,9 +52,9 @@ class Regions:
 
     def __post_init__(self):
         if self.most < 1:
-            raise ValueError(f"--regions must be at least 1, got {self.most}")
+            raise ValueError(f"regions must be at least 1, got {self.most}")
         if not 0 <= self.share <= 1:
-            raise ValueError(f"--region_share must be 0 to 1, got {self.share}")
+            raise ValueError(f"region_share must be 0 to 1, got {self.share}")
 
 
 ONE_REGION = Regions()

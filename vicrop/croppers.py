@@ -4,6 +4,7 @@ CLIP judges how similar a crop is to the question. `clip_crop` follows it from t
 `detector_crop` and `sam_crop` take the most similar of the boxes that a detector or Segment Anything proposes.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -80,7 +81,8 @@ class ExternalCrop(Method):
     def bind(self, model: PreTrainedModel, layer: Any = None, heads: Any = None) -> "ExternalCrop":
         """See Method; its own models are loaded, beside the model."""
         super().bind(model, layer, heads)
-        bound = ExternalCrop(self.__name__, self.models)
+        bound = copy.copy(self)
+        bound.last = (None, [])
         loaded = {kind: loaded_once(KINDS[kind], source, model.device) for kind, source in self.models.items()}
         bound.score = loaded.pop("clip")
         bound.propose = next(iter(loaded.values()), None)

@@ -93,7 +93,8 @@ class Segmenter:
         parts = [self.generator.forward(inputs) for inputs in self.generator.preprocess(image, points_per_crop=POINTS)]
         boxes, scores = (np.concatenate([part[name].float().cpu().numpy() for part in parts])
                          for name in ("boxes", "iou_scores"))  # fmt: skip
-        return [boxes[number].tolist() for number in distinct(boxes, scores, OVERLAP)]
+        # They end at a mask's last row and column; ours end behind these.
+        return [(boxes[number] + (0, 0, 1, 1)).tolist() for number in distinct(boxes, scores, OVERLAP)]
 
 
 def distinct(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:

@@ -14,7 +14,14 @@ from rapidfuzz.distance import Levenshtein
 
 from vicrop.dataset import Result, box_of, field_of, iou, name_of
 from vicrop.evaluation.normal_text import evalai_normal, one_line, vqa_normal
-from vicrop.evaluation.option_letters import choices, chosen_letter, first_letter, matched_letter
+from vicrop.evaluation.option_letters import (
+    OPTION_LINE,
+    choices,
+    chosen_letter,
+    first_letter,
+    matched_letter,
+    option_of,
+)
 from vicrop.evaluation.own_metrics import is_own, own_metric, own_score, parts_of, seen_from
 from vicrop.tables import known
 
@@ -182,7 +189,7 @@ def options_of(record: dict) -> list[tuple[str, str, str]]:
 
 def hrbench(answer: str, record: dict) -> float:
     """HR-Bench as VLMEvalKit scores it without a judge (see option_letters.matched_letter)."""
-    letter = matched_letter(answer.strip(), {line[0]: line[3:] for line in lines_of_options(record)})
+    letter = matched_letter(answer.strip(), dict(map(option_of, lines_of_options(record))))
     return 100.0 * (letter == labels_of(record)[0])
 
 
@@ -194,7 +201,7 @@ def mme_realworld(answer: str, record: dict) -> float:
 def lines_of_options(record: dict) -> list[str]:
     """A record's `options` as they were shown, "A. red" or "(A) red"; a ValueError, naming the record, without any."""
     lines = record.get("options")
-    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) and len(line) > 2 for line in lines):
+    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) and OPTION_LINE.fullmatch(line) for line in lines):
         raise ValueError(f"{name_of(record)}: options are a list of texts like 'A. red', not {lines!r}")
     return lines
 

@@ -35,6 +35,21 @@ def option_lines(question: str) -> list[tuple[str, str, str]]:
     return [(each[2], each[1], each[3]) for each in found if each]
 
 
+OPTION_LINE = re.compile(r"(?:([A-Z])\. |\(([A-Z])\) ?)(.*)", re.DOTALL)
+
+
+def option_of(line: str) -> tuple[str, str]:
+    """(letter, text) of an option as a benchmark lists it, "A. red" or "(A) red".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = OPTION_LINE.fullmatch(line)
+    if not found:
+        raise ValueError(f"options begin like 'A. red' or '(A) red', not {line!r}")
+    return found[1] or found[2], found[3]
+
+
 SAID_BEFORE = r"(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?:? ?){0,2}"  # "The answer is option"
 LETTER = re.compile(rf"^{SAID_BEFORE}\(?([A-Z])(?:[).:,\n]|$)", re.IGNORECASE)
 
@@ -116,7 +131,7 @@ def first_letter(answer: str, lines: Sequence[str]) -> str:
     answer is a part (an empty one is a part of the first).
 
     Args:
-        lines: the options as they are shown, "(A) red".
+        lines: the options as they are shown, "(A) red" or "A. red".
     """
     said = answer.strip()
     for prefix in PREFIXES:
@@ -126,4 +141,4 @@ def first_letter(answer: str, lines: Sequence[str]) -> str:
         return letter[0]
     if len(said.split()) > MANY_WORDS:
         return ""
-    return next((line[1] for line in lines if said.lower() in line.lower()), "")
+    return next((option_of(line)[0] for line in lines if said.lower() in line.lower()), "")

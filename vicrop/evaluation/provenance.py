@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from vicrop.checkpoints import default_device, default_dtype, local_or_hub, model_module, weights_of
+from vicrop.checkpoints import default_device, default_dtype, local_or_hub, model_module, outside_weights, weights_of
 from vicrop.choices import ModelChoice
 from vicrop.crop import method_of
 from vicrop.evaluation.settings import RunSettings
@@ -85,7 +85,9 @@ def method_settings(run: RunSettings, method: str) -> dict[str, Any]:
     chosen |= {"views": run.how.views} if METHODS[method].get("zoom") else {}
     if regions.most > 1:
         chosen |= {"regions": regions.most} | ({"region_share": regions.share} if "map" in METHODS[method] else {})
-    chosen |= {name: source_name(run.how.croppers[name]) for name in METHODS[method].get("models", ())}
+    for name in METHODS[method].get("models", ()):
+        source = run.how.croppers[name]
+        chosen |= {name: source_name(source), f"{name}_weights": outside_weights(source)}
     return {"method": method} | chosen
 
 

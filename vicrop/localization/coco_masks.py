@@ -15,6 +15,10 @@ from vicrop.dataset import numbers_of, shown
 Size = tuple[int, int]  # width, height in pixels
 
 
+class NoReader(ValueError):
+    """Masks are in a form whose package is not installed: that is no fault of any of them."""
+
+
 def mask_of(segmentation: Any, size: Size | None, what: str, folder: str | Path = ".") -> np.ndarray:
     """(height, width) bool: a mask at its image's resolution.
 
@@ -24,7 +28,8 @@ def mask_of(segmentation: Any, size: Size | None, what: str, folder: str | Path 
         size: of the image, if it is known; polygons need it.
         what: the beginning of an error's sentence; folder: from which the PNG is seen.
     Raises:
-        FileNotFoundError, ValueError: no such PNG, no `pycocotools`; it is no mask, or one of another size.
+        FileNotFoundError, ValueError: no such PNG; it is no mask, or one of another size.
+        NoReader: there is no `pycocotools`, and it is needed.
     """
     if isinstance(segmentation, str):
         return _png(Path(folder) / segmentation, size, what)
@@ -48,7 +53,7 @@ def _codec() -> Any:
     try:
         from pycocotools import mask  # an extra: most users evaluate no masks
     except ImportError as error:
-        raise ValueError("polygons and RLE are read with pycocotools: pip install 'vicrop[masks]'") from error
+        raise NoReader("polygons and RLE are read with pycocotools: pip install 'vicrop[masks]'") from error
     return mask
 
 

@@ -21,7 +21,7 @@ from vicrop.command_line import CommandParser
 from vicrop.dataset import Truth, field_of
 from vicrop.evaluation.statistics import bootstrap_interval
 from vicrop.files import read_json
-from vicrop.localization.coco_masks import Size, mask_of
+from vicrop.localization.coco_masks import NoReader, Size, mask_of
 from vicrop.localization.evaluate_boxes import SHOWN_IDS, truth_records
 from vicrop.localization.storage import beside, safe_id
 
@@ -52,7 +52,11 @@ def size_of(record: Mapping[str, Any], what: str) -> Size | None:
 
 
 def predicted_mask(root: str | Path, key: str, size: Size) -> tuple[np.ndarray | None, str | None]:
-    """(the predicted mask of an id, or None, what is wrong with it); `size` is that of its image."""
+    """(the predicted mask of an id, or None, what is wrong with it); `size` is that of its image.
+
+    Raises:
+        NoReader: it may be right, and cannot be read here.
+    """
     stem = Path(root) / safe_id(key)
     picture, code = beside(stem, "_mask.png"), beside(stem, "_mask.json")
     try:
@@ -62,6 +66,8 @@ def predicted_mask(root: str | Path, key: str, size: Size) -> tuple[np.ndarray |
             return None, "missing"
         found = read_json(code)
         return mask_of(found.get("segmentation") if isinstance(found, dict) else found, size, key, root), None
+    except NoReader:
+        raise
     except (ValueError, OSError) as error:
         return None, str(error).removeprefix(f"{key}: ")
 

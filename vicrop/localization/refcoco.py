@@ -59,19 +59,19 @@ def from_minigpt(content: list[dict[str, Any]]) -> Iterator[Row]:
             yield Row(key, phrase, coco_name(item["img_id"]), item["bbox"], item["width"], item["height"])
 
 
-def from_refer(refs: Sequence[dict[str, Any]], instances: Mapping[str, Any], split: str) -> Iterator[Row]:
-    """Yield the rows of a split of refer's refs(...).p and instances.json: a row for each sentence, with its mask."""
+def from_refer(
+    refs: Sequence[dict[str, Any]], instances: Mapping[str, Any], splits: Sequence[str]
+) -> Iterator[tuple[str, Row]]:
+    """Yield (split, row) of refer's refs(...).p and instances.json, by split: each sentence has a row, with its mask."""
     annotations = {each["id"]: each for each in instances["annotations"]}
     sizes = {each["id"]: (each["width"], each["height"]) for each in instances["images"]}
-    for ref in refs:
-        if ref["split"] != split:
-            continue
+    for ref in (ref for split in splits for ref in refs if ref["split"] == split):
         if ref["ann_id"] not in annotations or ref["image_id"] not in sizes:
             raise ValueError(f"instances.json has no annotation {ref['ann_id']} with image {ref['image_id']}")
         truth = annotations[ref["ann_id"]]
         for sentence in ref["sentences"]:
-            yield Row(sentence["sent_id"], sentence["sent"], coco_name(ref["file_name"]), truth["bbox"],
-                      *sizes[ref["image_id"]], truth["segmentation"])  # fmt: skip
+            yield ref["split"], Row(sentence["sent_id"], sentence["sent"], coco_name(ref["file_name"]), truth["bbox"],
+                                    *sizes[ref["image_id"]], truth["segmentation"])  # fmt: skip
 
 
 def coco_name(name: str) -> str:
@@ -126,7 +126,7 @@ def read(annotations: Path, split: str) -> tuple[str, list[Row]]:
     try:
         if refers:
             content = read_refs(annotations), read_json(annotations.with_name("instances.json"))
-            rows = list(map(checked_row, from_refer(*content, split)))
+            rows = [checked_row(row) for _, row in from_refer(*content, [split])]
         else:
             rows = list(map(checked_row, rows_of(read_json(annotations))))
     except KeyError as error:

@@ -4,7 +4,7 @@ python -m localization.refine --pred-root outputs/localization/MODEL --out outpu
 
 Reads every `<id>_bbox.json` of a folder (`bbox`, `peak`, `image_file`) and writes `<id>_mask.png` into another, which
 `localization.evaluate_masks` judges. A box asks SAM for one mask; a point for three, of which the one counts that SAM
-itself rates highest.
+itself rates highest. Masks that are there already are kept, unless their prediction has been written since.
 """
 
 import json
@@ -18,14 +18,16 @@ from tqdm import tqdm
 
 from vicrop.command_line import CommandParser
 from vicrop.dataset import numbers_of
-from vicrop.files import in_repository, read_json
+from vicrop.files import in_repository, place_name, read_json, write_atomically
 from vicrop.images import load_image
 from vicrop.localization.viz import draw_mask
 from vicrop.options import device_option
+from vicrop.tables import CROPPERS
 
-SAM = "facebook/sam-vit-huge"
+SAM = CROPPERS["sam"]
 PROMPTS = {"box": ("bbox", 4), "peak": ("peak", 2)}  # --prompt -> the field with it, and how many numbers it has
-ENDING = "_bbox.json"
+ENDING, MASK = "_bbox.json", "_mask.png"
+MADE = "refine.json"  # in the folder of the masks: how they were made
 Found = tuple[str, str, tuple[float, ...]]  # name of a prediction, file of its image, box or point
 
 
@@ -62,20 +64,20 @@ class Refiner:
 
     Args:
         name: hub id or folder of a checkpoint of transformers' SamModel; device: a torch device, by default the GPU.
+    Raises:
+        ValueError: one sentence: there is no such checkpoint, or it lacks weights of a SamModel.
     """
 
     def __init__(self, name: str = SAM, device: str | None = None):
+        import torch
         from transformers import SamModel, SamProcessor
 
+        from vicrop import outside
         from vicrop.checkpoints import default_device, quiet_libraries
-        from vicrop.downloads import say_download
 
         quiet_libraries()
-        if not Path(name).is_dir():
-            say_download(name, ("model.safetensors", "pytorch_model.bin"))
-        self.model: Any = SamModel.from_pretrained(name)
-        self.model.to(device or default_device()).eval()
-        self.processor: Any = SamProcessor.from_pretrained(name)
+        where = torch.device(device or default_device())
+        self.model, self.processor = outside.load(SamModel, SamProcessor, name, where)
 
     def masks(self, image: Any, places: Sequence[Sequence[float]], prompt: str) -> list[Any]:
         """[(height, width) bool array] of some boxes (xyxy pixels) or points [x, y] of a PIL image, which is read once.
@@ -101,25 +103,58 @@ class Refiner:
 def refined(found: Sequence[Found], prompt: str, refiner: Refiner) -> Iterator[tuple[str, Any]]:
     """Yield (name, mask) of predictions that lie by image: those about one image are asked together.
 
-    Raises:
-        FileNotFoundError, ValueError: an image is gone, or cannot be read.
+    Where an image is gone or cannot be read, the sentence that says so stands in place of each mask.
     """
     for image_file, group in groupby(found, lambda each: each[1]):
         names, _, places = zip(*group, strict=True)
-        yield from zip(names, refiner.masks(load_image(in_repository(image_file)), places, prompt), strict=True)
+        try:
+            image = load_image(in_repository(image_file))
+        except (ValueError, OSError) as error:
+            yield from ((name, str(error)) for name in names)
+        else:
+            yield from zip(names, refiner.masks(image, places, prompt), strict=True)
+
+
+def refuse_other_masks(out: Path, made: dict[str, Any]) -> None:
+    """Note in a folder how its masks are made; a ValueError if it has masks that were made otherwise."""
+    note = out / MADE
+    before = read_json(note) if note.is_file() else {}
+    other = "; ".join(f"{name} was {before.get(name)!r} and is now {value!r}" for name, value in made.items()
+                      if before.get(name) != value)  # fmt: skip
+    if other and any(out.glob(f"*{MASK}")):
+        raise ValueError(f"--out {out} has masks that were made otherwise ({other}): name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, made)
+
+
+def is_done(mask: Path, prediction: Path) -> bool:
+    """Is there a mask that is not older than its prediction?"""
+    return mask.is_file() and mask.stat().st_mtime_ns >= prediction.stat().st_mtime_ns
 
 
 def refine(
     root: str | Path, out: str | Path, prompt: str = "box", sam: str = SAM, device: str | None = None
 ) -> dict[str, Any]:
-    """Write the masks; what the command prints, as a dict; see its options."""
-    if Path(root).resolve() == Path(out).resolve():
+    """Write the masks that are not there yet; what the command prints, as a dict; see its options."""
+    root, out = Path(root), Path(out)
+    if root.resolve() == out.resolve():
         raise ValueError(f"--out {out} has the masks of the heads themselves: name another folder")
     found, wrong = found_in(root, prompt)
+    masks = {each[0]: out / f"{each[0]}{MASK}" for each in found}
     if found:
-        for name, mask in tqdm(refined(found, prompt, Refiner(sam, device)), total=len(found), desc="masks"):
-            draw_mask(mask, Path(out) / f"{name}_mask.png")
-    return {"masks": len(found), "out": str(out), "sam": sam, "prompt": prompt, "left_out": wrong}
+        from vicrop.checkpoints import outside_weights  # it imports torch
+
+        made = {"predictions": place_name(root), "prompt": prompt, "weights": outside_weights(sam)}
+        refuse_other_masks(out, made)
+    new = [each for each in found if not is_done(masks[each[0]], root / f"{each[0]}{ENDING}")]
+    if new:
+        for name, mask in tqdm(refined(new, prompt, Refiner(sam, device)), total=len(new), desc="masks"):
+            if isinstance(mask, str):
+                wrong[name] = mask
+                del masks[name]
+            else:
+                draw_mask(mask, masks[name])
+    return {"masks": len(masks), "out": str(out), "sam": sam, "prompt": prompt, "left_out": wrong}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

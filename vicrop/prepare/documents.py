@@ -9,7 +9,7 @@ from vicrop.prepare.source import Source, official
 INFO = "infographicsVQA_val_v1.0*.json"
 # What the official script breaks scores down by; a question may be of several kinds.
 KINDS_OF_INFO = {"category": "answer_type", "subcategory": "evidence", "detail": "operation/reasoning"}
-CHARTS = ("human", "augmented")
+CHARTS, CHART_TABLE = ("human", "augmented"), "test-*.parquet"
 
 
 def infovqa(source: Source) -> Iterator[dict[str, Any]]:
@@ -28,7 +28,9 @@ def chartqa(source: Source) -> Iterator[dict[str, Any]]:
                 yield {"id": f"{category}-{number}", "question": entry["query"], "labels": entry["label"],
                        "image_path": f"test/png/{entry['imgname']}", "category": category}  # fmt: skip
         return
-    for number, entry in enumerate(source.table("test_human.json", "test-*.parquet")):
+    if not source.matching(CHART_TABLE):
+        raise ValueError(f"{source.folder} must hold test_human.json and test_augmented.json, or {CHART_TABLE}")
+    for number, entry in enumerate(source.table(CHART_TABLE)):
         category = entry["type"].removesuffix("_test")
         yield {"id": f"{category}-{number}", "question": entry["question"], "labels": entry["answer"],
                "image_path": source.unpacked(entry["image"]), "category": category}  # fmt: skip

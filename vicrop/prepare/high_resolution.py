@@ -53,8 +53,11 @@ def mme_realworld(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def mme_realworld_lite(source: Source) -> Iterator[dict[str, Any]]:
-    """MME-RealWorld-Lite: its own JSON, or the table that was made of it for VLMEvalKit."""
-    return mme(source, "MME-RealWorld-Lite.json", "mme_realworld_lite.tsv", "train-*.parquet")
+    """MME-RealWorld-Lite: its own JSON, or the table that was made of it for VLMEvalKit.
+
+    No parquet files: those of the whole benchmark have the same names.
+    """
+    return mme(source, "MME-RealWorld-Lite.json", "mme_realworld_lite.tsv")
 
 
 def mme(source: Source, *patterns: str) -> Iterator[dict[str, Any]]:

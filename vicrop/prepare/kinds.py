@@ -3,14 +3,13 @@
 # A field that is optional in other records is not in a released file: pyright takes that for an oversight.
 # pyright: reportGeneralTypeIssues=false
 
-import re
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from vicrop.dataset import Id, Question, Text
-from vicrop.evaluation.option_letters import choices
+from vicrop.evaluation.option_letters import choices, option_of
 
 
 class ByNumber(msgspec.Struct):
@@ -56,6 +55,7 @@ class Letter(Single, kw_only=True):
     category: Text
 
     def __post_init__(self):
+        Question.__post_init__(self)
         choices(self.question, self.labels)
 
 
@@ -67,14 +67,12 @@ class WithChoices(Listed, kw_only=True):
     difficult_direct_answer: Annotated[bool | None, Meta(description="{} is true or false")] = None
 
     def __post_init__(self):
+        Question.__post_init__(self)
         right = self.correct_choice_idx
         if self.choices is not None and not (right is not None and 0 <= right < len(self.choices)):
             raise ValueError(
                 f"correct_choice_idx is the number of a choice (0 to {len(self.choices) - 1}), not {right}"
             )
-
-
-OPTION_LINE = re.compile(r"([A-Z])\. |\(([A-Z])\)")
 
 
 class WithOptions(Single, kw_only=True):
@@ -84,14 +82,9 @@ class WithOptions(Single, kw_only=True):
 
     def __post_init__(self):
         Question.__post_init__(self)
-        found = [OPTION_LINE.match(line) for line in self.options]
-        letters = [each and (each[1] or each[2]) for each in found]
-        if None in letters:
-            raise ValueError(f"options begin like 'A. red' or '(A) red', not {self.options[letters.index(None)]!r}")
+        letters = [option_of(line)[0] for line in self.options]
         if self.labels not in letters:
-            raise ValueError(
-                f"labels are the letter of an option ({', '.join(map(str, letters))}), not {self.labels!r}"
-            )
+            raise ValueError(f"labels are the letter of an option ({', '.join(letters)}), not {self.labels!r}")
 
 
 class Phrase(Question, kw_only=True):

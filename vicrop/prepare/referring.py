@@ -49,15 +49,17 @@ def phrases(source: Source, name: str) -> Iterator[tuple[str, Row]]:
     refs = f"{name}/refs({BY[name]}).p"
     if source.matching(refs):
         path = source.find(refs)
-        instances = read_json(path.with_name("instances.json"))
-        for split in SPLITS:
-            source.at = f"{path}, {split}"
-            yield from ((split, row) for row in from_refer(read_refs(path), instances, split))
+        source.at = str(path)
+        yield from from_refer(read_refs(path), read_json(path.with_name("instances.json")), SPLITS)
         return
     pattern = re.compile(rf"(?:finetune_)?{re.escape(name)}_({'|'.join(SPLITS)})\.json")
-    found = {file: match[1] for file in source.by_name if (match := pattern.fullmatch(file))}
-    if not found:
+    found = {split: sorted(file for file in source.by_name if (match := pattern.fullmatch(file)) and match[1] == split)
+             for split in SPLITS}  # fmt: skip
+    if not any(found.values()):
         raise ValueError(f"{source.folder} must hold {refs} with its instances.json, or {name}_val.json and the like")
-    for file, split in sorted(found.items(), key=lambda each: SPLITS.index(each[1])):
-        source.at = file
-        yield from ((split, row) for row in rows_of(source.json(file)))
+    for split, files in found.items():
+        if len(files) > 1:
+            raise ValueError(f"{source.folder} must hold one file of {name}'s {split}, found: {', '.join(files)}")
+        for file in files:
+            source.at = file
+            yield from ((split, row) for row in rows_of(source.json(file)))
