@@ -273,6 +273,19 @@ def test_records_without_labels_are_answered_and_counted_as_unscored(place, caps
     assert page.count('"ungraded"') >= 3
 
 
+def test_boxes_are_judged_without_labels(place, capsys):
+    asked = {"labels": None, "image_size": [60, 50]}
+    made(place / "data/photos", [asked | {"gt_bbox": box} for box in ([0, 0, 60, 50], [0, 0, 9, 9], None)])
+    run("--task", "photos", "--metric", "box_point,exact")
+    score(["--save_path", "data/results", "--by", "nothing"])
+    assert {metric: row["n"] for (_, metric), row in rows().items()} == {"box_point": 2, "exact": 0}
+    assert rows()["photos", "box_point"]["with_crop"] == 50
+    assert "record '2': image_size and gt_bbox are needed" in capsys.readouterr().err
+    report.main(["data/results/llava_tiny-photos-center_crop.json"])
+    page = (place / "data/results/llava_tiny-photos-center_crop.html").read_text()
+    assert page.count('"outcome":"ungraded"') == 1
+
+
 def test_a_folder_of_several_tasks_is_scored_as_far_as_it_can_be(place, capsys):
     for name, metric in (("signs", "my_metrics.py:yes"), ("night", "other.py:best,exact"), ("fog", "other.py:best")):
         made(place / "data" / name, [{}])

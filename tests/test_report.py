@@ -732,6 +732,8 @@ def test_pictures_are_large_where_there_are_few(tmp_path):
     many = [{"image_path": f"{number}.jpg"} for number in range(5000)]
     assert report.sides_of(few) == (1600, 320)
     assert report.sides_of([ResultFile.read(hand_made(tmp_path, many))])[0] < 300
+    several = [{"bboxes": [[9, 9, 99, 99]] * 4}] * 5000
+    assert report.sides_of([ResultFile.read(hand_made(tmp_path, several))])[1] ** 2 * 20_000 <= report.CROP_PIXELS
 
 
 def test_the_template_is_whole():

@@ -1,5 +1,6 @@
 """Cells that every question lights are found, and can be left out; nothing else is."""
 
+import os
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from vicrop.files import ROOT, read_json, read_rows
 from vicrop.localization import pipeline
 from vicrop.localization.config import Logic, Selection
 from vicrop.localization.grounding import ground
-from vicrop.localization.sinks import LEAST, SinkCounter, read_sinks, without_sinks, write_sinks
+from vicrop.localization.sinks import LEAST, SinkCounter, hash_of, read_sinks, without_sinks, write_sinks
 
 PHRASES = ROOT / "data/demo/grounding.jsonl"
 SHAPE = (4, 2, 8, 8)
@@ -35,6 +36,22 @@ def sinks():
 
 def test_what_is_lit_in_every_sample_is_found_and_nothing_else(sinks):
     assert [tuple(map(int, each)) for each in np.argwhere(sinks)] == [(*HEAD, *SINK)]
+
+
+def test_lit_is_what_exceeds_the_threshold_of_the_criteria():
+    counter = SinkCounter(threshold=0.3)  # the place is lit by 0.2, and the sink by 0.5
+    for seed in range(LEAST):
+        counter.add(sample((0, 0), seed))
+    assert [tuple(map(int, each)) for each in np.argwhere(counter.sinks())] == [(*HEAD, *SINK)]
+
+
+def test_a_file_is_loaded_once_until_it_is_written_anew(sinks, tmp_path):
+    file = tmp_path / "sinks.npz"
+    write_sinks(file, sinks)
+    assert read_sinks(file) is read_sinks(str(file))
+    write_sinks(file, ~sinks)
+    os.utime(file, ns=(0, 1))
+    assert np.array_equal(read_sinks(file), ~sinks)
 
 
 def test_without_the_sink_the_box_is_that_of_the_phrase(sinks, tmp_path):
@@ -77,8 +94,12 @@ def test_a_batch_finds_sinks_and_goes_on_without_them(tmp_path, monkeypatch):
     localize("stage=batch", *lines)
     folder = tmp_path / "llava_tiny"
     localize("stage=batch_analyze", f"data.batch_attention_dir={folder}")
-    sinks = read_sinks(folder / "attention_sinks.npz")
+    file = folder / "attention_sinks.npz"
+    sinks = read_sinks(file)
     assert sinks.ndim == 4
+    assert read_json(folder / "localization_heads.json")["drop_sinks"] is None
+    localize("stage=batch_analyze", f"data.batch_attention_dir={folder}", f"logic.drop_sinks={file}")
+    assert read_json(folder / "localization_heads.json")["drop_sinks"] == hash_of(file)
     key = read_rows(PHRASES)[0]["id"]
     before = read_json(folder / f"{key}_bbox.json")
     localize("stage=batch", *lines, f"logic.drop_sinks={folder}/attention_sinks.npz")
@@ -87,3 +108,7 @@ def test_a_batch_finds_sinks_and_goes_on_without_them(tmp_path, monkeypatch):
     assert "drop_sinks" not in before["made_with"]["logic"]
     if not sinks.any():
         assert after["bbox"] == before["bbox"]
+    for path in folder.glob(f"{key}*"):
+        path.unlink()  # too few samples are left
+    localize("stage=batch_analyze", f"data.batch_attention_dir={folder}")
+    assert not file.exists()

@@ -34,8 +34,9 @@ def scores(results: Sequence[ResultFile], metric: str, options: ScoreOptions) ->
     rows_of_each = [rows_of(r, options) for r in results]
     rows = [row for each in rows_of_each for row in each]
     if not any(row["n"] or "unscored" not in row for row in rows):
-        counts = [f"{sum(map(r.is_unlabelled, r.records))} of {len(r.records)} records have no labels" for r in results]
-        why = next(filter(None, (why_not(r, options) for r in results)), counts[0])
+        without = sum(not record.get("labels") for record in results[0].records)
+        count = f"{without} of {len(results[0].records)} records have no labels"
+        why = next(filter(None, (why_not(r, options) for r in results)), count)
         return {"columns": COLUMNS, "rows": [], "why": why, "left_out": "", "matrix": None}
     unscored = {f"{row['model']} {row['method']} {row['metric']}": row.get("unscored") for row in rows
               if row["part"] == "all"}  # fmt: skip
@@ -87,8 +88,8 @@ def together(
         return
     (common,) = shared
     sizes = np.array([size_of(record, results[0].images) for record in common.records[0]], dtype=object)
-    for rule, scores in chosen_by_rules(votes_of(results, common)).items():
-        members = [scores if part == "all" else scores[sizes == part] for part in parts]
+    for rule, chosen in chosen_by_rules(votes_of(results, common)).items():
+        members = [chosen if part == "all" else chosen[sizes == part] for part in parts]
         row: list[Cell] = [[each.mean(), len(each)] if len(each) else None for each in members]
         yield {"model": None, "method": f"all results together, {rule}", "cells": row}
 
@@ -103,10 +104,10 @@ def risk_curves(results: Sequence[ResultFile], grader: str) -> list[dict[str, An
         graded = [(record, pair) for record, pair in scored_by(result, grader) if isinstance(pair, tuple)]
         if not has_confidence([record for record, _ in graded]):
             continue
-        scores, sure = (np.array(each, float) for each in zip(
+        right, sure = (np.array(each, float) for each in zip(
             *((pair, sureness(record) or (0.0, 0.0)) for record, pair in graded), strict=True))  # fmt: skip
-        kinds = {"without": (scores[:, 0], sure[:, 0]), "with": (scores[:, 1], sure[:, 1]),
-                 "surer": (np.where(sure[:, 1] >= sure[:, 0], scores[:, 1], scores[:, 0]), sure.max(1))}  # fmt: skip
+        kinds = {"without": (right[:, 0], sure[:, 0]), "with": (right[:, 1], sure[:, 1]),
+                 "surer": (np.where(sure[:, 1] >= sure[:, 0], right[:, 1], right[:, 0]), sure.max(1))}  # fmt: skip
         for kind, pair in kinds.items():
             if kind != "without" or name["model"] not in plain:
                 shown = f"{name['model']}, {WORDS[kind].format(method=name['method'])}"

@@ -121,7 +121,7 @@ class Images:
 def sides_of(results: Sequence[ResultFile], side: int | None = None) -> tuple[int, int]:
     """The longer side (of an image, of a crop) in pixels: the largest with which the page stays small enough."""
     images = len({str(record.get("image_path")) for result in results for record in result.records})
-    crops = sum(len(result.records) for result in results)
+    crops = sum(len(shown_boxes(record)) for result in results for record in result.records)
     side = side or int(min(IMAGE_SIDE, (IMAGE_PIXELS / max(1, images)) ** 0.5))
     return side, int(min(CROP_SIDE, (CROP_PIXELS / max(1, crops)) ** 0.5))
 
@@ -218,7 +218,7 @@ def questions(
         for each, records, own in zip(results, found, maps, strict=True):
             shown = None
             if key in records:
-                by = None if each.is_unlabelled(records[key]) else grader
+                by = None if each.is_unlabelled(records[key], grader) else grader
                 shown = shown_answer(records[key], by, own.get(key), image, images)
             item["found"].append(shown)
         yield item

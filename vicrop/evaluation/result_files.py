@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vicrop.dataset import box_of, field_of, image_of, load_task, refuse_bad_ids, with_ids
+from vicrop.evaluation.metrics import OF_BOXES
 from vicrop.evaluation.own_metrics import changed_since, found_again
 from vicrop.files import ROOT, in_repository, read_json, read_meta, safe_name
 from vicrop.images import size_as_seen
@@ -105,9 +106,12 @@ class ResultFile:
         """The files of metrics that are not what they were when the run was made."""
         return changed_since(self.meta.get("scoring", {}), self.path.parent)
 
-    def is_unlabelled(self, record: dict) -> bool:
-        """Has a record of own data no labels? It is then only looked at; a benchmark's has some, or it is broken."""
-        return self.task not in TASKS and not record.get("labels")
+    def is_unlabelled(self, record: dict, grader: str) -> bool:
+        """Has a record of own data no labels, and the grader reads some? It is then only looked at.
+
+        A benchmark's record has labels, or it is broken.
+        """
+        return self.task not in TASKS and grader not in OF_BOXES and not record.get("labels")
 
     @property
     def missing(self) -> int | None:

@@ -63,7 +63,8 @@ def report(
     for sentence in left_out:
         say(sentence)
     rows, files = rows_of_all(files, options, left_out)
-    unlabelled = any(file.is_unlabelled(record) for file in files for record in file.records)
+    unlabelled = any(file.is_unlabelled(record, grader) for file in files for record in file.records
+                     for grader in options.metrics_of(file).values())  # fmt: skip
     if not unlabelled and not any(row["n"] or "unscored" not in row for row in rows):
         reasons = [f"{file.path}: {why_not(file, options)}" for file in files]
         raise ValueError(f"nothing in {data_dir} can be scored: {[*left_out, *reasons][0]}")

@@ -94,7 +94,7 @@ Scored = Scores | str | None  # both scores; a sentence on why there are none; N
 def scored_by(file: ResultFile, grader: str) -> Iterator[tuple[dict, Scored]]:
     """Yield (record, its Scored) for each record of a result."""
     for record in file.records:
-        yield record, NO_LABELS if file.is_unlabelled(record) else pair_or_reason(record, grader)
+        yield record, NO_LABELS if file.is_unlabelled(record, grader) else pair_or_reason(record, grader)
 
 
 def pair_or_reason(record: dict, grader: str) -> Scored:
@@ -158,21 +158,22 @@ def rows_of(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
     Raises:
         ValueError: as ScoreOptions.metrics_of.
     """
-    parts, missing, rows, unscored = parts_of(file, options.by), file.missing, [], {}
+    parts, missing, rows = parts_of(file, options.by), file.missing, []
+    unlabelled, broken = set(), {}  # a record without labels may be broken for a metric that reads none
     for metric, grader in options.metrics_of(file).items():
         scored = list(scored_by(file, grader))
-        unscored |= {record["id"]: reason for record, reason in scored if isinstance(reason, str)}
+        reasons = {record["id"]: reason for record, reason in scored if isinstance(reason, str)}
+        unlabelled |= {key for key, reason in reasons.items() if reason == NO_LABELS}
+        broken |= {key: reason for key, reason in reasons.items() if reason != NO_LABELS}
         for (_, part), members in parts.items():
             about = {"task": file.task, "model": file.model, "method": file.method, "metric": metric, "part": part}
             row = about | row_of([scored[number] for number in members], grader, options)
             if part == "all" and missing is not None:
                 row["missing"] = missing
             rows.append(row)
-    without_labels = sum(reason == NO_LABELS for reason in unscored.values())
-    for sentence in notes_on(file, options, without_labels):
+    for sentence in notes_on(file, options, len(unlabelled)):
         say(f"{file.path}: {sentence}")
-    broken = [reason for reason in unscored.values() if reason != NO_LABELS]
-    say_some(file.path, [f"{reason}: it cannot be scored, and is left out" for reason in broken])
+    say_some(file.path, [f"{reason}: it cannot be scored, and is left out" for reason in broken.values()])
     if "size" in options.by:
         say_some(file.path, [f"{reason}: it has no size" for reason in map(why_no_box, file.records) if reason])
     return rows

@@ -23,7 +23,7 @@ from vicrop.localization.collector import Collector
 from vicrop.localization.config import Config, Data
 from vicrop.localization.sample import draw_top, finish, folder_of, made_with, number
 from vicrop.localization.sinks import FILE as SINK_FILE
-from vicrop.localization.sinks import SinkCounter, without_sinks, write_sinks
+from vicrop.localization.sinks import SinkCounter, hash_of, without_sinks, write_sinks
 from vicrop.localization.storage import Stored
 from vicrop.plots import save_figure
 from vicrop.session import ImageSession
@@ -203,7 +203,7 @@ def batch_analyze(config: Config) -> None:
     if not folder:
         raise ValueError("data.batch_attention_dir is needed: the folder with the attention files of stage=batch")
     criteria, samples, images, models = grounding.criteria_of(config.logic), [], [], set()
-    failed, single, counter = [], 0, SinkCounter()
+    failed, single, counter = [], 0, SinkCounter(criteria.binarize_threshold)
     for path in tqdm(storage.attention_files(folder), unit="file"):
         try:
             attn, meta = storage.read_attention(path)
@@ -225,13 +225,14 @@ def batch_analyze(config: Config) -> None:
         found = "; ".join(sorted(f"{name}, {made_with}" for name, _, made_with in models)) or "nothing that can be read"
         raise ValueError(f"{folder} must hold attention of one model, read in one way, not of: {found}")
     ((model, *_),) = models
-    report(Path(folder), samples, images, criteria, model)
+    report(Path(folder), samples, images, criteria, model, config.logic.drop_sinks)
     report_sinks(Path(folder), counter)
 
 
 def report_sinks(folder: Path, counter: SinkCounter) -> None:
-    """Write which cells heads light in nearly all samples, and log how many there are."""
+    """Write which cells heads light in nearly all samples, and log how many there are; no file if that is not known."""
     if counter.why_not:
+        (folder / SINK_FILE).unlink(missing_ok=True)  # it was of other samples
         log.info("no attention sinks are looked for: %s", counter.why_not)
         return
     sinks = counter.sinks()
@@ -242,9 +243,10 @@ def report_sinks(folder: Path, counter: SinkCounter) -> None:
 
 
 def report(
-    folder: Path, samples: Sequence[heads.Measures], images: Sequence[str], criteria: heads.Criteria, model: str
-) -> None:
-    """Print and write what `batch_analyze` found; `images` has the image of each sample."""
+    folder: Path, samples: Sequence[heads.Measures], images: Sequence[str], criteria: heads.Criteria, model: str,
+    drop_sinks: str | None,
+) -> None:  # fmt: skip
+    """Print and write what `batch_analyze` found; `images` has the image of each sample, without `drop_sinks`."""
     counts, entropy = heads.counts(samples, criteria), heads.mean_entropy(samples)
     sums = np.mean([each.sums for each in samples], 0)
     chosen = heads.frequent(samples, criteria)
@@ -269,6 +271,7 @@ def report(
     write_atomically(folder / "localization_heads.json", {
         "heads": names, "manual_heads": [{"layer": layer, "head": head} for layer, head in chosen], "model": model,
         "samples": len(samples), "overlap_of_halves": overlap, "criteria": vars(criteria), "table": rows,
+        "drop_sinks": None if drop_sinks is None else hash_of(drop_sinks),
     })  # fmt: skip
     title = f"{model}, {len(samples)} samples"
     save_figure(viz.heads_figure(sums, entropy, chosen, counts, title), folder / "localization_heads.png")

@@ -5,6 +5,7 @@ localization.pipeline ... logic.drop_sinks=FOLDER/attention_sinks.npz
 """
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +18,21 @@ LIT_IN = 0.95  # of the samples, at least, a sink is lit in
 LEAST = 20  # samples to find sinks in: in fewer any cell may be lit by chance
 
 
-def lit(attention: np.ndarray) -> np.ndarray:
+def lit(attention: np.ndarray, threshold: float = BINARIZE_THRESHOLD) -> np.ndarray:
     """(layers, heads, h, w) bool: the cells above the mean of their head's map, as criterion 2 sees them."""
-    return attention - attention.mean((-2, -1), keepdims=True) > BINARIZE_THRESHOLD
+    return attention - attention.mean((-2, -1), keepdims=True) > threshold
 
 
 class SinkCounter:
     """Counts in how many samples each cell of each head is lit; all samples must have maps of one shape.
 
     Attributes:
+        threshold: how far above its map's mean a lit cell is (heads.Criteria.binarize_threshold).
         shapes: those of the maps so far, (layers, heads, h, w).
     """
 
-    def __init__(self):
+    def __init__(self, threshold: float = BINARIZE_THRESHOLD):
+        self.threshold = threshold
         self.counts, self.samples = np.zeros(0), 0
         self.shapes: set[tuple[int, ...]] = set()
 
@@ -37,7 +40,7 @@ class SinkCounter:
         """Count a sample's attention, (layers, heads, h, w)."""
         self.shapes.add(attention.shape)
         if len(self.shapes) == 1:
-            self.counts = lit(attention) + (self.counts if self.samples else 0)
+            self.counts = lit(attention, self.threshold) + (self.counts if self.samples else 0)
             self.samples += 1
 
     @property
@@ -59,19 +62,26 @@ def write_sinks(path: Path, sinks: np.ndarray) -> None:
 
 
 def read_sinks(path: str | Path) -> np.ndarray:
-    """(layers, heads, h, w) bool of a file of `batch_analyze`.
+    """(layers, heads, h, w) bool of a file of `batch_analyze`, not to be written to; each file is loaded once.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file; it is another one.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}: logic.drop_sinks must be one that stage=batch_analyze has written")
+    return loaded(Path(path), Path(path).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def loaded(path: Path, changed: int) -> np.ndarray:
+    """What `read_sinks` returns of a file that was `changed` at a time: one that is written anew is loaded anew."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            sinks = file["sinks"]
+            sinks = file["sinks"].astype(bool)
     except Exception as error:  # a torn or foreign file may raise anything
         raise ValueError(f"{path} has no attention sinks: {type(error).__name__}: {error}") from error
-    return sinks.astype(bool)
+    sinks.setflags(write=False)
+    return sinks
 
 
 def hash_of(path: str | Path) -> str:
