@@ -201,7 +201,8 @@ def mme_realworld(answer: str, record: dict) -> float:
 def lines_of_options(record: dict) -> list[str]:
     """A record's `options` as they were shown, "A. red" or "(A) red"; a ValueError, naming the record, without any."""
     lines = record.get("options")
-    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) and OPTION_LINE.fullmatch(line) for line in lines):
+    right = isinstance(lines, list) and all(isinstance(line, str) and OPTION_LINE.fullmatch(line) for line in lines)
+    if not lines or not right:
         raise ValueError(f"{name_of(record)}: options are a list of texts like 'A. red', not {lines!r}")
     return lines
 

@@ -62,7 +62,7 @@ def from_minigpt(content: list[dict[str, Any]]) -> Iterator[Row]:
 def from_refer(
     refs: Sequence[dict[str, Any]], instances: Mapping[str, Any], splits: Sequence[str]
 ) -> Iterator[tuple[str, Row]]:
-    """Yield (split, row) of refer's refs(...).p and instances.json, by split: each sentence has a row, with its mask."""
+    """Yield (split, row) of refer's refs(...).p and instances.json: a row for each sentence, with its mask."""
     annotations = {each["id"]: each for each in instances["annotations"]}
     sizes = {each["id"]: (each["width"], each["height"]) for each in instances["images"]}
     for ref in (ref for split in splits for ref in refs if ref["split"] == split):
