@@ -273,10 +273,6 @@ class Adapter:
         """What a result record about an image and its crops carries beside the answers."""
         return {}
 
-    def shows_picture(self, inputs: dict[str, Tensor]) -> bool:
-        """Does `canvas` lay out the pixels of an image, of which these are the inputs, as a picture?"""
-        return self.knows_pixels
-
     # -- layers
     @classmethod
     def default_layer(cls, model: PreTrainedModel) -> int | str:

@@ -140,11 +140,11 @@ def edge_mask(session: ImageSession) -> Tensor:
     Raises:
         ValueError: nothing says how the model's input is laid out as a picture.
     """
-    if not session.adapter.shows_picture(session.prepared):
+    shown = session.adapter.canvas(session.prepared["pixel_values"], session.prepared, session.layouts[0])[0]
+    if not session.adapter.knows_pixels or len(shown) != 3:  # a line of numbers: no picture
         kind = session.model.config.model_type
         raise ValueError(f"pure_grad needs to know how {kind} models cut an image into pixels, and no adapter says it: "
                          "use rel_att, grad_att or loc_att")  # fmt: skip
-    shown = session.adapter.canvas(session.prepared["pixel_values"], session.prepared, session.layouts[0])[0]
     if session.adapter.given["geometry"] == "upstream":  # the reference squashed the whole image, whatever was seen
         strength = high_pass_filter(session.images[0], tuple(shown.shape[1:]), reduce=False)
         return torch.from_numpy(strength > np.median(strength))

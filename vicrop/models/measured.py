@@ -178,9 +178,6 @@ class MeasuredAdapter(ChatAdapter):
         return found
 
     # -- pixels
-    def shows_picture(self, inputs: dict[str, Tensor]) -> bool:
-        return self.pictures[_kind_of(inputs)] is not None
-
     def canvas(self, values: Tensor, inputs: dict[str, Tensor], layout: Layout) -> Tensor:
         """(1, 3, H, W): what the map's tokens show, cell by cell; a line of all elements where they are no pictures."""
         picture = self.pictures[_kind_of(inputs)]
