@@ -170,27 +170,37 @@ def table(report: Mapping[str, Any]) -> str:
         lines.append(f"against {root} (difference, 95 % interval over images):")
         for name, (mean, low, high) in other["difference"].items():
             lines.append(f"  {name:12} {other[name]:8.4f}  {mean:+8.4f}  {low:+.4f} to {high:+.4f}")
-    wrong = report["wrong"]
-    if wrong:
-        named = ", ".join(f"{key} ({why})" for key, why in list(wrong.items())[:SHOWN_IDS])
-        more = f" and {len(wrong) - SHOWN_IDS} more" if len(wrong) > SHOWN_IDS else ""
-        lines.append(f"{len(wrong)} predictions count as IoU 0: {named}{more}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *wrong_lines(report["wrong"], "IoU 0")])
+
+
+def wrong_lines(wrong: Mapping[str, str], count_as: str) -> list[str]:
+    """A line with the first predictions that could not be used, and why; none if all could."""
+    if not wrong:
+        return []
+    named = ", ".join(f"{key} ({why})" for key, why in list(wrong.items())[:SHOWN_IDS])
+    more = f" and {len(wrong) - SHOWN_IDS} more" if len(wrong) > SHOWN_IDS else ""
+    return [f"{len(wrong)} predictions count as {count_as}: {named}{more}"]
+
+
+def add_options(parser: CommandParser, thresholds: Sequence[float], what: str) -> None:
+    """The options that boxes and masks have in common; `what` is "box" or "mask"."""
+    add = parser.add_argument
+    add("--dataset-jsonl", required=True, help="ground truth")
+    add("--pred-root", required=True, help="folder of the predictions")
+    add("--id-field", default="id", help="field of the ground truth that names a prediction")
+    add("--iou-thresholds", type=float, nargs="+", default=list(thresholds),
+        help=f"a {what} is right from so much overlap on")  # fmt: skip
+    add("--format", choices=("table", "json"), default="table", help="of what is printed")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = CommandParser(None, __doc__)
     add = parser.add_argument
-    add("--dataset-jsonl", required=True, help="ground truth")
-    add("--pred-root", required=True, help="folder of the predictions")
-    add("--id-field", default="id", help="field of the ground truth that names a prediction")
-    add("--iou-thresholds", type=float, nargs="+", default=[0.25, 0.5, 0.75],
-        help="a box is right from so much overlap on")  # fmt: skip
+    add_options(parser, (0.25, 0.5, 0.75), "box")
     add("--min-area", type=float, default=0.0, help="only boxes that cover at least this share of their image")
     add("--baseline", nargs="+", default=[], metavar="ROOT",
         help=f'other predictions to compare with, record by record, or "{CENTER}"; default: none')  # fmt: skip
-    add("--format", choices=("table", "json"), default="table", help="of what is printed")
     args = parser.parse_args(argv)
     try:
         report = evaluate(args.dataset_jsonl, args.pred_root, args.id_field, args.iou_thresholds, args.min_area,

@@ -22,7 +22,7 @@ from vicrop.dataset import Truth, field_of
 from vicrop.evaluation.statistics import bootstrap_interval
 from vicrop.files import read_json
 from vicrop.localization.coco_masks import NoReader, Size, mask_of
-from vicrop.localization.evaluate_boxes import SHOWN_IDS, truth_records
+from vicrop.localization.evaluate_boxes import add_options, truth_records, wrong_lines
 from vicrop.localization.storage import beside, safe_id
 
 THRESHOLDS = (0.5, 0.7, 0.9)
@@ -120,25 +120,14 @@ def table(report: Mapping[str, Any]) -> str:
         if isinstance(value, float):
             low, high = report["intervals"].get(name, (None, None))
             lines.append(f"  {name:8} {value:7.2f}" + ("" if low is None else f"  {low:.2f} to {high:.2f}"))
-    wrong = report["wrong"]
-    if wrong:
-        named = ", ".join(f"{key} ({why})" for key, why in list(wrong.items())[:SHOWN_IDS])
-        more = f" and {len(wrong) - SHOWN_IDS} more" if len(wrong) > SHOWN_IDS else ""
-        lines.append(f"{len(wrong)} predictions count as masks without a pixel: {named}{more}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *wrong_lines(report["wrong"], "masks without a pixel")])
 
 
 # ------------------------------------------------------------------------------------------------------- command line
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = CommandParser(None, __doc__)
-    add = parser.add_argument
-    add("--dataset-jsonl", required=True, help="ground truth")
-    add("--pred-root", required=True, help="folder of the predictions")
-    add("--id-field", default="id", help="field of the ground truth that names a prediction")
-    add("--iou-thresholds", type=float, nargs="+", default=list(THRESHOLDS),
-        help="a mask is right from so much overlap on")  # fmt: skip
-    add("--format", choices=("table", "json"), default="table", help="of what is printed")
+    add_options(parser, THRESHOLDS, "mask")
     args = parser.parse_args(argv)
     try:
         report = evaluate(args.dataset_jsonl, args.pred_root, args.id_field, args.iou_thresholds)
