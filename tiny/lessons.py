@@ -20,7 +20,7 @@ from tiny.street import Street, make_street
 from vicrop.tables import GENERAL_PROMPT, SIZES
 
 OLD_SHARE = 0.3  # of the scenes that are of the first edition
-LEGIBLE = (3.4, 5.2)  # one character, several ones: lower than so many pixels they are not asked of the vision tower
+LEGIBLE = (4.5, 6.0)  # one character, several ones: lower than so many pixels they are not asked of the vision tower
 FINE = 6  # label pixels per cell
 # What is asked of the vision tower at each cell of the map: name -> classes. Slots are the characters of the sign
 # there, `length` is how many there are, `glyph` is the character right there and `place` its place in the text;
@@ -217,11 +217,14 @@ class PatchBatches(Batches):
 
     @staticmethod
     def crowd(rng, progress):
-        """(how many signs, range of their size): most often many that can just be read, which teach most."""
-        if progress >= 0.05 and rng.random() < 0.6:
-            return rng.randint(14, 26), (rng.uniform(0.055, 0.11), 0.2)
-        low = 0.15 if progress < 0.05 else math.exp(rng.uniform(math.log(0.05), math.log(0.16)))
-        return rng.randint(6, 14), (low, 0.42)
+        """(how many signs, range of their size): most often as many as fit that are read with ease, which teach most.
+
+        Small ones come in later: what is hardly legible teaches nothing before its characters are known.
+        """
+        if rng.random() < 1 - 0.4 * progress:
+            return 30, (rng.uniform(0.13, 0.25), 0.3)
+        low = math.exp(rng.uniform(math.log(0.07), math.log(0.16)))
+        return rng.randint(8, 22), (low, max(0.2, 2.5 * low))
 
 
 class AnswerBatches(Batches):

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from vicrop.dataset import GROUNDING
 from vicrop.files import write_atomically
 from vicrop.tables import SIZES
 
@@ -228,7 +229,7 @@ def write_grounding(out, records):
             "id": record["id"], "prompt": f"the {color} sign", "image_path": f"images/{record['image_path']}",
             "bbox": [x1, y1, x2 - x1, y2 - y1], "width": width, "height": height,
         })  # fmt: skip
-    (out / "grounding.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (out / GROUNDING).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def main():

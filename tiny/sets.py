@@ -24,6 +24,7 @@ from tiny.drawing import outline
 from tiny.lessons import size_of
 from tiny.questions import KINDS, Question, names_of, questions_about
 from tiny.street import Street, make_street
+from vicrop.dataset import GROUNDING
 from vicrop.files import write_atomically
 from vicrop.tables import SIZES
 
@@ -168,7 +169,7 @@ def write_set(
     fill(writer, rng, HUGE, huge, PER_PICTURE - 2)
     fill(writer, rng, LARGE, large, PER_PICTURE)
     fill(writer, rng, USUAL, sum(writer.open.values()), PER_PICTURE)
-    (out / "grounding.jsonl").write_text("".join(json.dumps(line) + "\n" for line in writer.phrases))
+    (out / GROUNDING).write_text("".join(json.dumps(line) + "\n" for line in writer.phrases))
     write_atomically(out / "data.json", writer.records)
     return writer.records
 

@@ -52,7 +52,7 @@ ANSWERS = ("lm_head", "language_model", "model.language_model")
 READER = ("query_tokens", "qformer", "language_projection", *ANSWERS)
 STAGES = {
     "llava": [
-        Stage("look", 1000, 1.2e-3, 16, PatchBatches, ("model.vision_tower", "head")),
+        Stage("look", 5000, 1.2e-3, 16, PatchBatches, ("model.vision_tower", "head")),
         Stage("read", 600, 1.0e-3, 8, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
         Stage("together", 8000, 8e-4, 8, MixedBatches, ("model", "lm_head", "head")),
     ],

@@ -21,6 +21,7 @@ TEXTS = ("question", "short_question", "prompt", "image_path")  # fields that ar
 Kind = TypeVar("Kind")
 SHOWN = 100  # characters of a wrong value, at most
 LARGEST = 1e300  # of a box's numbers, so that what is computed of them is still finite
+GROUNDING = "grounding.jsonl"  # beside data.json: phrases and their boxes, for localization heads
 ASKED = "question_with_ocr_tokens"  # field with what is asked in place of the question, its map excepted
 EDGE = 1  # pixels that a box may reach beyond its image: annotators round
 

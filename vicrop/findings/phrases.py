@@ -6,11 +6,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from vicrop.dataset import Query, box_of_truth, checked, refuse_bad_ids
+from vicrop.dataset import GROUNDING, Query, box_of_truth, checked, refuse_bad_ids
 from vicrop.evaluation.settings import RunSettings
 from vicrop.files import PACKAGE, in_repository, read_rows
 
-BESIDE = "grounding.jsonl"  # the phrases of a task, beside its questions
 SETTINGS = PACKAGE / "localization" / "conf" / "model"  # how phrases are read with some models
 
 
@@ -18,16 +17,16 @@ def phrases_of(run: RunSettings) -> tuple[RunSettings, list[dict]]:
     """(the run, over phrases in place of questions; its records, with the phrase as `question` and a `gt_bbox`).
 
     They are those of --question_path, if that is a file of JSON lines as localization.evaluate_boxes takes it (`id` or
-    `question_id`, `prompt`, `image_path`, `bbox` [x, y, width, height]); else those of BESIDE beside the questions.
+    `question_id`, `prompt`, `image_path`, `bbox` [x, y, width, height]); else those of GROUNDING beside the questions.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file; a line that is none of these.
     """
     path = in_repository(run.question_path)
-    path = path if path.suffix == ".jsonl" else path.parent / BESIDE
+    path = path if path.suffix == ".jsonl" else path.parent / GROUNDING
     if not path.is_file():
         raise FileNotFoundError(f"no phrases at {path}: --question_path must be a file of JSON lines with id, prompt, "
-                                f"image_path and bbox, or have {BESIDE} beside it")  # fmt: skip
+                                f"image_path and bbox, or have {GROUNDING} beside it")  # fmt: skip
     rows = read_rows(path)
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} must have lines, each an object with id, prompt, image_path and bbox")

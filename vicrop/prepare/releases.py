@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vicrop.command_line import CommandParser, gigabytes
-from vicrop.dataset import box_of, checked, load_task, name_of, refuse_bad_ids, refuse_other_size
+from vicrop.dataset import GROUNDING, box_of, checked, load_task, name_of, refuse_bad_ids, refuse_other_size
 from vicrop.files import in_repository, write_atomically
 from vicrop.images import size_as_seen
 from vicrop.localization.refcoco import write_lines
@@ -47,7 +47,6 @@ RELEASES = {
     "refcocog": (referring.refcocog, Phrase),
 }  # fmt: skip
 CONVERTERS = {name: converter for name, (converter, _) in RELEASES.items()}
-GROUNDING = "grounding.jsonl"  # beside data.json: phrases and their boxes, for localization heads
 
 
 # ----------------------------------------------------------------------------------------------------------- downloads
