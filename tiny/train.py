@@ -2,10 +2,10 @@
 
     python -m tiny.train llava|blip|qwen2_5     # killed? The same command goes on from the last checkpoint.
 
-The vision tower learns to name what is at each cell; the rest learns to answer from frozen vision; then it learns with
-crops, too (image + one to three crops at random places, drawn before and without any question), with llava's tower
-learning again. Each batch is a function of (stage, step) alone, so a resumed run sees the same data. Training begins
-with earlier checkpoints (--begin), blip and qwen2_5 with the vision tower of llava (--tower).
+The vision tower learns to name what is at each cell; the rest learns to answer from frozen vision, and with crops, too
+(image + one to three crops at random places, drawn before and without any question); then everything learns together.
+Each batch is a function of (stage, step) alone, so a resumed run sees the same data. Training begins with earlier
+checkpoints (--begin), blip and qwen2_5 with the vision tower of llava (--tower).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers.utils import logging as transformers_logging
 
 from tiny.inherit import begin
-from tiny.lessons import AnswerBatches, MixedBatches, PatchBatches
+from tiny.lessons import AnswerBatches, MixedBatches, PairedAnswerBatches, PatchBatches
 from tiny.losses import WIDTHS, answer_loss, mixed_loss, patch_loss
 from tiny.models import FAMILIES
 from tiny.optimizers import optimizers_of
@@ -54,7 +54,8 @@ STAGES = {
     "llava": [
         Stage("look", 5000, 1.2e-3, 16, PatchBatches, ("model.vision_tower", "head")),
         Stage("read", 600, 1.0e-3, 8, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
-        Stage("together", 8000, 8e-4, 8, MixedBatches, ("model", "lm_head", "head")),
+        Stage("crops", 4000, 1.0e-3, 8, PairedAnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
+        Stage("together", 2000, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
     ],
     # The other two begin with llava_tiny's vision tower, so their look stage is short.
     "blip": [
@@ -68,7 +69,12 @@ STAGES = {
         Stage("together", 2500, 7e-4, 8, MixedBatches, ("model", "lm_head", "head")),
     ],
 }
-LOSSES = {PatchBatches: patch_loss, AnswerBatches: answer_loss, MixedBatches: mixed_loss}
+LOSSES = {
+    PatchBatches: patch_loss,
+    AnswerBatches: answer_loss,
+    PairedAnswerBatches: answer_loss,
+    MixedBatches: mixed_loss,
+}
 
 
 def schedule(step, stage):
