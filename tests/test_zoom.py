@@ -71,6 +71,12 @@ def test_a_thing_that_the_overview_does_not_show_is_found_with_more_views():
         assert view.confidence > 0.5
 
 
+def test_windows_that_tell_nothing_do_not_use_up_the_views():
+    """Things that sixteenths of the picture show at most: a search that first goes to the bottom finds few."""
+    found = [search(Scene(thing, number).look, SIZE, BASE, 100)[0] for number, thing in enumerate(things(12, 30))]
+    assert sum(holds(view, thing) for view, thing in zip(found, things(12, 30), strict=True)) >= 20
+
+
 @pytest.mark.parametrize("budget", [1, 2, 5, 13])
 @pytest.mark.parametrize("side", [30, 120])
 def test_no_search_takes_more_views_than_it_may(budget, side):

@@ -5,8 +5,10 @@ each view of a window tells where to look next, and how sure the model is of the
 
     view = search(look, image_size, base, budget)[0]       # look(box) -> View
 
-Best first: the next window is that with the most of its view's map, weighted with how sure the model was in that view.
-So a path goes on while the model gets surer, and where it gets less sure the best window left of any view follows.
+Best first: the next window is that which holds most of what was found important, weighted with how sure the model was
+in the view that found it. What a window holds is its share of that view's map, times what the view's own window holds,
+or times 1 where the model is sure there: it has found what it looks for. So a path goes on where the model gets surer;
+where it does not, what is left of the windows around it follows soon.
 """
 
 import heapq
@@ -51,10 +53,11 @@ class View(NamedTuple):
 class Window(NamedTuple):
     """A window that may be looked at; the lowest of several comes first."""
 
-    rank: float  # minus (how much of its view's map it holds, times how sure the view is)
+    rank: float  # minus (how much it holds, times how sure the view is that led to it)
     number: int  # in which order it was found
     box: Region
     inside: View | None  # the view that led to it; None for the whole image
+    holds: float  # 1 for the whole image; see above
 
 
 def search(look: Callable[[Region], View], size: Size, base: float, budget: int) -> tuple[View, int]:
@@ -65,7 +68,7 @@ def search(look: Callable[[Region], View], size: Size, base: float, budget: int)
         base: windows no larger than this, in pixels, are not looked into further.
         budget: views at most.
     """
-    waiting, found, views, best, settled = [Window(-1.0, 0, whole(size), None)], 1, 0, None, set()
+    waiting, found, views, best, settled = [Window(-1.0, 0, whole(size), None, 1.0)], 1, 0, None, set()
     while waiting and views < budget:
         window = heapq.heappop(waiting)
         view, views = look(window.box), views + 1
@@ -78,7 +81,8 @@ def search(look: Callable[[Region], View], size: Size, base: float, budget: int)
         if best.confidence >= SURE and best.box in settled:
             break
         for share, box in inner_windows(view, base) if max(view.sides) > base else ():
-            heapq.heappush(waiting, Window(-share * view.confidence, found, box, view))
+            holds = share * (1.0 if view.confidence >= SURE else window.holds)
+            heapq.heappush(waiting, Window(-holds * view.confidence, found, box, view, holds))
             found += 1
     assert best is not None  # a budget is at least one view
     return best, views
