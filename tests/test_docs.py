@@ -31,7 +31,8 @@ QUESTIONS = 2  # of a dataset, at most
 RUN, FINDINGS, PIPELINE = "vicrop.evaluation.command", "vicrop.findings.command", "vicrop.localization.pipeline"
 # Where the work of a command begins once its options are read.
 WORK = {
-    "vicrop.ask": ("ask",), "vicrop.evaluation.runner": ("run_task",), "vicrop.evaluation.score_table": ("report",),
+    "vicrop.ask": ("ask",), "vicrop.evaluation.runner": ("run_task",),
+    "vicrop.evaluation.score_table": ("report", "show_comparison", "show_ensemble", "show_gates"),
     "vicrop.evaluation.report": ("readable",), "vicrop.findings.sizes": ("sizes",), PIPELINE: ("run",),
     "vicrop.findings.attention": ("attention",), "vicrop.findings.layers": ("layers",),
     "vicrop.findings.overhead": ("overhead",), "vicrop.findings.kinds": ("kinds",),
