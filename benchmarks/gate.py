@@ -84,9 +84,7 @@ def main():
     crops = np.array([wants_crop(result.confidence["original"], args.crop_below) for result in found])
     plain, every, gated = timed(asked, args.rounds, args.crop_below).values()
     whole = plain.sum(1)  # of each round
-    extra = (every - plain)[:, crops].sum(
-        1
-    ) / crops.mean()  # of a map and an answer with crop, where the gate wants them
+    extra = (every - plain)[:, crops].sum(1) / crops.mean()  # of maps and answers with crop, where the gate wants them
     told = {"u": every.sum(1) / whole, "u of those with a crop": 1 + extra / whole, "gate": gated.sum(1) / whole}
     told = {name: np.quantile(ratios, (0.5, 0.25, 0.75)) for name, ratios in told.items()}
     all_alike, own = (1 + crops.mean() * (middle - 1) for middle, *_ in list(told.values())[:2])
