@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.vicrop import rejected
 from vicrop.choices import MethodChoice, ModelChoice
 from vicrop.crop import QuestionBatch
 from vicrop.dataset import load_task
@@ -22,8 +23,6 @@ from vicrop.evaluation.batching import in_batches
 from vicrop.files import ROOT
 from vicrop.loaded import load_chosen
 from vicrop.tables import DTYPES
-
-WRONG = 300  # a token that is no special one
 
 
 def compared(loaded, method, batch, folder):
@@ -48,7 +47,7 @@ def compared(loaded, method, batch, folder):
     tried = {
         "draft": asked()[1],
         "draft accepted": asked(right)[1],
-        "draft rejected": asked([(WRONG + (tokens[0] == WRONG), *tokens[1:]) for tokens in right])[1],
+        "draft rejected": asked([rejected(tokens) for tokens in right])[1],
         "gate of 1": asked(crop_below=1.0)[1],
         "gate of 0": asked(crop_below=0.0)[1],
     }

@@ -81,7 +81,7 @@ class Trial:
         return self.ours(self.right)
 
     def draft_rejected(self):
-        return self.ours([(WRONG + (draft[0] == WRONG), *draft[1:]) for draft in self.right])
+        return self.ours([rejected(draft) for draft in self.right])
 
     @property
     def right(self):
@@ -126,6 +126,11 @@ class Trial:
         boxes = [self.by_parts([image], [question], all_softmaxes)[0] for image, question in pairs]
         self.model.set_attn_implementation(found)
         return boxes
+
+
+def rejected(right):
+    """A draft whose first token is wrong, of the answer that will come out."""
+    return (WRONG + (right[0] == WRONG), *right[1:])
 
 
 class Stock:
@@ -257,8 +262,8 @@ WAYS = {
     "draft accepted": Trial.draft_accepted,
     "draft rejected": Trial.draft_rejected,
 }
+WRONG = 300  # a token that is no special one: a draft is cut at those
 BASES = "two answers", "no draft"  # what the others are divided by
-WRONG = 5  # a token, no special one
 
 
 def count_work(trial, way):
