@@ -20,6 +20,7 @@ from tiny.street import Street, make_street
 from vicrop.tables import GENERAL_PROMPT, SIZES
 
 OLD_SHARE = 0.3  # of the scenes that are of the first edition
+EASY = (0.16, 0.4)  # size of signs, relative to the canvas, that are read with ease in a picture of 112 pixels
 LEGIBLE = (4.5, 6.0)  # one character, several ones: lower than so many pixels they are not asked of the vision tower
 FINE = 6  # label pixels per cell
 # What is asked of the vision tower at each cell of the map: name -> classes. Slots are the characters of the sign
@@ -31,7 +32,7 @@ TARGETS = {
     "place": [1, 2, 3], "length": [1, 2, 3], "column": list(range(7)), "row": list(range(7)),
 }  # fmt: skip
 # How many turns of a kind are asked about a scene at most; the general prompt is asked of a share of the scenes.
-QUOTAS = {"reading": 3, "attribute": 2, "presence": 2, "count": 1, "relation": 2, "two_places": 1, "comparison": 1}
+QUOTAS = {"reading": 4, "attribute": 2, "presence": 2, "count": 1, "relation": 3, "two_places": 2, "comparison": 1}
 DESCRIBED = 0.5
 
 
@@ -172,11 +173,11 @@ def turns_about(scene: Street | Scene, rng: random.Random, most: int | None = No
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
-def draw_scene(rng, count, sides, aspect=None, crowded=False) -> Street | Scene:
-    """A scene of one of the editions."""
+def draw_scene(rng, count, sides, aspect=None, crowded=False, plates=False) -> Street | Scene:
+    """A scene of one of the editions; `crowded`: signs may look alike, `plates`: and do in a street, many being plates."""
     if rng.random() < OLD_SHARE:
         return make_scene(rng, 640, count if crowded else min(count, len(COLORS)), sides, crowded, aspect=aspect)
-    return make_street(rng, 640, count, sides, aspect=aspect, crowded=crowded)
+    return make_street(rng, 640, count, sides, aspect=aspect, crowded=crowded or plates)
 
 
 class Batches(torch.utils.data.Dataset):
@@ -231,17 +232,22 @@ class AnswerBatches(Batches):
     """Questions about single images; `crops` says how often a batch is about (image, that many crops)."""
 
     crops = (1.0,)  # weights of 0, 1, 2, ... crops
-    # (until this share of the stage, most signs per scene, smallest side)
-    curriculum = ((0.06, 2, 0.16), (0.25, 3, 0.12), (0.5, 5, 0.08), (1.0, 5, SIDES[0]))
+    easy = 1.0  # share of the scenes in which every sign is read with ease
+
+    def scene(self, rng, progress, aspect):
+        """Most often many signs that are read with ease, of which many are plates: a longer text teaches more."""
+        if rng.random() > self.easy:
+            return draw_scene(rng, rng.randint(2, 5), SIDES, aspect)
+        most, low = (3, 0.24) if progress < 0.1 else (7, EASY[0])
+        return draw_scene(rng, rng.randint(2, most), (low, EASY[1]), aspect, plates=True)
 
     def make(self, rng, progress):
-        most, low = next(lesson for until, *lesson in self.curriculum if progress <= until)
         (number,) = rng.choices(range(len(self.crops)), self.crops)
         aspect, shape = self.frame(rng)
         shapes = [shape] + [self.family.shape()] * number
         images, crops, asked, kinds = [], [[] for _ in range(number)], [], []
         for _ in range(self.batch_of(number)):
-            scene = draw_scene(rng, rng.randint(min(2, most), most), (low, SIDES[1]), aspect)
+            scene = self.scene(rng, progress, aspect)
             images.append(pixels(scene, rng, shape))
             for each in crops:  # drawn before any question is: never the method's, never for the asked thing
                 sign = rng.choice(scene.signs).box
@@ -259,10 +265,10 @@ class AnswerBatches(Batches):
 
 
 class PairedAnswerBatches(AnswerBatches):
-    """Half of the batches with one to three crops."""
+    """Half of the batches with one to three crops, half of the scenes with signs of any size."""
 
     crops = (0.45, 0.4, 0.08, 0.07)
-    curriculum = AnswerBatches.curriculum[-1:]
+    easy = 0.5
 
 
 class MixedBatches(Batches):

@@ -153,7 +153,7 @@ class Family:
     keeps_aspect = False  # is an image's aspect ratio kept, or squashed?
     answer_start = " "  # between prompt and answer
     stored = torch.float16  # dtype of the finished checkpoint: it shall take less than 10 MB
-    turns_per_image = 8
+    turns_per_image = 12
 
     def __init__(self):
         self.model, self.processor = self.make()
@@ -397,7 +397,7 @@ class Blip(Family):
 
     side, cell = 112, 8
     queries = 32
-    turns_per_image = 5
+    turns_per_image = 6
     constants = {"att_layer": 2, "qformer_layer": 1}
 
     def make(self):
