@@ -13,7 +13,7 @@ from PIL import Image
 
 from tiny.boards import CHARACTERS, SHAPES, Thing
 from tiny.drawing import CAP_HEIGHT, Box, text_width
-from tiny.models import IGNORE
+from tiny.packing import IGNORE
 from tiny.questions import ASKED_SHAPES, Question, describe, questions_about, things_of
 from tiny.scenes import ASPECTS, COLORS, SIDES, Scene, make_scene
 from tiny.street import Street, make_street
@@ -174,7 +174,7 @@ def turns_about(scene: Street | Scene, rng: random.Random, most: int | None = No
 
 # ------------------------------------------------------------------------------------------------------------- batches
 def draw_scene(rng, count, sides, aspect=None, crowded=False, plates=False) -> Street | Scene:
-    """A scene of one of the editions; `crowded`: signs may look alike, `plates`: and do in a street, many being plates."""
+    """A scene of one of the editions; `crowded`: signs may look alike; `plates`: in a street, and many are plates."""
     if rng.random() < OLD_SHARE:
         return make_scene(rng, 640, count if crowded else min(count, len(COLORS)), sides, crowded, aspect=aspect)
     return make_street(rng, 640, count, sides, aspect=aspect, crowded=crowded or plates)
@@ -253,9 +253,11 @@ class AnswerBatches(Batches):
                 sign = rng.choice(scene.signs).box
                 window = window_around(scene, rng, sign) if rng.random() < 0.7 else window_anywhere(scene, rng)
                 each.append(pixels(scene, rng, shapes[1], window))
-            turns = turns_about(scene, rng, self.family.turns_per_image)
-            asked.append([self.family.turn(question, answer) for question, answer, _ in turns])
-            kinds.append([f"{'crop ' if number else ''}{kind}" for *_, kind in turns])
+            told = turns_about(scene, rng, self.family.turns_per_image)
+            turns = [(self.family.turn(question, answer), kind) for question, answer, kind in told]
+            turns.sort(key=lambda turn: -sum(map(len, turn[0])))  # turns of one length are packed together
+            asked.append([turn for turn, _ in turns])
+            kinds.append([f"{'crop ' if number else ''}{kind}" for _, kind in turns])
         batch = {"pixels": stacked(images), "kinds": kinds, **self.family.collate(asked, shapes)}
         return batch | {"crops": [stacked(each) for each in crops]}
 

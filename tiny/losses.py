@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tiny.lessons import TARGETS
-from tiny.models import IGNORE, Family
+from tiny.models import Family
+from tiny.packing import IGNORE
 
 WIDTHS = [len(classes) for classes in TARGETS.values()]
 CELLS = 0.25  # weight of the cells' loss beside that of the answers

@@ -30,6 +30,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from tiny.boards import CHARACTERS
+from tiny.packing import IGNORE, pack, packed_attention
 from tiny.questions import ASKED_SHAPES, vocabulary
 from tiny.scenes import COLORS
 from vicrop.attention import replaced
@@ -39,7 +40,6 @@ from vicrop.models import qwen2_5_vl as qwen2_5_methods
 from vicrop.processors import ImageTextProcessor, chat_prompt
 from vicrop.tables import GENERAL_PROMPT
 
-IGNORE = -100  # label of a token that is no part of an answer
 DEPTH = 6  # layers of each vision tower
 TEXT = {"hidden_size": 128, "intermediate_size": 304, "num_hidden_layers": 6, "num_attention_heads": 8}
 
@@ -111,28 +111,6 @@ def fan_in_init(module, generator):
             )
             std = 1.0 if "embed_tokens" in name else weight.shape[1] ** -0.5 * (0.5 if into_stream else 1.0)
             weight.data.normal_(std=std, generator=generator)
-
-
-def pack(prefix, turns, length, pad):
-    """One sequence of a shared prefix and several turns that see the prefix and themselves, but not each other.
-
-    Equal to asking each question alone, for the price of one pass over the image.
-    Returns:
-        ids, labels, positions (length,) and mask (length, length), True where attention is allowed.
-    """
-    ids, labels = torch.full((length,), pad), torch.full((length,), IGNORE)
-    positions, mask = torch.zeros(length, dtype=torch.long), torch.eye(length, dtype=torch.bool)
-    start = len(prefix)
-    ids[:start], positions[:start] = torch.tensor(prefix), torch.arange(start)
-    mask[:start, :start] = True
-    for prompt, answer in turns:
-        end = start + len(prompt) + len(answer)
-        ids[start:end] = torch.tensor(prompt + answer)
-        labels[start + len(prompt) : end] = torch.tensor(answer)
-        positions[start:end] = len(prefix) + torch.arange(end - start)
-        mask[start:end, : len(prefix)] = mask[start:end, start:end] = True
-        start = end
-    return ids, labels, positions, mask.tril()
 
 
 class Family:
@@ -233,11 +211,13 @@ class PackedFamily(Family):
         return ids
 
     def collate(self, turns, shapes):
-        prefix = self.head(shapes)
-        length = len(prefix) + max(sum(len(p) + len(a) for p, a in each) for each in turns)
-        packed = [pack(prefix, each, length, self.tokenizer.pad_token_id) for each in turns]
-        ids, labels, positions, mask = map(torch.stack, zip(*packed, strict=True))
-        return {"ids": ids, "labels": labels, "positions": positions, "mask": mask[:, None], "prefix": len(prefix)}
+        ids, labels, positions, slots = pack(self.head(shapes), turns, self.tokenizer.pad_token_id)
+        return {"ids": ids, "labels": labels, "positions": positions, "slots": slots}
+
+    def read(self, batch, **inputs):
+        """Hidden states of the language model over a batch laid out in slots, and the inputs that a family adds."""
+        with packed_attention(self.model.get_decoder(), batch["slots"]):
+            return self.model.model(input_ids=batch["ids"], **inputs).last_hidden_state
 
 
 class Llava(PackedFamily):
@@ -292,12 +272,7 @@ class Llava(PackedFamily):
     def hidden(self, batch, values, crops=()):
         if crops:
             values = torch.stack([values, *crops], 1).flatten(0, 1)
-        return self.model.model(
-            input_ids=batch["ids"],
-            pixel_values=values,
-            position_ids=batch["positions"],
-            attention_mask=batch["mask"],
-        ).last_hidden_state
+        return self.read(batch, pixel_values=values, position_ids=batch["positions"])
 
 
 class Qwen(PackedFamily):
@@ -376,17 +351,13 @@ class Qwen(PackedFamily):
         images = [values, *crops]
         patches = torch.cat([self.patches(each) for each in images], 1).flatten(0, 1)
         grids = self.grids(*[each.shape[2:] for each in images]).to(values.device)
-        head = batch["ids"][:1, : batch["prefix"]]
+        prefix = batch["slots"].prefix
+        head = batch["ids"][:1, :prefix]
         places, _ = self.model.model.get_rope_index(head, (head == self.tokenizer.image_token_id).int(), grids)
-        turns = batch["positions"][:, batch["prefix"] :] + (places.max() + 1 - batch["prefix"])  # (rows, T)
+        turns = batch["positions"][:, prefix:] + (places.max() + 1 - prefix)  # (rows, T)
         places = torch.cat([places.expand(3, len(turns), -1), turns.expand(3, *turns.shape)], 2)
-        return self.model.model(
-            input_ids=batch["ids"],
-            pixel_values=patches,
-            image_grid_thw=grids.repeat(len(values), 1),
-            position_ids=places,
-            attention_mask=batch["mask"],
-        ).last_hidden_state
+        grids = grids.repeat(len(values), 1)
+        return self.read(batch, pixel_values=patches, image_grid_thw=grids, position_ids=places)
 
 
 class Blip(Family):

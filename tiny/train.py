@@ -60,13 +60,15 @@ STAGES = {
     # The other two begin with llava_tiny's vision tower, so their look stage is short.
     "blip": [
         Stage("look", 800, 1.0e-3, 16, PatchBatches, ("vision_model", "head")),
-        Stage("read", 1500, 1.0e-3, 8, AnswerBatches, READER),
-        Stage("together", 2500, 7e-4, 8, MixedBatches, ("vision_model", "head", *READER)),
+        Stage("read", 3000, 2.0e-3, 8, AnswerBatches, READER),
+        Stage("crops", 2500, 1.5e-3, 8, PairedAnswerBatches, READER),
+        Stage("together", 1500, 6e-4, 8, MixedBatches, ("vision_model", "head", *READER)),
     ],
     "qwen2_5": [
         Stage("look", 2500, 1.2e-3, 16, PatchBatches, ("model.visual", "head")),
-        Stage("read", 1500, 1.0e-3, 8, AnswerBatches, ("model.visual.merger", *ANSWERS)),
-        Stage("together", 2500, 7e-4, 8, MixedBatches, ("model", "lm_head", "head")),
+        Stage("read", 3000, 2.0e-3, 8, AnswerBatches, ("model.visual.merger", *ANSWERS)),
+        Stage("crops", 2500, 1.5e-3, 8, PairedAnswerBatches, ("model.visual.merger", *ANSWERS)),
+        Stage("together", 1500, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
     ],
 }
 LOSSES = {
