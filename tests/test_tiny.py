@@ -189,7 +189,7 @@ def test_crops_are_drawn_without_the_question(family, monkeypatch):
     asked = stage.data(stage, family, 0)[step]
     other_turns = [("is there a red sign in the image?", "no", "presence absent")]
     monkeypatch.setattr(
-        "tiny.lessons.turns_about", lambda scene, rng, most: turns_about(scene, rng, most) and other_turns
+        "tiny.lessons.turns_about", lambda scene, rng, *how: turns_about(scene, rng, *how) and other_turns
     )
     other = stage.data(stage, family, 0)[step]
     assert torch.equal(asked["pixels"][0], other["pixels"][0])

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny.boards import CHARACTERS, SHAPES, Thing
 from tiny.drawing import CAP_HEIGHT, Box, text_width
 from tiny.packing import IGNORE
-from tiny.questions import ASKED_SHAPES, Question, describe, questions_about, things_of
+from tiny.questions import ASKED_SHAPES, RELATIONS, Question, describe, questions_about, things_of
 from tiny.scenes import ASPECTS, COLORS, SIDES, Scene, make_scene
 from tiny.street import Street, make_street
 from vicrop.tables import GENERAL_PROMPT, SIZES
@@ -159,10 +159,15 @@ def size_of(question: Question, scene: Street | Scene) -> str:
     return next(name for name, limit in SIZES.items() if share < limit)
 
 
-def turns_about(scene: Street | Scene, rng: random.Random, most: int | None = None) -> list[tuple[str, str, str]]:
+def turns_about(
+    scene: Street | Scene,
+    rng: random.Random,
+    most: int | None = None,
+    relations: Sequence[str] = tuple(RELATIONS),
+) -> list[tuple[str, str, str]]:
     """Independent single questions about one scene: [(question, answer, its kind and size)], at most `most`."""
     by_kind, turns = {}, []
-    for question in questions_about(scene, rng):
+    for question in questions_about(scene, rng, relations=relations):
         by_kind.setdefault(question.kind, []).append(question)
     for kind, found in by_kind.items():
         for question in rng.sample(found, min(QUOTAS[kind], len(found))):
@@ -233,6 +238,9 @@ class AnswerBatches(Batches):
 
     crops = (1.0,)  # weights of 0, 1, 2, ... crops
     easy = 1.0  # share of the scenes in which every sign is read with ease
+    # Until which share of the stage how many of the RELATIONS are asked about: the answer to one of them is a plain
+    # comparison of two places; of all of them, right and left cancel each other out before anything is known.
+    relations = ((0.6, ("left of",)), (0.75, ("left of", "above")), (1.0, tuple(RELATIONS)))
 
     def scene(self, rng, progress, aspect):
         """Most often many signs that are read with ease, of which many are plates: a longer text teaches more."""
@@ -243,6 +251,7 @@ class AnswerBatches(Batches):
 
     def make(self, rng, progress):
         (number,) = rng.choices(range(len(self.crops)), self.crops)
+        relations = next(words for until, words in self.relations if progress <= until)
         aspect, shape = self.frame(rng)
         shapes = [shape] + [self.family.shape()] * number
         images, crops, asked, kinds = [], [[] for _ in range(number)], [], []
@@ -253,7 +262,7 @@ class AnswerBatches(Batches):
                 sign = rng.choice(scene.signs).box
                 window = window_around(scene, rng, sign) if rng.random() < 0.7 else window_anywhere(scene, rng)
                 each.append(pixels(scene, rng, shapes[1], window))
-            told = turns_about(scene, rng, self.family.turns_per_image)
+            told = turns_about(scene, rng, self.family.turns_per_image, relations)
             turns = [(self.family.turn(question, answer), kind) for question, answer, kind in told]
             turns.sort(key=lambda turn: -sum(map(len, turn[0])))  # turns of one length are packed together
             asked.append([turn for turn, _ in turns])
@@ -271,6 +280,7 @@ class PairedAnswerBatches(AnswerBatches):
 
     crops = (0.45, 0.4, 0.08, 0.07)
     easy = 0.5
+    relations = AnswerBatches.relations[-1:]
 
 
 class MixedBatches(Batches):

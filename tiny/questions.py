@@ -10,6 +10,7 @@ is ambiguous. Scenes of the first edition (tiny.scenes) can be asked about, too.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tiny.boards import SHAPES, Thing
 from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS, Scene
@@ -141,16 +142,16 @@ def count(things, rng):
         yield Question("count", f"how many {name} are there?", str(number), tuple(groups[name]))
 
 
-def relation(things, rng):
-    """Asked where one thing lies wholly on one side of the other, so that there is no doubt."""
+def relation(things, rng, words=tuple(RELATIONS)):
+    """Asked where one thing lies wholly on one side of the other, so that there is no doubt; in some of the words."""
     found = named(things, rng)
     for one, other in zip(found, found[1:], strict=False):
-        for words in rng.sample(list(RELATIONS), 2):
-            axis, direction = RELATIONS[words]
+        for side in rng.sample(words, min(2, len(words))):
+            axis, direction = RELATIONS[side]
             first, second = (one, other) if direction == 1 else (other, one)
             before = first.thing.box[axis + 2] <= second.thing.box[axis]
             if before or second.thing.box[axis + 2] <= first.thing.box[axis]:
-                text = f"is the {one.name} {words} the {other.name}?"
+                text = f"is the {one.name} {side} the {other.name}?"
                 yield Question("relation", text, "yes" if before else "no", (one.thing, other.thing))
                 break
 
@@ -178,10 +179,20 @@ KINDS = {
 }  # fmt: skip
 
 
-def questions_about(scene: Street | Scene, rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> list[Question]:
-    """Everything that is asked about a scene, kind by kind, in an order and with names that `rng` draws."""
-    things = things_of(scene)
-    found = [question for kind in kinds for question in KINDS[kind](things, rng)]
+def questions_about(
+    scene: Street | Scene,
+    rng: random.Random,
+    kinds: Sequence[str] = tuple(KINDS),
+    relations: Sequence[str] = tuple(RELATIONS),
+) -> list[Question]:
+    """Everything that is asked about a scene, kind by kind, in an order and with names that `rng` draws.
+
+    Args:
+        kinds: of KINDS.
+        relations: of RELATIONS, those that are asked about.
+    """
+    things, ways = things_of(scene), KINDS | {"relation": partial(relation, words=tuple(relations))}
+    found = [question for kind in kinds for question in ways[kind](things, rng)]
     if isinstance(scene, Scene):  # the first edition asked in these words
         present = {sign.color for sign in scene.signs}
         for color in (rng.choice(sorted(present)), rng.choice(sorted(set(COLORS) - present) or [None])):
