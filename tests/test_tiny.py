@@ -173,6 +173,23 @@ def test_training_computes_what_answering_computes(family, pair):
     torch.testing.assert_close(together, torch.cat(found), atol=1e-4, rtol=1e-4)
 
 
+def test_rows_of_a_batch_do_not_change_each_other(family):
+    """A picture with fewer and shorter turns gives the same beside another one as alone."""
+    shape = family.shape()
+    values = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    turns = [("is the red triangle left of the blue sign?", "yes"), ("what does the red sign say?", "7"),
+             ("what is on the red sign?", "A7")]  # fmt: skip
+    rows = [[family.turn(*turn) for turn in each] for each in (turns, turns[2:])]
+
+    def hidden(rows, values):
+        batch = family.collate(rows, [shape])
+        with torch.no_grad():
+            return family.hidden(batch, values)[batch["labels"] != IGNORE]
+
+    alone = torch.cat([hidden(rows[:1], values[:1]), hidden(rows[1:], values[1:])])
+    torch.testing.assert_close(hidden(rows, values), alone, atol=1e-4, rtol=1e-4)
+
+
 def test_pixels_are_normalised_and_laid_out_as_the_processor_does(family):
     rng, shape = random.Random(0), family.shape(1.5)
     picture = pixels(make_scene(rng, aspect=1.5), rng, shape)

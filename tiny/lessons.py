@@ -238,8 +238,8 @@ class AnswerBatches(Batches):
 
     crops = (1.0,)  # weights of 0, 1, 2, ... crops
     easy = 1.0  # share of the scenes in which every sign is read with ease
-    # Until which share of the stage how many of the RELATIONS are asked about: the answer to one of them is a plain
-    # comparison of two places; of all of them, right and left cancel each other out before anything is known.
+    # Until which share of the stage which of the RELATIONS are asked about: of one of them, the answer is a plain
+    # comparison of two places.
     relations = ((0.6, ("left of",)), (0.75, ("left of", "above")), (1.0, tuple(RELATIONS)))
 
     def scene(self, rng, progress, aspect):

@@ -1,7 +1,7 @@
 """Several questions about an image in one sequence: they see the image and themselves, but not each other.
 
 Equal to asking each question alone, for the price of one pass over the image. A mask over the whole sequence would say
-the same, but most of it is what nothing attends to: attention would take more than half of a training step.
+the same, but most of it is what nothing attends to.
 """
 
 from collections.abc import Iterator, Sequence
