@@ -13,8 +13,9 @@ from transformers import LlavaForConditionalGeneration
 import tiny.train
 from tiny.boards import CHARACTERS
 from tiny.inherit import silence_new_layers, take_over
-from tiny.lessons import TARGETS, PairedAnswerBatches, patch_labels, pixels, turns_about, window_anywhere, window_around
-from tiny.losses import by_kind, normalised
+from tiny.labels import MIDDLE, TARGETS, patch_labels
+from tiny.lessons import PairedAnswerBatches, pixels, turns_about, window_anywhere, window_around
+from tiny.losses import REACH, by_kind, normalised, place_loss
 from tiny.models import DEPTH, FAMILIES, IGNORE
 from tiny.questions import vocabulary
 from tiny.scenes import make_scene, write_dataset
@@ -108,13 +109,13 @@ def test_patch_labels_name_what_is_under_the_patch(make, shape, cell):
         for sign in scene.signs:
             text, shaped = (sign.digit, "square") if make is make_scene else (sign.text, sign.shape)
             x, y = (sign.box[0] + sign.box[2]) / 2 / width, (sign.box[1] + sign.box[3]) / 2 / height
-            found = dict(zip(TARGETS, labels[int(y * h), int(x * w)].tolist(), strict=True))
+            found = dict(zip((*TARGETS, *MIDDLE), labels[int(y * h), int(x * w)].tolist(), strict=True))
             assert TARGETS["color"][found["color"]] == sign.color
             assert TARGETS["shape"][found["shape"]] == shaped
             slots = [found[f"slot{place}"] for place in (1, 2, 3)]
             assert slots == [1 + CHARACTERS.index(c) for c in text] + [0] * (3 - len(text))
             assert found["length"] == len(text) - 1
-            assert (found["column"], found["row"]) == (int(7 * x), int(7 * y))
+            assert (found["x"], found["y"]) == (int(100 * x), int(100 * y))
             if found["glyph"] != IGNORE:
                 assert text[found["place"]] == CHARACTERS[found["glyph"]]
         nothing = labels[..., 0] == 0
@@ -131,6 +132,24 @@ def test_signs_that_cannot_be_read_are_not_asked_of_the_tower():
     cut = patch_labels(scene, (112, 112), 8, (half, sign[1] - 5, half + 40, sign[1] + 35))  # half of it is outside
     assert (cut[..., 2:8] == IGNORE).all()
     assert (cut[..., 0] > 0).any()
+
+
+def test_the_loss_of_places_is_none_where_features_say_them_and_counts_no_empty_cell():
+    places = torch.tensor([[0, 50], [99, 25], [IGNORE, IGNORE]])
+    features = torch.randn(3, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    optimizer = torch.optim.Adam([features], 0.05)
+    for _ in range(400):
+        loss, scores = place_loss(features, places)
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+    assert loss < 1e-4
+    assert max(scores.values()) < 0.01
+    assert features.grad[2].abs().max() == 0
+    turned = place_loss(features[[1, 0, 2]], places)[1]  # each says the place of the other
+    assert turned["x off"] == pytest.approx(0.99, abs=0.01)
+    assert turned["y off"] == pytest.approx(0.25, abs=0.01)
+    assert place_loss(features[2:], places[2:]) == (0, {})  # a picture of nothing
+    assert place_loss(3 * features, places)[0].item() == pytest.approx(0, abs=1e-3)
+    assert REACH < 32**0.5  # features of that width can reach it
 
 
 def test_a_dataset_has_all_sizes_and_is_reproducible(tmp_path):

@@ -6,12 +6,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tiny.lessons import TARGETS
+from tiny.labels import MIDDLE, TARGETS
 from tiny.models import Family
 from tiny.packing import IGNORE
 
 WIDTHS = [len(classes) for classes in TARGETS.values()]
 CELLS = 0.25  # weight of the cells' loss beside that of the answers
+PLACES, REACH = 0.2, 4.0  # weight of the loss of places, and how far from 0 the edges of a picture lie on its axes
 Scores = dict[str, float]
 
 
@@ -25,30 +26,59 @@ def normalised(pixels: torch.Tensor, processor) -> torch.Tensor:
 
 
 def cell_loss(head: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Scores]:
-    """Loss and {target: accuracy} of naming what is at each cell.
+    """Loss and scores of what the tower says of each cell: what is there, and where the middle of that is.
 
     Args:
         head: linear, from the tower's width to all classes of TARGETS.
-        features: (batch, cells, width); labels: (batch, h, w, targets).
+        features: (batch, cells, width); labels: (batch, h, w, targets), as of tiny.labels.patch_labels.
     """
-    labels = labels.flatten(0, 2)
+    classes, places = labels.flatten(0, 2).split((len(TARGETS), len(MIDDLE)), -1)
+    features = features.flatten(0, 1)
+    named, scores = class_loss(head(features).float(), classes)
+    placed, errors = place_loss(features, places)
+    return named + PLACES * placed, scores | errors
+
+
+def class_loss(logits: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, Scores]:
+    """Loss and {target: accuracy} of naming what is at each cell.
+
+    Args:
+        logits: (cells, all classes of TARGETS); classes: (cells, targets), IGNORE where a target is not asked.
+    """
     total, scores = 0.0, {}
-    for (name, _), logits, wanted in zip(
-        TARGETS.items(), head(features).float().flatten(0, 1).split(WIDTHS, -1), labels.unbind(-1), strict=True
-    ):
+    for (name, _), of_target, wanted in zip(TARGETS.items(), logits.split(WIDTHS, -1), classes.unbind(-1), strict=True):
         known = wanted != IGNORE
         if not known.any():
             continue
-        logits, wanted = logits[known], wanted[known]
-        weight = torch.ones(logits.shape[-1], device=logits.device)
+        of_target, wanted = of_target[known], wanted[known]
+        weight = torch.ones(of_target.shape[-1], device=logits.device)
         if name.startswith("slot"):  # most texts are short
             weight[0] = 0.3
-        total = total + F.cross_entropy(logits, wanted, weight)
+        total = total + F.cross_entropy(of_target, wanted, weight)
         asked = wanted > 0 if TARGETS[name][0] == "" else torch.ones_like(wanted, dtype=torch.bool)
-        hits = logits.argmax(-1) == wanted
+        hits = of_target.argmax(-1) == wanted
         if asked.any():
             scores[name] = hits[asked].float().mean().item()
     return total, scores
+
+
+def place_loss(features: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, Scores]:
+    """Loss of where things are along two fixed axes of the normalised features, and {"x off": mean error, ...}.
+
+    With axes that learn, as the head does, a trace of a place was enough, and the language model found none. Fixed
+    ones make place a large part of what it is given: "left of" is then the sign of a difference.
+
+    Args:
+        features: (cells, width); places: (cells, axes of MIDDLE) in hundredths, IGNORE where nothing is.
+    """
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(features.shape[-1], len(MIDDLE), generator=generator))[0].to(features)
+    known = places[:, 0] != IGNORE
+    found = F.rms_norm(features[known], features.shape[-1:]) @ axes
+    error = found - REACH * (places[known].to(found) / 50 - 1)
+    off = (error.detach().abs().mean(0) / (2 * REACH)).tolist() if known.any() else ()
+    scores = {f"{axis} off": value for axis, value in zip(MIDDLE, off, strict=False)}
+    return error.square().sum() / max(1, error.numel()), scores
 
 
 def patch_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tensor, Scores]:
