@@ -176,7 +176,8 @@ def test_a_finding_goes_on_only_with_the_metric_that_its_scores_are_of(tmp_path)
 
 
 def test_sizes_without_boxes_have_no_true_crop(tmp_path, capsys):
-    records = [record | {"gt_bbox": None} for record in load_task("data/demo/data.json")[:3]]
+    records = [record | {"gt_bbox": None} for record in load_task("data/demo/data.json")[:2]]
+    records += load_task("data/demo/data.json")[2:3]
     (tmp_path / "data.json").write_text(json.dumps(records))
     where = [
         "--task",
@@ -190,7 +191,7 @@ def test_sizes_without_boxes_have_no_true_crop(tmp_path, capsys):
     ]
     table, _ = find(tmp_path, "sizes", "--model", "llava_tiny", "--device", "cpu", *where)
     assert list(table["rows"]["all"]) == ["no crop", "rel_att"]
-    assert "no record has a gt_bbox, so there is no gt_crop" in table["notes"]
+    assert "2 of 3 records have no gt_bbox, so there is no gt_crop" in table["notes"]
 
 
 def test_a_record_that_cannot_be_measured_is_named_and_left_out(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Kinds of questions: what stands in the table is what the result files say, and the words say what gains and loses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from vicrop.evaluation.result_files import ResultFile
 from vicrop.evaluation.scores import ScoreOptions, rows_of
 from vicrop.files import read_json
 from vicrop.findings import command as findings
-from vicrop.findings.kinds import Ways, gated, markdown, sentences
+from vicrop.findings.kinds import Ways, gated, markdown, sentences, table_of, ways_of
 from vicrop.findings.table import Table, estimate, figure
 
 METHODS = "rel_att,loc_att,gt_crop,grid_crops"
@@ -60,8 +61,20 @@ def test_every_way_has_its_row_and_every_kind_its_column(found):
         }
     assert (out / "found" / "llava_tiny-streets-kinds.png").stat().st_size > 5000
     text = (out / "found" / "llava_tiny-streets-kinds.md").read_text()
-    assert text.count("| rel_att, 2 regions |") == 2  # in the small table and in the whole one
-    assert text.count("| grid_crops, 2 regions |") == 1
+    # In the small table and in the whole one, and in those of differences to no crop and to rel_att.
+    assert text.count("| rel_att, 2 regions |") == 4
+    assert text.count("| grid_crops, 2 regions |") == 3
+    assert text.count("| rel_att |") == 3
+    assert all(note in text for note in table["notes"])
+    for name in ("against_no_crop", "against_crop"):
+        assert (out / "found" / f"llava_tiny-streets-kinds_{name}.png").stat().st_size > 5000
+
+
+def test_the_settings_of_the_table_have_what_the_finding_adds(found):
+    settings = found[1]["settings"]
+    assert settings["ensemble"] == ["no crop", "rel_att", "loc_att"]
+    assert (settings["crop_below"], settings["most_regions"], settings["region_share"]) == (0.9, 3, 0.5)
+    assert settings["model"] == "llava_tiny"
 
 
 def test_the_table_is_that_of_get_score(found):
@@ -133,14 +146,54 @@ def test_a_method_without_a_map_cannot_be_the_first(streets, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ in words
+def answered(folder, method, answers):
+    """A result with [(answer, its p, answer with crop, its p)], of which "yes" is right."""
+    kinds = ["reading", "reading", ["count", "reading"], "count"]
+    records = [
+        {"id": n, "question": "?", "labels": ["yes"], "image_path": f"{n}.png", "category": kind,
+         "original_answer": before, "crop_answer": after, "bbox": [0, 0, 1, 1],
+         "confidence": {"original": p, "crop": q}}
+        for n, (kind, (before, p, after, q)) in enumerate(zip(kinds, answers, strict=True))
+    ]  # fmt: skip
+    path = folder / f"llava_tiny-demo-{method}.json"
+    path.write_text(json.dumps(records))
+    return ResultFile.read(path)
+
+
+def test_gate_surer_answer_and_ensemble_choose_question_by_question(tmp_path):
+    """Each choice has a question in which it alone is right, so that none can stand in for another."""
+    files = {
+        "rel_att": answered(tmp_path, "rel_att", [
+            ("no", 0.95, "yes", 0.99), ("no", 0.5, "yes", 0.4), ("yes", 0.95, "no", 0.3), ("no", 0.2, "no", 0.3)]),
+        "loc_att": answered(tmp_path, "loc_att", [
+            ("no", 0.95, "no", 0.97), ("no", 0.5, "no", 0.2), ("yes", 0.95, "no", 0.2), ("no", 0.2, "yes", 0.9)]),
+    }  # fmt: skip
+    run = findings.parse(["kinds", "--model", "llava_tiny"])[1]
+    ways = ways_of(files, "rel_att", run, {0, 1, 2, 3})
+    assert {way: scores.tolist() for way, scores in ways.scores.items()} == {
+        "no crop": [0, 0, 100, 0],
+        "rel_att": [100, 100, 0, 0],
+        "loc_att": [0, 0, 0, 100],
+        "rel_att below 0.9": [0, 100, 100, 0],
+        "rel_att, the surer answer": [100, 0, 100, 0],
+        "ensemble": [100, 0, 100, 100],
+    }
+    assert ways.members == ["no crop", "rel_att", "loc_att"]
+    assert ways.repairs == ["rel_att below 0.9", "rel_att, the surer answer", "ensemble"]
+    assert ways.names == ["count", "reading", "all"]
+    assert [ways.of(kind, ways.scores["no crop"])["n"] for kind in ways.names] == [2, 3, 4]  # one is of two kinds
+    assert ways_of(files, "rel_att", run, {1, 3}).scores["rel_att"].tolist() == [100, 0]
+
+
 def planted():
     """40 questions each of a kind that gains, one that does not change, and one that loses and is repaired."""
     right, wrong = np.full(40, 100.0), np.zeros(40)
     plain, main = np.concatenate([wrong, right, right]), np.concatenate([right, right, wrong])
     gate = np.concatenate([right, right, right])
     scores = {"no crop": plain, "rel_att": main, "rel_att, 2 regions": main, "gate": gate}
-    kinds = [kind for kind in ("reading", "presence", "count") for _ in range(40)]
-    return Ways(scores, "rel_att", ("rel_att, 2 regions", "gate"), kinds, [str(number) for number in range(120)])
+    kinds = [[kind] for kind in ("reading", "presence", "count") for _ in range(40)]
+    images = [str(number) for number in range(120)]
+    return Ways(scores, "rel_att", ("rel_att, 2 regions", "gate"), ("no crop", "rel_att"), kinds, images)
 
 
 def test_what_gains_what_loses_and_what_repairs_it_is_said():
@@ -151,6 +204,38 @@ def test_what_gains_what_loses_and_what_repairs_it_is_said():
         "count loses with rel_att (-100.0 [-100.0, -100.0] points); better than that: gate by 100.0 [100.0, 100.0]"
     )
     assert list(said) == ["count", "presence", "reading", "all"]
+
+
+def test_a_repair_that_still_loses_to_no_crop_is_told_as_such():
+    """Of 40 questions a crop spoils all and the gate spoils half: it is better than a crop, and worse than none."""
+    scores = {"no crop": np.full(40, 100.0), "rel_att": np.zeros(40), "gate": np.repeat([0.0, 100.0], 20)}
+    ways = Ways(scores, "rel_att", ("gate",), ("no crop", "rel_att"), [["count"]] * 40, [str(n) for n in range(40)])
+    about_count = next(sentences(ways))
+    assert about_count.startswith("count loses with rel_att")
+    assert "better than that: gate by 50.0" in about_count
+    assert about_count.endswith("], but still below no crop")
+
+
+def test_the_ensemble_is_held_against_its_best_member():
+    ways = planted()
+    more = replace(ways, scores={**ways.scores, "ensemble": np.full(120, 100.0)}, members=("no crop", "rel_att"))
+    *_, last = sentences(more)
+    assert last.startswith("the ensemble against its best member, no crop: 33.3 [")
+
+
+def test_differences_are_question_by_question():
+    table = table_of(planted())
+    assert list(table.more) == ["against_no_crop", "against_crop"]
+    assert list(table.more["against_no_crop"].rows) == ["rel_att", "rel_att, 2 regions", "gate"]
+    assert list(table.more["against_crop"].rows) == ["no crop", "rel_att, 2 regions", "gate"]
+    found = table.more["against_no_crop"].rows["gate"]
+    assert {kind: each["mean"] for kind, each in found.items()} == {
+        "count": 0, "presence": 0, "reading": 100, "all": pytest.approx(100 / 3)}  # fmt: skip
+    (axes,) = figure(table.more["against_no_crop"], "change").axes
+    assert axes.get_ylim()[0] < -100  # a loss is drawn
+    lines = list(markdown(table.more["against_crop"]))
+    assert lines[0] == "| difference to rel_att | count | presence | reading | all |"
+    assert lines[2].startswith("| no crop | +100.0 [+100.0, +100.0] | +0.0 [+0.0, +0.0] | -100.0 [-100.0, -100.0] |")
 
 
 def test_a_kind_is_about_its_own_questions_and_all_about_all():

@@ -105,7 +105,10 @@ def bars_figure(rows: Mapping[str, Mapping[str, Estimate]], unit: str, title: st
         ends = np.maximum(0, (means - low, high - means))  # where nothing varies they are off by rounding
         axes.bar(places, means, width, yerr=ends, label=name, error_kw={"linewidth": 1})
     axes.set_xticks(range(len(rows)), [fill(str(row), TICK_WIDTH) for row in rows], parse_math=False)
-    axes.set(ylabel=unit, ylim=(0, None))
+    axes.set_ylabel(unit)
+    if all(found["mean"] is None or found["mean"] >= 0 for of_row in rows.values() for found in of_row.values()):
+        axes.set_ylim(0, None)
+    axes.axhline(0, color="black", linewidth=0.8)
     axes.set_title(title, parse_math=False)
     if len(series) > 1:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

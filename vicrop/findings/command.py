@@ -143,6 +143,7 @@ def main(argv: Sequence[str] | None = None, **how: Any) -> None:
         if each.rows:
             save_figure(figure(each, f"{run.model.name}, {run.task}: {each.title}"), picture)
             written.append(picture)
+    written += [path for path in [file_of(run, out, finding, ".md")] if path.exists()]
     print(f"written: {', '.join(map(str, written))}")
 
 

@@ -20,7 +20,16 @@ from vicrop.evaluation.runner import run_task
 from vicrop.evaluation.scores import ScoreOptions
 from vicrop.evaluation.settings import RunSettings
 from vicrop.evaluation.tasks import questions_of
-from vicrop.findings.measure import NO_CROP, TRUE_CROP, file_of, images_of, where_places_are_true, with_methods
+from vicrop.files import atomic_path
+from vicrop.findings.measure import (
+    NO_CROP,
+    TRUE_CROP,
+    file_of,
+    images_of,
+    settings_of,
+    where_places_are_true,
+    with_methods,
+)
 from vicrop.findings.table import Estimate, Table, estimate, in_words
 from vicrop.tables import METHODS
 
@@ -38,25 +47,35 @@ class Ways:
 
     Attributes:
         scores: {way: (n,) scores}; the first way is without a crop. main: the way that others are held against.
-        repairs: the ways that may repair what `main` does.
-        kinds: of each question its kind; images: its image.
+        repairs: the ways that may repair what `main` does. members: the ways that the ensemble chooses from.
+        kinds: of each question its kinds, mostly one; images: its image.
     """
 
     scores: Mapping[str, np.ndarray]
     main: str
     repairs: Sequence[str]
-    kinds: Sequence[str]
+    members: Sequence[str]
+    kinds: Sequence[Sequence[str]]
     images: Sequence[str]
 
     def of(self, kind: str, scores: np.ndarray) -> Estimate:
         """The estimate of the scores of one kind of questions, or of ALL."""
-        chosen = [number for number, own in enumerate(self.kinds) if kind in (own, ALL)]
+        chosen = [number for number, own in enumerate(self.kinds) if kind == ALL or kind in own]
         return estimate(scores[chosen].tolist(), [self.images[number] for number in chosen])
+
+    def change(self, kind: str, way: str, other: str) -> Estimate:
+        """The estimate of the difference between two ways, question by question."""
+        return self.of(kind, self.scores[way] - self.scores[other])
 
     @property
     def names(self) -> list[str]:
         """The kinds by name, and ALL."""
-        return [*sorted(set(self.kinds)), ALL]
+        return [*sorted({kind for own in self.kinds for kind in own}), ALL]
+
+    def rows(self, than: str | None = None) -> dict[str, dict[str, Estimate]]:
+        """{way: {kind: its scores}}, or of all other ways the difference to one of them."""
+        return {way: {kind: self.change(kind, way, than) if than else self.of(kind, scores) for kind in self.names}
+                for way, scores in self.scores.items() if way != than}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -66,8 +85,8 @@ def kinds(run: RunSettings, out: Path) -> Table:
     Raises:
         ValueError: no record has a category; the first method makes no map.
     """
-    records = pick(questions_of(run), run.ids, run.limit)
-    records = [record for record in records if record.get("category")]
+    picked = pick(questions_of(run), run.ids, run.limit)
+    records = [record for record in picked if record.get("category")]
     if not records:
         raise ValueError(f"{run.question_path}: no record has a `category`, the kind of its question: in a clone, "
                          "python -m tiny.sets makes records that have")  # fmt: skip
@@ -75,19 +94,33 @@ def kinds(run: RunSettings, out: Path) -> Table:
     if "map" not in METHODS[main]:
         raise ValueError(f"--method {main}: the first method must make a map, since it is asked with several regions")
     names, notes = where_places_are_true(records, run.how.names)
+    if len(records) < len(picked):
+        notes.append(f"{len(picked) - len(records)} of {len(picked)} records have no category, and are not asked about")
     beside = [name for name in (TRUE_CROP, GRID) if name in names]
     files = dict(answered(run, [name for name in names if name != GRID]))  # one part of a grid is the whole image
     for most in range(2, MOST_REGIONS + 1):
         files |= {f"{name}, {most} regions": file for name, file in answered(run, [main, *beside], most)}
     ways = ways_of(files, main, run, {record["id"] for record in records})
-    shown = (NO_CROP, main, f"{main}, 2 regions", gated(main), ENSEMBLE, TRUE_CROP)
-    shown = tuple(way for way in shown if way in ways.scores)
-    rows = {way: {kind: ways.of(kind, scores) for kind in ways.names} for way, scores in ways.scores.items()}
-    table = Table("right answers by kind of question", "method", "% right", rows, [*notes, *sentences(ways)],
-                  plotted=shown, turned=True)  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    with_lines = "\n".join([*markdown(table, shown), "", *markdown(table, list(rows)), "", *table.notes, ""])
-    file_of(run, out, "kinds", ".md").write_text(with_lines)
+    if len(ways.kinds) < len(records):
+        notes.append(f"{len(records) - len(ways.kinds)} of {len(records)} questions have no score in some way, and are "
+                     "left out")  # fmt: skip
+    table = table_of(ways, notes)
+    table.settings = settings_of(run, out) | {"region_share": run.how.regions.share, "most_regions": MOST_REGIONS,
+                                              "crop_below": GATE, "ensemble": list(ways.members)}  # fmt: skip
+    write_markdown(table, file_of(run, out, "kinds", ".md"))
+    return table
+
+
+def table_of(ways: Ways, notes: Sequence[str] = ()) -> Table:
+    """The Table of the ways, and those of their differences to no crop and to the main way."""
+    shown = [NO_CROP, ways.main, f"{ways.main}, 2 regions", gated(ways.main), ENSEMBLE, TRUE_CROP]
+    shown = [way for way in shown if way in ways.scores]
+    how = {"rows_are": "method", "turned": True}
+    table = Table("right answers by kind of question", unit="% right", rows=ways.rows(), plotted=tuple(shown),
+                  notes=[*notes, *sentences(ways)], **how)  # fmt: skip
+    for name, than in (("against_no_crop", NO_CROP), ("against_crop", ways.main)):
+        drawn = tuple(way for way in shown if way != than)
+        table.more[name] = Table(f"difference to {than}", unit="points", rows=ways.rows(than), plotted=drawn, **how)
     return table
 
 
@@ -134,30 +167,56 @@ def ways_of(files: Mapping[str, ResultFile], main: str, run: RunSettings, wanted
         shared = Common(metric, [records[way] for way in members], [list(map(tuple, pairs[way])) for way in members], 0)
         scores[ENSEMBLE] = chosen_by_rules(votes_of([files[way] for way in members], shared))["highest p"]
     repairs = [way for way in scores if way not in {NO_CROP, *METHODS} and not way.startswith((TRUE_CROP, GRID))]
-    about = [str(record["category"]) for record in records[main]]
-    return Ways(scores, main, repairs, about, images_of(records[main]))
+    return Ways(
+        scores, main, repairs, [NO_CROP, *members], list(map(kinds_of, records[main])), images_of(records[main])
+    )
+
+
+def kinds_of(record: dict) -> list[str]:
+    """The kinds of a question: a list of them may stand in its record."""
+    kinds = record["category"]
+    return [str(kind) for kind in (kinds if isinstance(kinds, list) else [kinds])]
 
 
 # ------------------------------------------------------------------------------------------------------------ in words
 def sentences(ways: Ways) -> Iterator[str]:
-    """Yield for each kind what the main method's crop does to it, and which ways are better than that."""
-    plain, main = ways.scores[NO_CROP], ways.scores[ways.main]
+    """Yield for each kind what the main method's crop does to it, and which ways are better than that; the ensemble."""
     for kind in ways.names:
-        change = ways.of(kind, main - plain)
+        change = ways.change(kind, ways.main, NO_CROP)
         what = "gains" if change["low"] > 0 else "loses" if change["high"] < 0 else "does not change"
-        better = {way: ways.of(kind, ways.scores[way] - main) for way in ways.repairs}
+        better = {way: ways.change(kind, way, ways.main) for way in ways.repairs}
         best = sorted((way for way, found in better.items() if found["low"] > 0), key=lambda way: -better[way]["mean"])
-        repaired = ", ".join(f"{way} by {in_words(better[way])}" for way in best[:SHOWN])
+        still = {way: ways.change(kind, way, NO_CROP)["high"] < 0 for way in best}
+        repaired = ", ".join(f"{way} by {in_words(better[way])}" + ", but still below no crop" * still[way]
+                             for way in best[:SHOWN])  # fmt: skip
         rest = f"; better than that: {repaired}" if best else "; nothing is better than that"
         yield f"{kind} {what} with {ways.main} ({in_words(change)} points){rest}"
+    if ENSEMBLE in ways.scores:
+        best = max(ways.members, key=lambda way: ways.scores[way].mean())
+        change = in_words(ways.change(ALL, ENSEMBLE, best))
+        yield f"the {ENSEMBLE} against its best member, {best}: {change} points"
 
 
-def markdown(table: Table, ways: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of a Markdown table of some ways: right answers in %, with half of the interval."""
-    names = list(table.rows[ways[0]])
-    yield f"| | {' | '.join(names)} |"
+def write_markdown(table: Table, path: Path) -> None:
+    """All tables of a finding in Markdown, that of the ways that are plotted first, and what they say in words."""
+    parts = [markdown(table, table.plotted), markdown(table), table.notes, *map(markdown, table.more.values())]
+    text = "\n\n".join("\n".join(part) for part in parts)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n")
+
+
+def markdown(table: Table, ways: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the lines of a Markdown table of some ways, or of all: in %, with half of the interval, or in points."""
+    names = list(next(iter(table.rows.values())))
+    yield f"| {'' if '%' in table.unit else f'{table.title} '}| {' | '.join(names)} |"
     yield "|---" * (len(names) + 1) + "|"
-    for way in ways:
-        found = [table.rows[way][kind] for kind in names]
-        cells = [f"{each['mean']:.1f} ± {(each['high'] - each['low']) / 2:.1f}" for each in found]
+    for way in ways or table.rows:
+        cells = [cell(table.rows[way][kind], table.unit) for kind in names]
         yield f"| {way} | {' | '.join(cells)} |"
+
+
+def cell(found: Estimate, unit: str) -> str:
+    """An estimate in a cell: `81.0 ± 3.2`, and a difference as `+1.2 [-0.4, +2.9]`."""
+    if "%" in unit:
+        return f"{found['mean']:.1f} ± {(found['high'] - found['low']) / 2:.1f}"
+    return f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"

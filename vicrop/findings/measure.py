@@ -140,10 +140,12 @@ def with_methods(run: RunSettings, names: Sequence[str]) -> RunSettings:
 
 
 def where_places_are_true(records: Sequence[dict], names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(methods without gt_crop where no record has a gt_bbox, notes: a sentence that says so)."""
-    if TRUE_CROP not in names or any(record.get("gt_bbox") for record in records):
+    """(methods without gt_crop where a record has no gt_bbox, which it cannot answer, notes: a sentence on that)."""
+    missing = sum(not record.get("gt_bbox") for record in records)
+    if TRUE_CROP not in names or not missing:
         return list(names), []
-    return [name for name in names if name != TRUE_CROP], [f"no record has a gt_bbox, so there is no {TRUE_CROP}"]
+    note = f"{missing} of {len(records)} records have no gt_bbox, so there is no {TRUE_CROP}"
+    return [name for name in names if name != TRUE_CROP], [note]
 
 
 def refuse_methods(names: Sequence[str], fits: Callable[[str], Any], what: str, must: str) -> None:
