@@ -727,6 +727,22 @@ def test_gated_records_confidence_and_several_boxes_are_shown(opened, tmp_path):
     assert page.locator("#place button").count() == 0  # all that have a true place hit it
 
 
+def test_a_question_about_two_places_is_hit_where_crops_show_both(opened, tmp_path):
+    """The box around both has its middle between them; what is not there has no place, though a box of all of it."""
+    two = {"gt_bbox": [0, 0, 300, 200], "gt_bboxes": [[20, 20, 40, 40], [240, 140, 260, 160]]}
+    records = [two | {"bboxes": [[9, 9, 99, 99], [200, 100, 300, 200]]},
+               two | {"bboxes": [[9, 9, 99, 99]]},
+               two | {"bboxes": [[100, 50, 200, 150]]},
+               {"gt_bbox": [0, 0, 300, 200], "gt_bboxes": [], "bboxes": [[100, 50, 200, 150]]}]  # fmt: skip
+    report.main([str(hand_made(tmp_path, records)), "--maps", "saved"])
+    page = opened(tmp_path / "mine-demo-rel_att.html")
+    page.locator("#gt").check()
+    assert [page.locator(".card").nth(number).locator(".gt").count() for number in range(4)] == [2, 2, 2, 0]
+    for name, count in (("true place hit", 1), ("missed", 2)):
+        page.locator("#place button", has_text=name).click()
+        assert page.locator(".card").count() == count
+
+
 def test_pictures_are_large_where_there_are_few(tmp_path):
     few = [ResultFile.read(hand_made(tmp_path, [{}]))]
     many = [{"image_path": f"{number}.jpg"} for number in range(5000)]

@@ -12,6 +12,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -172,17 +173,23 @@ def shown_answer(
 def shown_boxes(record: dict) -> list[tuple[float, float, float, float]]:
     """All boxes of a record's crops: those of `bboxes`, or else that of `bbox`; none where nothing was cropped."""
     several = record.get("bboxes")
-    if not isinstance(several, list) or not several:
-        several = [record.get("bbox")]
-    return list(filter(None, (shown_box({"id": record["id"], "bbox": box}, "bbox") for box in several)))
+    several = several if isinstance(several, list) and several else [record.get("bbox")]
+    return valid_boxes({"id": record["id"]}, several)
 
 
-def shown_box(record: dict, field: str) -> tuple[float, float, float, float] | None:
-    """The box in a field of a record; None if there is none, or something else."""
-    try:
-        return box_of(record, field) if record.get(field) else None
-    except ValueError:  # the run, or the score table, has said so
-        return None
+def true_places(record: dict) -> list[tuple[float, float, float, float]]:
+    """A record's `gt_bboxes`, or else its `gt_bbox`: none where the thing that is asked about is not there."""
+    several = record.get("gt_bboxes")
+    return valid_boxes(record, several if isinstance(several, list) else [record.get("gt_bbox")])
+
+
+def valid_boxes(record: dict, boxes: Sequence[Any]) -> list[tuple[float, float, float, float]]:
+    """Those that can be drawn: the run, or the score table, has said what is wrong with others."""
+    found = []
+    for box in boxes:
+        with suppress(ValueError):
+            found.append(box_of(record | {"gt_bbox": box}))
+    return found
 
 
 def shown_question(record: dict, result: ResultFile) -> dict[str, Any]:
@@ -192,7 +199,7 @@ def shown_question(record: dict, result: ResultFile) -> dict[str, Any]:
     category = ", ".join(map(str, category)) if isinstance(category, list) else category
     size = size_of(record, result.images)
     return {
-        "id": str(record["id"]), "question": record.get("question"), "gt": shown_box(record, "gt_bbox"),
+        "id": str(record["id"]), "question": record.get("question"), "places": true_places(record),
         "labels": list(dict.fromkeys(map(str, labels))),
         "size": size and str(size), "category": None if category is None else str(category),
     }  # fmt: skip
