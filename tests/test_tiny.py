@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import random
 
 import numpy as np
@@ -14,10 +15,10 @@ import tiny.train
 from tiny.boards import CHARACTERS
 from tiny.inherit import silence_new_layers, take_over
 from tiny.labels import MIDDLE, TARGETS, patch_labels
-from tiny.lessons import PairedAnswerBatches, pixels, turns_about, window_anywhere, window_around
+from tiny.lessons import Lesson, PairedAnswerBatches, lesson_of, lessons_about, pixels, window_anywhere, window_around
 from tiny.losses import REACH, by_kind, normalised, place_loss
 from tiny.models import DEPTH, FAMILIES, IGNORE
-from tiny.questions import vocabulary
+from tiny.questions import questions_about, vocabulary
 from tiny.scenes import make_scene, write_dataset
 from tiny.street import make_street
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
@@ -180,7 +181,7 @@ def test_training_computes_what_answering_computes(family, pair):
     with torch.no_grad():
         hidden = family.hidden(batch, shown[0], shown[1:])
         logits = family.model.get_output_embeddings()(hidden)
-    asked = batch["labels"].roll(-1, 1) != IGNORE
+    asked = batch["labels"][..., 0].roll(-1, 1) != IGNORE
     together = logits[asked & ~asked.roll(1, 1)]  # where the first answer token is predicted
 
     first, *crops = [Image.fromarray(picture) for picture in pictures]
@@ -203,7 +204,7 @@ def test_rows_of_a_batch_do_not_change_each_other(family):
     def hidden(rows, values):
         batch = family.collate(rows, [shape])
         with torch.no_grad():
-            return family.hidden(batch, values)[batch["labels"] != IGNORE]
+            return family.hidden(batch, values)[batch["labels"][..., 0] != IGNORE]
 
     alone = torch.cat([hidden(rows[:1], values[:1]), hidden(rows[1:], values[1:])])
     torch.testing.assert_close(hidden(rows, values), alone, atol=1e-4, rtol=1e-4)
@@ -223,10 +224,8 @@ def test_crops_are_drawn_without_the_question(family, monkeypatch):
     stage = dataclasses.replace(PAIRS, batch=2)
     step = next(step for step in range(40) if stage.data(stage, family, 0)[step]["crops"])
     asked = stage.data(stage, family, 0)[step]
-    other_turns = [("is there a red sign in the image?", "no", "presence absent")]
-    monkeypatch.setattr(
-        "tiny.lessons.turns_about", lambda scene, rng, *how: turns_about(scene, rng, *how) and other_turns
-    )
+    others = [Lesson("is there a red sign in the image?", "no", "presence absent")]
+    monkeypatch.setattr("tiny.lessons.lessons_about", lambda *about: lessons_about(*about) and others)
     other = stage.data(stage, family, 0)[step]
     assert torch.equal(asked["pixels"][0], other["pixels"][0])
     assert torch.equal(asked["crops"][0][0], other["crops"][0][0])
@@ -242,8 +241,33 @@ def test_there_are_up_to_three_crops(family):
             batches[len(batch["crops"])] = batch
     assert sorted(batches) == [0, 1, 2, 3]
     for batch in batches.values():
-        starts = (batch["labels"] != IGNORE) & (batch["labels"].roll(1, 1) == IGNORE)
+        answers = batch["labels"][..., 0]
+        starts = (answers != IGNORE) & (answers.roll(1, 1) == IGNORE)
         assert starts.sum() == sum(map(len, batch["kinds"]))
+
+
+def test_the_token_that_ends_a_name_knows_where_the_thing_is(family):
+    """In questions about streets and scenes of signs, of every kind that names what it is about."""
+    named = {}
+    for seed, make in itertools.product(range(12), (make_scene, make_street)):
+        scene = make(random.Random(seed))
+        for question in questions_about(scene, random.Random(seed)):
+            lesson = lesson_of(question, scene)
+            turn = family.turn(lesson.question, lesson.answer, lesson.seen)
+            labels = turn.labels(2)
+            assert len(labels) == 2 + len(turn)
+            assert labels[len(labels) - len(turn.answer) :, 0].tolist() == turn.answer
+            assert (labels[: len(labels) - len(turn.answer), 0] == IGNORE).all()
+            places = (labels[:, 1] != IGNORE).nonzero()[:, 0].tolist()
+            assert len(places) == len(question.names)
+            for place, name, thing in zip(places, question.names, question.targets, strict=bool(question.names)):
+                said = family.tokenizer.decode(turn.asked[: place - 2 + 1])
+                assert said.endswith((name, name.removesuffix(" sign")))
+                x, y = ((thing.box[axis] + thing.box[axis + 2]) / 2 / scene.size[axis] for axis in (0, 1))
+                assert labels[place, 1:].tolist() == [int(100 * x), int(100 * y)]
+            named.setdefault(question.kind, set()).add(len(question.names))
+    assert named == {"reading": {1}, "attribute": {1}, "presence": {0, 1}, "count": {0}, "relation": {2},
+                     "two_places": {2}, "comparison": {2}}  # fmt: skip
 
 
 def test_an_answer_is_right_when_all_of_its_tokens_are():

@@ -6,13 +6,14 @@ Both editions of the world are mixed (tiny.scenes, tiny.street). Each batch is a
 import math
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
 from tiny.drawing import Box
-from tiny.labels import patch_labels
+from tiny.labels import middle, patch_labels
 from tiny.questions import RELATIONS, Question, describe, questions_about
 from tiny.scenes import ASPECTS, COLORS, SIDES, Scene, make_scene
 from tiny.street import Street, make_street
@@ -70,22 +71,42 @@ def size_of(question: Question, scene: Street | Scene) -> str:
     return next(name for name, limit in SIZES.items() if share < limit)
 
 
-def turns_about(
+class Lesson(NamedTuple):
+    """A question with its answer, and where the things lie that it names.
+
+    Attributes:
+        kind: of question, and the size of what it is about. seen: (place in the question where a name ends, x, y),
+            x and y in hundredths of the picture, for each thing that it names.
+    """
+
+    question: str
+    answer: str
+    kind: str
+    seen: Sequence[tuple[int, int, int]] = ()
+
+
+def lesson_of(question: Question, scene: Street | Scene) -> Lesson:
+    """A question about a scene as it is taught."""
+    seen = [(end, *middle(thing.box, (0, 0, *scene.size))) for end, thing in question.mentions()]
+    return Lesson(question.text, question.answer, f"{question.kind} {size_of(question, scene)}", seen)
+
+
+def lessons_about(
     scene: Street | Scene,
     rng: random.Random,
     most: int | None = None,
     relations: Sequence[str] = tuple(RELATIONS),
-) -> list[tuple[str, str, str]]:
-    """Independent single questions about one scene: [(question, answer, its kind and size)], at most `most`."""
-    by_kind, turns = {}, []
+) -> list[Lesson]:
+    """Independent single questions about one scene, at most `most`."""
+    by_kind, lessons = {}, []
     for question in questions_about(scene, rng, relations=relations):
         by_kind.setdefault(question.kind, []).append(question)
     for kind, found in by_kind.items():
         for question in rng.sample(found, min(QUOTAS[kind], len(found))):
-            turns.append((question.text, question.answer, f"{kind} {size_of(question, scene)}"))
+            lessons.append(lesson_of(question, scene))
     if rng.random() < DESCRIBED:
-        turns.append((GENERAL_PROMPT, describe(scene), "description"))
-    return turns if most is None or len(turns) <= most else rng.sample(turns, most)
+        lessons.append(Lesson(GENERAL_PROMPT, describe(scene), "description"))
+    return lessons if most is None or len(lessons) <= most else rng.sample(lessons, most)
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -173,9 +194,9 @@ class AnswerBatches(Batches):
                 sign = rng.choice(scene.signs).box
                 window = window_around(scene, rng, sign) if rng.random() < 0.7 else window_anywhere(scene, rng)
                 each.append(pixels(scene, rng, shapes[1], window))
-            told = turns_about(scene, rng, self.family.turns_per_image, relations)
-            turns = [(self.family.turn(question, answer), kind) for question, answer, kind in told]
-            turns.sort(key=lambda turn: -sum(map(len, turn[0])))  # turns of one length are packed together
+            told = lessons_about(scene, rng, self.family.turns_per_image, relations)
+            turns = [(self.family.turn(each.question, each.answer, each.seen), each.kind) for each in told]
+            turns.sort(key=lambda turn: -len(turn[0]))  # turns of one length are packed together
             asked.append([turn for turn, _ in turns])
             kinds.append([f"{'crop ' if number else ''}{kind}" for _, kind in turns])
         batch = {"pixels": stacked(images), "kinds": kinds, **self.family.collate(asked, shapes)}

@@ -1,6 +1,8 @@
 """Losses of the stages of training, and how much is right: of cells by what is asked of them, of answers by kind."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from tiny.packing import IGNORE
 
 WIDTHS = [len(classes) for classes in TARGETS.values()]
 CELLS = 0.25  # weight of the cells' loss beside that of the answers
+LOOKING = 3  # the layer of the language model behind which it is to have looked at what a name names
 PLACES, REACH = 0.2, 4.0  # weight of the loss of places, and how far from 0 the edges of a picture lie on its axes
 Scores = dict[str, float]
 
@@ -87,14 +90,33 @@ def patch_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tens
 
 
 def answer_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tensor, Scores]:
-    """Loss of the answers' tokens, and the share of answers that are wholly right, by kind."""
+    """Loss of the answers' tokens and of where named things are, and the share of answers that are right, by kind.
+
+    Where a thing is, is asked of the token that ends its name, in the middle of the language model: it learns to look
+    there. From answers alone it did not learn to look for two things before it compares them.
+    """
     shown = [normalised(pixels, family.processor) for pixels in (batch["pixels"], *batch["crops"])]
-    hidden = family.hidden(batch, shown[0], shown[1:])[:, :-1]
-    wanted = batch["labels"][:, 1:]
+    with output_of(family.model.get_decoder().layers[LOOKING]) as looked:
+        hidden = family.hidden(batch, shown[0], shown[1:])[:, :-1]
+    placed, errors = place_loss(looked[0].flatten(0, 1), batch["labels"][..., 1:].flatten(0, 1))
+    wanted = batch["labels"][:, 1:, 0]
     asked = wanted != IGNORE
     logits = family.model.get_output_embeddings()(hidden[asked]).float()
-    loss = F.cross_entropy(logits, wanted[asked])
-    return loss, by_kind(logits.argmax(-1) == wanted[asked], asked, batch["kinds"])
+    loss = F.cross_entropy(logits, wanted[asked]) + PLACES * placed
+    scores = by_kind(logits.argmax(-1) == wanted[asked], asked, batch["kinds"])
+    return loss, scores | {f"named {axis}": error for axis, error in errors.items()}
+
+
+@contextmanager
+def output_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Within, what a module computes is appended to the list."""
+    found = []
+    keep = lambda _, __, output: found.append(output if torch.is_tensor(output) else output[0])  # noqa: E731
+    handle = module.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def mixed_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tensor, Scores]:

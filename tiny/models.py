@@ -30,7 +30,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from tiny.boards import CHARACTERS
-from tiny.packing import IGNORE, pack, packed_attention
+from tiny.packing import IGNORE, Turn, pack, packed_attention
 from tiny.questions import ASKED_SHAPES, vocabulary
 from tiny.scenes import COLORS
 from vicrop.attention import replaced
@@ -154,10 +154,10 @@ class Family:
         raise NotImplementedError
 
     def collate(self, turns, shapes):
-        """Tensors of a batch, "ids" and "labels" (rows, T) among them, for `hidden`.
+        """Tensors of a batch, "ids" (rows, T) and "labels" (rows, T, 3), as of Turn, among them, for `hidden`.
 
         Args:
-            turns: for each image its [(prompt ids, answer ids)].
+            turns: for each image its [Turn].
             shapes: (height, width) of the image and of each of its crops.
         """
         raise NotImplementedError
@@ -174,12 +174,13 @@ class Family:
     def encode(self, text, special=False):
         return self.tokenizer(text, add_special_tokens=special).input_ids
 
-    def turn(self, question, answer):
-        """(prompt ids after the image, answer ids with the end token)."""
-        return self.encode(self.after_image(question)), [
-            *self.encode(self.answer_start + answer),
-            self.tokenizer.eos_token_id,
-        ]
+    def turn(self, question, answer, seen=()):
+        """The Turn of a prompt after the image and its answer with the end token; `seen` as of tiny.lessons.Lesson."""
+        prompt = self.after_image(question)
+        start = prompt.index(question) if question else 0
+        seen = [(len(self.encode(prompt[: start + end])) - 1, *xy) for end, *xy in seen]
+        answer = [*self.encode(self.answer_start + answer), self.tokenizer.eos_token_id]
+        return Turn(self.encode(prompt), answer, seen)
 
     def after_image(self, question):
         """The part of a prompt that follows the image."""
@@ -408,10 +409,9 @@ class Blip(Family):
         images = [self.model.config.image_token_id] * (self.queries * len(shapes)) + [self.tokenizer.bos_token_id]
         reader, owners, rows, asked = self.processor.qformer_tokenizer, [], [], []
         for owner, each in enumerate(turns):
-            for prompt, answer in each:
-                labels = [IGNORE] * (len(images) + len(prompt)) + answer
-                rows.append((torch.tensor(images + prompt + answer), torch.tensor(labels)))
-                asked.append(torch.tensor([reader.bos_token_id, *prompt]))
+            for turn in each:
+                rows.append((torch.tensor([*images, *turn.asked, *turn.answer]), turn.labels(len(images))))
+                asked.append(torch.tensor([reader.bos_token_id, *turn.asked]))
                 owners.append(owner)
         ids, labels = zip(*rows, strict=True)
         return {

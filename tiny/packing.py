@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,29 @@ from vicrop.attention import with_implementation
 
 IGNORE = -100  # label of a token that is no part of an answer
 NAME = "packed turns"
-Turn = tuple[Sequence[int], Sequence[int]]  # ids of what is asked, ids of the answer
+
+
+class Turn(NamedTuple):
+    """A question and its answer in tokens.
+
+    Attributes:
+        asked, answer: ids. seen: (number of the asked token that ends the name of a thing, x, y) of each named thing.
+    """
+
+    asked: Sequence[int] = ()
+    answer: Sequence[int] = ()
+    seen: Sequence[tuple[int, int, int]] = ()
+
+    def __len__(self):
+        return len(self.asked) + len(self.answer)
+
+    def labels(self, before: int = 0) -> Tensor:
+        """(before + tokens, 3): the answer's ids, then x and y of the thing whose name ends there; else IGNORE."""
+        found = torch.full((before + len(self), 3), IGNORE)
+        found[len(found) - len(self.answer) :, 0] = torch.tensor(self.answer)
+        for place, *xy in self.seen:
+            found[before + place, 1:] = torch.tensor(xy)
+        return found
 
 
 @dataclass(frozen=True)
@@ -42,25 +65,19 @@ def pack(prefix: Sequence[int], rows: Sequence[Sequence[Turn]], pad: int) -> tup
     """Rows of a prefix and several turns. Rows whose turns are sorted by length have the least padding.
 
     Returns:
-        ids, labels (IGNORE but at the answers) and positions, each (rows, T); where the slots are.
+        ids and positions, each (rows, T), labels (rows, T, 3) as Turn has them; where the slots are.
     """
-    widths = [max(len(asked) + len(answer) for asked, answer in of_all if asked) for of_all in columns(rows)]
+    widths = [max(map(len, of_all)) for of_all in zip_longest(*rows, fillvalue=Turn())]
     ends = (len(prefix) + torch.tensor(widths).cumsum(0)).tolist()
     slots, shape = Slots(len(prefix), ends), (len(rows), ends[-1])
-    ids, labels = torch.full(shape, pad), torch.full(shape, IGNORE)
+    ids, labels = torch.full(shape, pad), torch.full((*shape, 3), IGNORE)
     positions = torch.cat([torch.arange(len(prefix)), *(len(prefix) + torch.arange(width) for width in widths)])
     ids[:, : len(prefix)] = torch.tensor(prefix)
     for row, turns in enumerate(rows):
-        for (asked, answer), (start, _) in zip(turns, slots.bounds, strict=False):
-            begin, end = start + len(asked), start + len(asked) + len(answer)
-            ids[row, start:end] = torch.tensor([*asked, *answer])
-            labels[row, begin:end] = torch.tensor(answer)
+        for turn, (start, _) in zip(turns, slots.bounds, strict=False):
+            ids[row, start : start + len(turn)] = torch.tensor([*turn.asked, *turn.answer])
+            labels[row, start : start + len(turn)] = turn.labels()
     return ids, labels, positions.repeat(len(rows), 1), slots
-
-
-def columns(rows: Sequence[Sequence[Turn]]) -> Iterator[tuple[Turn, ...]]:
-    """The first turns of all rows, the second ones, ...; an empty one where a row has fewer."""
-    return zip_longest(*rows, fillvalue=((), ()))
 
 
 @contextmanager

@@ -29,12 +29,23 @@ class Question:
     Attributes:
         kind: one of KINDS.
         targets: what has to be seen to answer it; empty where nothing is there to be seen (an absent thing).
+        names: what the text calls them, one after the other; empty where it does not name each of them.
     """
 
     kind: str
     text: str
     answer: str
     targets: tuple[Thing, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def mentions(self) -> list[tuple[int, Thing]]:
+        """[(place in the text where its name ends, thing)]; of "the red and the blue sign" the first ends at "red"."""
+        found, end = [], 0
+        for name, thing in zip(self.names, self.targets, strict=False):
+            said = name if name in self.text[end:] else name.removesuffix(" sign")
+            end = self.text.index(said, end) + len(said)
+            found.append((end, thing))
+        return found
 
 
 def things_of(scene: Street | Scene) -> list[Thing]:
@@ -94,7 +105,7 @@ def reading(things, rng):
         if each.name.endswith(" sign") and each.thing.text.isdigit():
             most = 3 if len(each.thing.text) == 1 else 1  # "which digit" is asked of a single one
             ways += [way.format(color=color) for way in NUMBER_QUESTIONS[:most]]
-        yield Question("reading", rng.choice(ways), each.thing.text, (each.thing,))
+        yield Question("reading", rng.choice(ways), each.thing.text, (each.thing,), (each.name,))
 
 
 def attribute(things, rng):
@@ -102,11 +113,12 @@ def attribute(things, rng):
         names = names_of(thing, things)
         ways = []
         if thing.shape in names:
-            ways.append((f"what colour is the {thing.shape}?", thing.color))
+            ways.append((thing.shape, f"what colour is the {thing.shape}?", thing.color))
         if f"{thing.color} sign" in names:
-            ways.append((f"what shape is the {thing.color} sign?", thing.shape))
+            ways.append((f"{thing.color} sign", f"what shape is the {thing.color} sign?", thing.shape))
         if ways:
-            yield Question("attribute", *rng.choice(ways), (thing,))
+            name, text, answer = rng.choice(ways)
+            yield Question("attribute", text, answer, (thing,), (name,))
 
 
 def presence(things, rng):
@@ -115,7 +127,7 @@ def presence(things, rng):
     looks = {(thing.color, thing.shape) for thing in things}
     colors = {thing.color for thing in things if thing.is_sign}
     for each in named(things, rng):
-        yield Question("presence", ask(each.name), "yes", (each.thing,))
+        yield Question("presence", ask(each.name), "yes", (each.thing,), (each.name,))
         other = rng.choice(list(COLORS)), rng.choice(ASKED_SHAPES)
         absent = [f"{other[0]} sign"] if other[0] not in colors else []
         absent += [other[1]] if other[1] not in {shape for _, shape in looks} else []
@@ -152,7 +164,8 @@ def relation(things, rng, words=tuple(RELATIONS)):
             before = first.thing.box[axis + 2] <= second.thing.box[axis]
             if before or second.thing.box[axis + 2] <= first.thing.box[axis]:
                 text = f"is the {one.name} {side} the {other.name}?"
-                yield Question("relation", text, "yes" if before else "no", (one.thing, other.thing))
+                answer = "yes" if before else "no"
+                yield Question("relation", text, answer, (one.thing, other.thing), (one.name, other.name))
                 break
 
 
@@ -160,7 +173,8 @@ def two_places(things, rng):
     found = named(things, rng, lambda thing: thing.is_sign)
     for one, other in zip(found, found[1:], strict=False):
         text = f"what is on {both(one.name, other.name)}?"
-        yield Question("two_places", text, f"{one.thing.text} {other.thing.text}", (one.thing, other.thing))
+        answer = f"{one.thing.text} {other.thing.text}"
+        yield Question("two_places", text, answer, (one.thing, other.thing), (one.name, other.name))
 
 
 def comparison(things, rng):
@@ -170,7 +184,7 @@ def comparison(things, rng):
         if int(one.text) != int(other.text):
             text = f"which number is larger, on the {one.color} or the {other.color} sign?"
             larger = max(one, other, key=lambda thing: int(thing.text))
-            yield Question("comparison", text, larger.color, (one, other))
+            yield Question("comparison", text, larger.color, (one, other), (one.color, other.color))
 
 
 KINDS = {
