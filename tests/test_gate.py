@@ -20,7 +20,7 @@ from vicrop.evaluation.gates import gate_rows, risk_coverage_area
 from vicrop.evaluation.paired import compared
 from vicrop.evaluation.result_files import ResultFile
 from vicrop.evaluation.results import OUTPUT_FIELDS
-from vicrop.evaluation.scores import ScoreOptions, row_of
+from vicrop.evaluation.scores import ScoreOptions, row_of, rows_of
 from vicrop.files import ROOT
 from vicrop.loaded import load_chosen
 from vicrop.session import ImageSession
@@ -227,11 +227,13 @@ def test_a_gated_file_tells_only_of_gates_below_its_own(tmp_path):
     path = made(tmp_path, "rel_att")
     records = json.loads(path.read_text())
     records[3] |= {"gated": True, "crop_answer": "2", "bbox": None}
-    path.write_text(json.dumps(records))
-    rows = gate_rows(ResultFile.read(path), ScoreOptions(by=()))
-    assert max(row["threshold"] for row in rows) == 0.8
-    assert not any("low" in row for row in rows)
-    assert "aurc" in rows[-1]
+    for p, highest_known in ((0.8, 0.8), (1.0, 0.999)):  # however sure it was, it never had a crop
+        records[3]["confidence"] = {"original": p, "crop": p}
+        path.write_text(json.dumps(records))
+        rows = gate_rows(ResultFile.read(path), ScoreOptions(by=()))
+        assert max(row["threshold"] for row in rows) == highest_known
+        assert not any("low" in row for row in rows)
+        assert "aurc" in rows[-1]
 
 
 @pytest.mark.parametrize(
@@ -252,6 +254,18 @@ def test_votes():
     assert highest(votes) is votes[3]  # of equals the later one
     assert majority(votes) is votes[2]
     assert majority(votes[2:]) is votes[3]  # one each
+    sure = [Vote("a", 1, 0), Vote("A", 1, 0), Vote("b", 1, 100), Vote("c", 0.9, 0), Vote("b", 0.9, 100)]
+    assert highest(sure) is sure[1]  # of equals the one that most of them give
+
+
+def test_checkpoints_of_one_name_are_members_with_first_answers_of_their_own(tmp_path):
+    other = [(("9" if n == 2 else before), p, after, q) for n, (before, p, after, q) in enumerate(ROWS)]
+    paths = [made(tmp_path, "rel_att"), made(tmp_path, "grad_att"), made(tmp_path, "loc_att", other)]
+    files = [ResultFile.read(path) for path in paths]
+    members = [row["member"] for row in ensemble_rows(files, ScoreOptions())]
+    assert members[:5] == ["no crop before rel_att", "rel_att", "grad_att", "no crop before loc_att", "loc_att"]
+    curves = [curve["name"] for curve in page_scores.risk_curves(files, "exact")]
+    assert sum("without crop" in name for name in curves) == 2
 
 
 def test_an_ensemble_against_its_best_member(tmp_path):
@@ -286,6 +300,8 @@ def test_results_beside_each_other_are_told_apart_by_what_their_runs_did_otherwi
     wanted = ["rel_att", "rel_att, 2 regions", "rel_att, 3 regions below 0.9"]
     assert paired.names_of(files) == [each["method"] for each in page_scores.names_of(files)] == wanted
     assert {row["member"] for row in ensemble_rows(files, ScoreOptions())} > {"no crop", *wanted}
+    assert [row["method"] for file in files for row in rows_of(file, ScoreOptions())] == wanted
+    assert {row["method"] for file in files for row in gate_rows(file, ScoreOptions())} == set(wanted)
 
 
 def test_two_results_against_each_other(tmp_path, capsys):

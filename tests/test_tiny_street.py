@@ -168,7 +168,7 @@ def true_answer(text, things):
 
 
 def test_answers_are_true_to_what_is_drawn():
-    """Things are read off the label map again: colour and place come from the picture, not from the record."""
+    """Answers are worked out again from the things; that things are drawn as they are said to be is tested below."""
     for street, question in all_questions():
         assert true_answer(question.text, street.things) == question.answer, question
 

@@ -149,7 +149,7 @@ def place_cars(rng, plan, side, signs, taken) -> list[Thing]:
             others = [other for other in taken if not around or other != around.box]
             others += [car.box for car in cars]
             fits = inside(box, (0, 0, *plan.size)) and all(apart(box, other, 0.01 * side) for other in others)
-            if fits and box[1] < plan.size[1]:
+            if fits:
                 cars.append(Thing("car", color, box, shaded(rng, COLORS[color])))
                 break
             around = None

@@ -3,7 +3,7 @@
 python get_score.py --ensemble A.json B.json C.json
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,35 +28,55 @@ class Vote(NamedTuple):
 
 
 def highest(votes: Sequence[Vote]) -> Vote:
-    """The vote that is the most probable answer; the later one where several are."""
-    return max(reversed(votes), key=lambda vote: vote.confidence)
+    """The vote that is the most probable answer; where several are, the `frequent` one, and of these the last.
+
+    Probabilities in results are rounded, so of a model that is sure many are 1.
+    """
+    most = max(vote.confidence for vote in votes)
+    return frequent([vote for vote in votes if vote.confidence == most])[-1]
 
 
 def majority(votes: Sequence[Vote]) -> Vote:
     """The most probable of the votes for the answer that most members give; of several such answers likewise."""
-    groups = defaultdict(list)
-    for vote in votes:
-        groups[" ".join(vote.answer.split()).rstrip(".").lower()].append(vote)
-    most = max(map(len, groups.values()))
-    return highest([vote for vote in votes if any(vote in group for group in groups.values() if len(group) == most)])
+    return highest(frequent(votes))
+
+
+def frequent(votes: Sequence[Vote]) -> list[Vote]:
+    """The votes for the answer that most of them give, or for all such answers."""
+    said = [" ".join(vote.answer.split()).rstrip(".").lower() for vote in votes]
+    counts = Counter(said)
+    return [vote for vote, answer in zip(votes, said, strict=True) if counts[answer] == max(counts.values())]
 
 
 RULES: dict[str, Callable[[Sequence[Vote]], Vote]] = {"highest p": highest, "majority, then p": majority}
 
 
 def votes_of(files: Sequence[ResultFile], common: Common) -> dict[str, list[Vote]]:
-    """{member: its votes, question by question}: the first answers of each model, and each file's answers with crop."""
-    members = {}
-    models = Counter(file.model for file in files)
-    for number, (file, name) in enumerate(zip(files, names_of(files), strict=True)):
-        records, pairs = common.records[number], common.pairs[number]
+    """{member: its votes, question by question}: each file's answers with crop, and first answers, once if alike."""
+    names, firsts = names_of(files), list(map(first_answers, common.records))
+    called, members = names_of_firsts(files, firsts), {}
+    for name, first, records, pairs in zip(names, firsts, common.records, common.pairs, strict=True):
         sure = [sureness(record) or (0.0, 0.0) for record in records]
-        first = NO_CROP if len(models) == 1 else f"{file.model} {NO_CROP}"
-        for member, field, which in ((first, "original_answer", 0), (name, "crop_answer", 1)):
-            if member not in members:
-                rows = zip(records, sure, pairs, strict=True)
-                members[member] = [Vote(str(each.get(field) or ""), p[which], pair[which]) for each, p, pair in rows]
+        for member, field, which in ((called[first], "original_answer", 0), (name, "crop_answer", 1)):
+            rows = zip(records, sure, pairs, strict=True)
+            votes = [Vote(str(each.get(field) or ""), p[which], pair[which]) for each, p, pair in rows]
+            members.setdefault(member, votes)
     return members
+
+
+def first_answers(records: Sequence[dict]) -> tuple[str, ...]:
+    """What was answered without a crop."""
+    return tuple(str(record.get("original_answer")) for record in records)
+
+
+def names_of_firsts(files: Sequence[ResultFile], firsts: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """{first answers: what they are called}: by the model, and by the file where checkpoints or prompts differ too."""
+    several = len({file.model for file in files}) > 1
+    owners = dict(reversed([*zip(firsts, zip(files, names_of(files), strict=True), strict=True)]))
+    called = {first: f"{file.model} {NO_CROP}" if several else NO_CROP for first, (file, _) in owners.items()}
+    alike = Counter(called.values())
+    return {first: f"{called[first]} before {name}" if alike[called[first]] > 1 else called[first]
+            for first, (_, name) in owners.items()}  # fmt: skip
 
 
 def chosen_by_rules(members: Mapping[str, Sequence[Vote]]) -> dict[str, np.ndarray]:

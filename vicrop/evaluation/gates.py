@@ -29,7 +29,7 @@ def gate_rows(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
     """
     if not has_confidence(file.records):
         raise ValueError(why_without(file))
-    about, rows = {"task": file.task, "model": file.model, "method": file.method}, []
+    about, rows = {"task": file.task, "model": file.model, "method": file.way}, []
     for metric, grader in options.metrics_of(file).items():
         scored = list(scored_by(file, grader))
         for (_, part), members in parts_of(file, options.by).items():
@@ -45,12 +45,14 @@ def figures_of(graded: Sequence[tuple[dict, tuple[float, float]]], options: Scor
     records = [record for record, _ in graded]
     pairs, sure = np.array([pair for _, pair in graded]), [sureness(record) or (0.0, 0.0) for record in records]
     rows = []
-    for bound in (bound for bound in THRESHOLDS if bound <= highest(records)):
+    gated = [record for record in records if record.get("gated")]
+    known = [bound for bound in THRESHOLDS if bound <= highest(records) and not (gated and wants_crop(1.0, bound))]
+    for bound in known:
         crops = np.array([wants_crop(p, bound) for p, _ in sure])
-        gated = np.where(crops, pairs[:, 1], pairs[:, 0])
-        row = {"threshold": bound, "crops": 100 * crops.mean(), "score": gated.mean()}
-        if highest(records) >= 1:  # else nothing tells what crops would have given everywhere
-            change = gated - pairs[:, 1]
+        chosen = np.where(crops, pairs[:, 1], pairs[:, 0])
+        row = {"threshold": bound, "crops": 100 * crops.mean(), "score": chosen.mean()}
+        if not gated:  # else nothing tells what crops would have given everywhere
+            change = chosen - pairs[:, 1]
             low, high = bootstrap_interval(change, clusters_of(records), options.bootstrap, options.seed)
             row |= {"against_always": change.mean(), "low": low, "high": high}
         rows.append(row)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vicrop.evaluation.columns import COLUMNS, cells
 from vicrop.evaluation.confidence import has_confidence, sureness
-from vicrop.evaluation.ensembles import chosen_by_rules, votes_of
+from vicrop.evaluation.ensembles import chosen_by_rules, first_answers, votes_of
 from vicrop.evaluation.gates import risk_coverage
 from vicrop.evaluation.paired import in_common
 from vicrop.evaluation.result_files import ResultFile, place_of_size, size_of
@@ -97,9 +97,9 @@ def together(
 def risk_curves(results: Sequence[ResultFile], grader: str) -> list[dict[str, Any]]:
     """[{"name", "kind", "area", "points": [[coverage, risk], ...]}], in %, of results that tell how sure the model was.
 
-    "kind" is without (a crop; once for each model), with, or surer (of both answers).
+    "kind" is without (a crop; once where these answers are alike), with, or surer (of both answers).
     """
-    curves, plain = [], set()
+    curves, told = [], set()
     for result, name in zip(results, names_of(results), strict=True):
         graded = [(record, pair) for record, pair in scored_by(result, grader) if isinstance(pair, tuple)]
         if not has_confidence([record for record, _ in graded]):
@@ -108,11 +108,12 @@ def risk_curves(results: Sequence[ResultFile], grader: str) -> list[dict[str, An
             *((pair, sureness(record) or (0.0, 0.0)) for record, pair in graded), strict=True))  # fmt: skip
         kinds = {"without": (right[:, 0], sure[:, 0]), "with": (right[:, 1], sure[:, 1]),
                  "surer": (np.where(sure[:, 1] >= sure[:, 0], right[:, 1], right[:, 0]), sure.max(1))}  # fmt: skip
+        first = name["model"], first_answers([record for record, _ in graded])
         for kind, pair in kinds.items():
-            if kind != "without" or name["model"] not in plain:
+            if kind != "without" or first not in told:
                 shown = f"{name['model']}, {WORDS[kind].format(method=name['method'])}"
                 curves.append({"name": shown, "kind": kind, **curve(*pair)})
-        plain.add(name["model"])
+        told.add(first)
     return curves
 
 

@@ -166,7 +166,7 @@ def rows_of(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
         unlabelled |= {key for key, reason in reasons.items() if reason == NO_LABELS}
         broken |= {key: reason for key, reason in reasons.items() if reason != NO_LABELS}
         for (_, part), members in parts.items():
-            about = {"task": file.task, "model": file.model, "method": file.method, "metric": metric, "part": part}
+            about = {"task": file.task, "model": file.model, "method": file.way, "metric": metric, "part": part}
             row = about | row_of([scored[number] for number in members], grader, options)
             if part == "all" and missing is not None:
                 row["missing"] = missing
@@ -195,7 +195,7 @@ def per_sample(file: ResultFile, options: ScoreOptions) -> Iterator[dict[str, An
     for metric, grader in options.metrics_of(file).items():
         for record, pair in scored_by(file, grader):
             if isinstance(pair, tuple):
-                yield {"id": record["id"], "model": file.model, "task": file.task, "method": file.method,
+                yield {"id": record["id"], "model": file.model, "task": file.task, "method": file.way,
                        "metric": metric, "original": pair[0], "crop": pair[1]}  # fmt: skip
 
 

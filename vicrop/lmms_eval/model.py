@@ -111,7 +111,7 @@ class ViCrop(lmms):
         """The answer with the crop where there is one image; else the plain one.
 
         Args:
-            doc: may tell `id` and `gt_bbox`, for methods that crop without looking.
+            doc: may tell `id`, `gt_bbox` and `gt_bboxes`, for methods that crop without looking.
             most: an answer has at most so many tokens.
         """
         question, options = self.as_asked(text)
@@ -121,7 +121,7 @@ class ViCrop(lmms):
             return answer_without_image(session, prompt)
         if len(images) > 1:
             return answer_about_all(session, prompt)
-        record = {name: doc[name] for name in ("id", "gt_bbox") if name in doc}
+        record = {name: doc[name] for name in ("id", "gt_bbox", "gt_bboxes") if name in doc}
         batch = QuestionBatch(session, [question], records=[record], crop_below=self.how.crop_below)
         ((_, method),) = self.loaded.methods.items()
         return batch.results(method, batch.original_answers(self.loaded.methods))[0].crop_answer
