@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import json
 import random
 
 import numpy as np
@@ -22,7 +23,7 @@ from tiny.questions import questions_about, vocabulary
 from tiny.scenes import make_scene, write_dataset
 from tiny.street import make_street
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
-from tiny.train import STAGES, Stage
+from tiny.train import STAGES, Stage, held_out
 from vicrop.crop import load_model, model_module, vicrop_qa
 from vicrop.dataset import load_task
 from vicrop.evaluation.metrics import exact
@@ -351,12 +352,12 @@ def test_qwens_tower_begins_as_llavas(clip):
             torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
     short = [dataclasses.replace(stage, steps=4, batch=2) for stage in STAGES["llava"]]
     monkeypatch.setitem(STAGES, "llava", short)
     monkeypatch.setattr("tiny.train.SAVE_EVERY", 2)
     monkeypatch.setattr("tiny.train.held_out", lambda *_: {})
-    save = tiny.train.save_atomically
+    save, look = tiny.train.save_atomically, held_out
 
     def run(name, kill_at=None):
         """Train; if asked to, die right after the checkpoint of that number and begin again."""
@@ -380,6 +381,22 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     for kill_at in (1, 5):  # within the first stage, and after a later stage's first checkpoint
         resumed = run(f"killed{kill_at}", kill_at)
         assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+    assert "look, 2 steps; it goes on from there" in capsys.readouterr().out
+
+    monkeypatch.setattr("tiny.train.PROBE_EVERY", 1)
+    monkeypatch.setattr("tiny.train.held_out", lambda stage, learner, *_: look(stage, learner, 1))
+    probed = run("probed")  # to look at other scenes on the way changes nothing
+    assert all(torch.equal(weight, probed[name]) for name, weight in whole.items())
+    assert json.loads((tmp_path / "probed/training.json").read_text())["held_out"].keys() == {s.name for s in short}
+
+
+def test_a_model_is_only_finished_from_a_checkpoint(tmp_path, monkeypatch, capsys):
+    where = ["--checkpoint", tmp_path / "none.pt", "--out", tmp_path / "out"]
+    monkeypatch.setattr("sys.argv", ["train", "llava", "--finish", *map(str, where)])
+    with pytest.raises(SystemExit):
+        tiny.train.main()
+    assert f"--finish needs a checkpoint, and there is none at {tmp_path / 'none.pt'}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------------------------------ what is committed

@@ -1,5 +1,6 @@
 """Sets of the street world: reproducible, of all kinds and sizes, boxes in their images, masks that fit their boxes."""
 
+import argparse
 import json
 from collections import Counter
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from tiny.evaluate import printed, table_of
 from tiny.questions import KINDS
-from tiny.sets import ABSENT, write_set
+from tiny.sets import ABSENT, kinds_of, write_set
 from vicrop.dataset import load_task
 from vicrop.tables import SIZES
 
@@ -89,3 +90,17 @@ def test_the_evaluation_counts_by_kind_and_size():
     assert table["rel_att"]["reading small"] == (100.0, 1)
     assert table["gt_crop"]["reading large"] == (0.0, 1)
     assert "reading all" in printed(table)
+
+
+def test_more_large_pictures_than_questions_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="large and huge must be 3 together at most, the number of all questions; got 2 and 2"
+    ):
+        write_set(tmp_path, 1, 3, ("reading",), large=2, huge=2)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_unknown_kind_is_named():
+    assert kinds_of("reading,count") == ["reading", "count"]
+    with pytest.raises(argparse.ArgumentTypeError, match="colour: choose from reading, attribute"):
+        kinds_of("reading,colour")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tiny.drawing import CAP_HEIGHT, Box, Item, Paint, fitting_size
-from tiny.scenes import DARK_INK
+from tiny.scenes import ink_of
 
 DIGITS = "0123456789"
 LETTERS = "ACEFHJKLMNPRTUXY"  # as on number plates: none that is easily taken for a digit or for another letter
@@ -72,10 +72,6 @@ def text_size(shape: str, text: str, width: float, height: float) -> tuple[float
     room = SHAPES[shape].room[len(text) - 1]
     size = fitting_size(text, room[0] * width, room[1] * height)
     return size, CAP_HEIGHT * size
-
-
-def ink_of(color: str) -> Paint:
-    return (10, 10, 10) if color in DARK_INK else (250, 250, 250)
 
 
 def board_items(sign: Thing, owner: int) -> list[Item]:

@@ -9,6 +9,7 @@ All coordinates are canvas pixels (floats), x to the right, y down.
 """
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -150,3 +151,9 @@ def inside(box: Box, outer: Box) -> bool:
 def outline(box: Box) -> tuple[int, int, int, int]:
     """The smallest box of whole pixels around a box."""
     return math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
+
+
+def shaded(rng: random.Random, paint: Paint) -> Paint:
+    """A colour as it looks in more or less light."""
+    light = rng.uniform(0.85, 1.0)
+    return tuple(int(light * channel) for channel in paint)

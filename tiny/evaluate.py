@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from tiny.questions import KINDS
-from tiny.sets import ABSENT, write_set
+from tiny.sets import ABSENT, kinds_of, write_set
 from vicrop.evaluation.command import main as run_main
+from vicrop.evaluation.ensembles import NO_CROP
 from vicrop.evaluation.metrics import exact
 from vicrop.tables import SIZES
 
-NO_CROP = "no crop"
 METHODS = "gt_crop,rel_att"
 Table = dict[str, dict[str, tuple[float, int]]]  # method -> "kind size" -> (% right, questions)
 
@@ -71,14 +71,15 @@ def main():
     parser.add_argument("--methods", default=METHODS, help="methods of run.py, with commas")
     parser.add_argument("--seed", type=int, default=7, help="of the set; any is disjoint from the training scenes")
     parser.add_argument("--per_kind", type=int, default=500, help="questions of each kind")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="which kinds, with commas")
+    parser.add_argument("--kinds", type=kinds_of, default=tuple(KINDS), help="which kinds, with commas")
     parser.add_argument("--question_path", type=Path, help="a set that is there already, in place of a fresh one")
     parser.add_argument("--limit", type=int, help="ask only so many questions")
     parser.add_argument("--out", type=Path, required=True, help="folder for the set and the results")
     args = parser.parse_args()
-    questions = args.question_path or args.out / f"set-{args.seed}-{args.per_kind}" / "data.json"
+    name = "-".join(map(str, ["set", args.seed, args.per_kind, *(args.kinds if set(args.kinds) < set(KINDS) else ())]))
+    questions = args.question_path or args.out / name / "data.json"
     if not questions.exists():
-        write_set(questions.parent, args.seed, args.per_kind, args.kinds.split(","))
+        write_set(questions.parent, args.seed, args.per_kind, args.kinds)
     options = ["--model_id", args.model_id] if args.model_id else []
     options += ["--limit", str(args.limit)] if args.limit else []
     table = table_of(answers_of(args.model, args.methods, questions, args.out, options))

@@ -17,7 +17,7 @@ from tiny.labels import middle, patch_labels
 from tiny.questions import RELATIONS, Question, describe, questions_about
 from tiny.scenes import ASPECTS, COLORS, SIDES, Scene, make_scene
 from tiny.street import Street, make_street
-from vicrop.tables import GENERAL_PROMPT, SIZES
+from vicrop.tables import GENERAL_PROMPT, size_class
 
 OLD_SHARE = 0.3  # of the scenes that are of the first edition
 EASY = (0.16, 0.4)  # size of signs, relative to the canvas, that are read with ease in a picture of 112 pixels
@@ -67,8 +67,7 @@ def size_of(question: Question, scene: Street | Scene) -> str:
     if not question.targets:
         return "absent"
     areas = [(t.box[2] - t.box[0]) * (t.box[3] - t.box[1]) for t in question.targets]
-    share = min(areas) / (scene.size[0] * scene.size[1])
-    return next(name for name, limit in SIZES.items() if share < limit)
+    return size_class(min(areas) / (scene.size[0] * scene.size[1]))
 
 
 class Lesson(NamedTuple):

@@ -99,18 +99,23 @@ def llama(tokenizer):
     )  # fmt: skip
 
 
-def fan_in_init(module, generator):
-    """Weights with std 1/sqrt(fan_in), half of that into the residual stream.
+def fan_in_init(model):
+    """The model, its weights drawn with std 1/sqrt(fan_in), half of that into the residual stream.
 
     The library's constant 0.02 is meant for wide models: at a width of 128 it left training at chance.
     """
-    for name, weight in module.named_parameters():
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
         if weight.dim() == 2:
             into_stream = any(
                 part in name for part in ("o_proj", "down_proj", "out_proj", "fc2", "attn.proj", "projection")
             )
             std = 1.0 if "embed_tokens" in name else weight.shape[1] ** -0.5 * (0.5 if into_stream else 1.0)
             weight.data.normal_(std=std, generator=generator)
+    if hasattr(model, "query_tokens"):  # of a Q-Former
+        model.query_tokens.data.normal_(generator=generator)
+    model.get_output_embeddings().weight.data.normal_(std=0.02, generator=generator)
+    return model
 
 
 class Family:
@@ -255,10 +260,7 @@ class Llava(PackedFamily):
             vision_feature_select_strategy="default",
         )
         model = LlavaForConditionalGeneration(config)
-        generator = torch.Generator().manual_seed(0)
-        fan_in_init(model, generator)
-        model.lm_head.weight.data.normal_(std=0.02, generator=generator)
-        return model, processor
+        return fan_in_init(model), processor
 
     def shape(self, aspect=1.0):
         return self.side, self.side
@@ -321,10 +323,7 @@ class Qwen(PackedFamily):
             vision_end_token_id=tokenizer.vision_end_token_id,
         )  # fmt: skip
         model = Qwen2_5_VLForConditionalGeneration(config)
-        generator = torch.Generator().manual_seed(0)
-        fan_in_init(model, generator)
-        model.lm_head.weight.data.normal_(std=0.02, generator=generator)
-        return model, processor
+        return fan_in_init(model), processor
 
     def shape(self, aspect=1.0):
         size = round(640 / math.sqrt(aspect)), round(640 * math.sqrt(aspect))
@@ -390,11 +389,7 @@ class Blip(Family):
             num_query_tokens=self.queries, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         )  # fmt: skip
         model = InstructBlipForConditionalGeneration(config)
-        generator = torch.Generator().manual_seed(0)
-        fan_in_init(model, generator)
-        model.query_tokens.data.normal_(generator=generator)
-        model.language_model.lm_head.weight.data.normal_(std=0.02, generator=generator)
-        return model, processor
+        return fan_in_init(model), processor
 
     def shape(self, aspect=1.0):
         return self.side, self.side

@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from tiny.drawing import Paint, apart, outline, shaded
 from vicrop.dataset import GROUNDING
 from vicrop.files import write_atomically
-from vicrop.tables import SIZES
+from vicrop.tables import SIZES, size_class
 
 COLORS = {
     "red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 215), "yellow": (236, 206, 40),
@@ -83,6 +84,11 @@ class Scene:
         return image
 
 
+def ink_of(color: str) -> Paint:
+    """The colour of what is written on a sign of that colour."""
+    return (10, 10, 10) if color in DARK_INK else (250, 250, 250)
+
+
 def font(sign_side):
     """Pillow's own font (no system font needed) at the size at which a digit fills two thirds of a sign."""
     return _font(max(2, round(0.95 * sign_side)))
@@ -91,11 +97,6 @@ def font(sign_side):
 @cache
 def _font(size):
     return ImageFont.load_default(size)
-
-
-def size_class(sign, size):
-    share = (sign.box[2] - sign.box[0]) * (sign.box[3] - sign.box[1]) / (size[0] * size[1])
-    return next(name for name, limit in SIZES.items() if share < limit)
 
 
 def classes_of(signs):
@@ -149,25 +150,13 @@ def make_scene(rng, side=640, count=None, sides=SIDES, repeat_colors=False, min_
                 continue
             x, y = rng.uniform(0, size[0] - wide), rng.uniform(0, size[1] - high)
             box = (x, y, x + wide, y + high)
-            gap = 0.01 * side
-            if all(
-                box[2] + gap < b[0] or b[2] + gap < x or box[3] + gap < b[1] or b[3] + gap < y
-                for b in (s.box for s in signs)
-            ):
-                light = rng.uniform(0.85, 1.0)
-                paint = tuple(int(light * channel) for channel in COLORS[color])
-                ink = (10, 10, 10) if color in DARK_INK else (250, 250, 250)
-                signs.append(Sign(color, str(rng.randrange(10)), box, ink, paint))
+            if all(apart(box, other.box, 0.01 * side) for other in signs):
+                paint = shaded(rng, COLORS[color])
+                signs.append(Sign(color, str(rng.randrange(10)), box, ink_of(color), paint))
                 break
     if not signs:
         return make_scene(rng, side, count, sides, repeat_colors, min_side_px, aspect)
     return Scene(size, signs, texture, clutter)
-
-
-def describe(scene):
-    """The answer to the general prompt: every sign in reading order, as in `red 7, blue 3`."""
-    ordered = sorted(scene.signs, key=lambda sign: (sign.box[1], sign.box[0]))
-    return ", ".join(f"{sign.color} {sign.digit}" for sign in ordered)
 
 
 def write_dataset(out, seed, per_size, side=None, signs=SIDES):
@@ -189,7 +178,8 @@ def write_dataset(out, seed, per_size, side=None, signs=SIDES):
             scene = make_scene(rng, side or usual, sides=signs, min_side_px=MIN_SIDE_PX)
             asked = []
             for sign in scene.signs:
-                kind = size_class(sign, scene.size)
+                x1, y1, x2, y2 = sign.box
+                kind = size_class((x2 - x1) * (y2 - y1) / (scene.size[0] * scene.size[1]))
                 if open_slots.get(kind):
                     open_slots[kind] -= 1
                     asked.append((sign, kind))
@@ -198,13 +188,12 @@ def write_dataset(out, seed, per_size, side=None, signs=SIDES):
             name = f"scene_{number:05d}.jpg"
             scene.render().save(out / "images" / name, quality=92)
             for sign, kind in asked:
-                box = [math.floor(sign.box[0]), math.floor(sign.box[1]), math.ceil(sign.box[2]), math.ceil(sign.box[3])]
                 records.append({
                     "id": f"{seed}-{number:05d}-{sign.color}",
                     "question": NUMBER_QUESTIONS[0].format(color=sign.color),
                     "labels": [sign.digit],
                     "image_path": name,
-                    "gt_bbox": box,
+                    "gt_bbox": list(outline(sign.box)),
                     "size": kind,
                 })  # fmt: skip
             number += 1

@@ -161,11 +161,16 @@ def write_set(
     Args:
         per_kind: questions of each kind.
         large, huge: so many of all of them are about pictures of more than 1024 px, and of 4096 px.
+    Raises:
+        ValueError: these are more than all.
     """
     out, rng = Path(out), random.Random(f"streets {seed}")
+    writer = Writer(out, seed, wanted(kinds, per_kind))
+    if large + huge > writer.open.total():
+        raise ValueError(f"large and huge must be {writer.open.total()} together at most, the number of all questions; "
+                         f"got {large} and {huge}")  # fmt: skip
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "data.json").unlink(missing_ok=True)  # what is there of other scenes must not ask about these images
-    writer = Writer(out, seed, wanted(kinds, per_kind))
     fill(writer, rng, HUGE, huge, PER_PICTURE - 2)
     fill(writer, rng, LARGE, large, PER_PICTURE)
     fill(writer, rng, USUAL, sum(writer.open.values()), PER_PICTURE)
@@ -174,21 +179,33 @@ def write_set(
     return writer.records
 
 
+def kinds_of(text: str) -> list[str]:
+    """The kinds of questions that an option names, with commas.
+
+    Raises:
+        argparse.ArgumentTypeError: one is none of KINDS.
+    """
+    kinds = text.split(",")
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(f"{','.join(unknown)}: choose from {', '.join(KINDS)}")
+    return kinds
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=2026, help="any seed is disjoint from the training scenes")
     parser.add_argument("--per_kind", type=int, default=60, help="questions of each kind")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="which kinds, with commas")
+    parser.add_argument("--kinds", type=kinds_of, default=tuple(KINDS), help="which kinds, with commas")
     parser.add_argument("--large", type=int, default=0, help="how many are about pictures of more than 1024 px")
     parser.add_argument("--huge", type=int, default=0, help="how many are about pictures of 4096 px")
     parser.add_argument("--out", required=True, help="folder to write data.json, grounding.jsonl and images/ into")
     args = parser.parse_args()
-    kinds = args.kinds.split(",")
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        parser.error(f"--kinds {','.join(unknown)}: choose from {', '.join(KINDS)}")
     if args.per_kind < len(SIZES) or min(args.large, args.huge) < 0:
         parser.error(f"--per_kind must be at least {len(SIZES)}, --large and --huge at least 0")
-    records = write_set(args.out, args.seed, args.per_kind, kinds, args.large, args.huge)
+    try:
+        records = write_set(args.out, args.seed, args.per_kind, args.kinds, args.large, args.huge)
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{len(records)} questions about {len({r['image_path'] for r in records})} images in {args.out}")
 
 

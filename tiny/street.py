@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tiny.boards import SHAPES, Thing, board_items, make_text, text_size
-from tiny.drawing import Box, Drawing, Item, Paint, apart, inside, rectangle
+from tiny.drawing import Box, Drawing, Item, apart, inside, rectangle, shaded
 from tiny.scenery import Plan, car_items, door_items, ground_items, house_items, lit, poles, sky, tree_items
 from tiny.scenes import ASPECTS, COLORS, SIDES
 
@@ -165,9 +165,3 @@ def place_doors(rng, plan, taken) -> list[Thing]:
         if box and inside(box, (0, 0, *plan.size)) and all(apart(box, other) for other in taken):
             doors.append(Thing("door", color, box, shaded(rng, COLORS[color])))
     return doors
-
-
-def shaded(rng: random.Random, paint: Paint) -> Paint:
-    """A colour as it looks in more or less light."""
-    light = rng.uniform(0.85, 1.0)
-    return tuple(int(light * channel) for channel in paint)

@@ -36,6 +36,7 @@ PROBE_EVERY = 500  # steps between looks at scenes that training never draws
 MEMORY = 0.998  # of the running average of the weights: it reaches back some 500 steps
 SAY_EVERY = 50  # steps between lines of the log
 PROBES, FINAL_PROBES = 8, 60  # batches of such a look, and of the one after a stage
+DONE = "done"  # the stage of a checkpoint behind all others
 
 
 @dataclass(frozen=True)
@@ -212,10 +213,11 @@ def steps(stage, batches, start, optimizers, learner):
 def begun(name, device, earlier, tower, checkpoint):
     """(learner, state): from the checkpoint, or else from what earlier models have learned."""
     learner = Learner(name, device)
-    state = {"stage": 0, "step": 0, "seconds": 0.0, "scores": {}, "optimizer": None}
+    state = {"stage": STAGES[name][0].name, "step": 0, "seconds": 0.0, "scores": {}, "optimizer": None}
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device)
         learner.load(state)
+        print(f"{checkpoint}: {state['stage']}, {state['step']} steps; it goes on from there")
     elif earlier:
         begin(name, learner.family, earlier, tower)
         learner.start_average()
@@ -227,27 +229,26 @@ def train(name, folder, checkpoint, device, workers, earlier=None, tower=None):
     learner, state = begun(name, device, earlier, tower, checkpoint)
     began = time.monotonic() - state["seconds"]
 
-    def save(number, step, **more):
-        state.update(stage=number, step=step, seconds=time.monotonic() - began)
+    def save(stage, step, **more):
+        state.update(stage=stage, step=step, seconds=time.monotonic() - began)
         save_atomically({**state, **learner.state(), **more}, checkpoint)
 
-    for number, stage in enumerate(STAGES[name]):
-        if number < state["stage"]:
-            continue
-        start = state["step"] if number == state["stage"] else 0
+    names = [*(stage.name for stage in STAGES[name]), DONE]
+    for number in range(names.index(state["stage"]), len(STAGES[name])):
+        stage, start = STAGES[name][number], state["step"]
         optimizers = optimizers_of(learner.learns(stage.trains), stage.learning_rate)
         for optimizer, saved in zip(optimizers, state["optimizer"] or () if start else (), strict=False):
             optimizer.load_state_dict(saved)
         state["optimizer"] = None  # it is in the optimizers now, and goes into the next checkpoint from there
         for step in steps(stage, loader(stage, learner.family, start, workers), start, optimizers, learner):
             if step % SAVE_EVERY == 0:
-                save(number, step, optimizer=[optimizer.state_dict() for optimizer in optimizers])
+                save(stage.name, step, optimizer=[optimizer.state_dict() for optimizer in optimizers])
             if step % PROBE_EVERY == 0:
                 print(f"{stage.name} {step} held-out {held_out(stage, learner, PROBES)}", flush=True)
         state["scores"][stage.name] = held_out(stage, learner)
         print(f"{stage.name}: held-out accuracy {state['scores'][stage.name]}", flush=True)
         learner.keep_average()
-        save(number + 1, 0)
+        save(names[number + 1], 0)
     finish(learner.family, state, folder)
 
 
@@ -286,6 +287,8 @@ def main():
     transformers_logging.set_verbosity_error()
     out = args.out or PACKAGE / "embedded" / args.model
     checkpoint = args.checkpoint or Path("tiny/checkpoints") / f"{args.model}.pt"
+    if args.finish and not checkpoint.exists():
+        parser.error(f"--finish needs a checkpoint, and there is none at {checkpoint}")
     if args.finish:
         learner, state = begun(args.model, torch.device("cpu"), None, None, checkpoint)
         learner.keep_average()

@@ -78,6 +78,12 @@ TASKS: dict[str, dict[str, Any]] = {
 # How large an object is: name -> below this part of the image (the ViCrop paper's analysis of TextVQA, section 3).
 SIZES = {"small": 0.005, "medium": 0.05, "large": float("inf")}
 
+
+def size_class(share: float) -> str:
+    """small, medium or large: how large a thing is that covers this part of its image, 0 to 1."""
+    return next(name for name, limit in SIZES.items() if share < limit)
+
+
 # name -> the function of the model's module that makes the map ("tiles": of each tile of the image; "zoom": of windows,
 # see zoom.py), the function of baselines.py that chooses the boxes without a map, or which of CROPPERS do (see
 # croppers.py).

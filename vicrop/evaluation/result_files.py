@@ -11,7 +11,7 @@ from vicrop.evaluation.metrics import OF_BOXES
 from vicrop.evaluation.own_metrics import changed_since, found_again
 from vicrop.files import ROOT, in_repository, read_json, read_meta, safe_name
 from vicrop.images import size_as_seen
-from vicrop.tables import METHODS, MODELS, SIZES, TASKS
+from vicrop.tables import METHODS, MODELS, SIZES, TASKS, size_class
 
 REFERENCE_METHODS = ("grad", "grad_high")  # further names of methods in the published code
 KNOWN_METHODS = (*METHODS, *REFERENCE_METHODS)
@@ -187,8 +187,7 @@ def size_of(record: dict, image_folder: str | Path) -> str | None:
         x1, y1, x2, y2 = box_of(record, image_size=size)
     except (ValueError, OSError):  # no image, or no box in it: the run has printed that
         return None
-    part = (x2 - x1) * (y2 - y1) / (size[0] * size[1])
-    return next(name for name, limit in SIZES.items() if part < limit)
+    return size_class((x2 - x1) * (y2 - y1) / (size[0] * size[1]))
 
 
 def place_of_size(size: str) -> int:
