@@ -12,7 +12,7 @@ from vicrop.dataset import load_task
 from vicrop.evaluation import command as run
 from vicrop.evaluation.metrics import graded
 from vicrop.files import ROOT, read_json
-from vicrop.findings import budget, causal
+from vicrop.findings import budget, causal, windows
 from vicrop.findings import command as findings
 from vicrop.findings import heads as of_heads
 from vicrop.findings.measure import duration, halved, images_of
@@ -95,6 +95,19 @@ def test_windows_chosen_of_six_at_the_base_are_those_of_the_method(tmp_path):
     assert drawn
 
 
+def test_the_best_window_is_chosen_on_one_half_of_the_images_and_judged_on_the_other():
+    records = [{"id": n, "image_path": str(n), "score": 0} for n in range(8)]
+    choosing, judging = halved(records)
+    for half, right in ((choosing, "1.4"), (judging, "1")):  # what is best to choose by is worst to judge
+        for record in half:
+            scores = {str(ratio): 100.0 * (str(ratio) == right) for ratio in WINDOW_RATIOS}
+            record["with_crop"] = {"rel_att": {"112": scores | {windows.CHOSEN: 100.0}}}
+    base, best = windows.worth_of_choosing(records, "112", ["rel_att"])
+    assert "gives 50.0 [" in base
+    assert "gives 100.0 [100.0, 100.0] points over always 1.4 times the base, which is best on one half" in best
+    assert len(list(windows.worth_of_choosing(records[:1], "112", ["rel_att"]))) == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------- high
 def test_tiles_on_and_off_are_the_two_methods(tmp_path):
     table, records, _ = find(tmp_path, "high", "--limit", 16, "--method", "rel_att")
@@ -124,7 +137,7 @@ def test_a_gate_is_what_crop_below_gives(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- budget
 def test_a_budget_has_no_meaning_at_fixed_resolution_and_is_not_drawn(tmp_path, capsys):
     table, records, drawn = find(tmp_path, "budget")
-    assert "the resolution in which llava_tiny sees an image is fixed" in capsys.readouterr().out
+    assert "no option changes the resolution in which llava_tiny sees an image" in capsys.readouterr().out
     assert table["rows"] == {}
     assert records is None
     assert not drawn
@@ -168,17 +181,27 @@ def test_heads_are_found_on_other_images_than_they_are_judged_on(tmp_path):
     assert len(kept) + len(records) == 24
     assert table["settings"]["data_sha256"] == sha256((ROOT / "data/demo/grounding.jsonl").read_bytes()).hexdigest()
     assert list(table["rows"]) == [str(count) for count in range(1, 11)]
-    fixed = of_heads.orders_of([of_heads.as_measures(record) for record in kept])[of_heads.BOTH][0]
+    fixed = of_heads.orders_of([of_heads.as_measures(record) for record in kept])[of_heads.BOTH]
     assert fixed[:3] == frequent([of_heads.as_measures(record) for record in kept], Criteria())
     mean = np.mean([record[of_heads.BOTH]["pointing"][2] for record in records])
     assert table["more"]["pointing"]["rows"]["3"][of_heads.BOTH]["mean"] == pytest.approx(mean)
     shares = [next(iter(row.values()))["mean"] for row in table["more"]["frequency"]["rows"].values()]
-    assert sum(shares) <= 300 + 1e-6  # three heads a trial
+    assert sum(shares) == pytest.approx(300)  # three heads a trial, of which all are shown here
+    assert len(shares) < of_heads.SHOWN
     for name in ("heads", "heads_pointing", "heads_frequency"):
         assert (tmp_path / f"llava_tiny-demo-{name}.png").exists()
     assert drawn
     pointing = table["more"]["pointing"]["rows"]["3"]
     assert pointing[of_heads.BOTH]["mean"] > pointing[of_heads.NEITHER]["mean"]
+
+
+def test_random_heads_are_others_for_each_phrase_and_the_same_ones_again():
+    first, again, other = (of_heads.random_orders((6, 8), {"id": key}) for key in ("a", "a", "b"))
+    assert first == again != other
+    assert len(first) == of_heads.DRAWS
+    for order in first:
+        assert len(set(order)) == of_heads.MOST
+        assert min(layer for layer, _ in order) >= 2
 
 
 def test_heads_of_fewer_phrases_cost_no_measurement_of_more(tmp_path, monkeypatch):
@@ -231,11 +254,38 @@ def test_the_chosen_heads_cause_the_answer_more_than_random_ones(tmp_path, monke
     table, records, drawn = find(tmp_path, "causal", "--limit", 30)
     for kind in (causal.RANDOM, causal.SAME_LAYERS):
         assert causal.against(records, causal.SAYS_OTHER, kind)["low"] > 0
-        assert causal.against(records, causal.EVENLY, kind)["mean"] <= 0
-    assert table["rows"]["as it is"]["chosen heads"]["mean"] == pytest.approx(
-        np.mean([record["score"] for record in records])
-    )
+        assert causal.against(records, causal.EVENLY, kind)["mean"] < 0
+    moved = [record for record in records if causal.MOVED in record]
+    before = {causal.AS_IT_IS: (records, "score"), causal.BEFORE: (moved, "score"),
+              causal.SAID_BEFORE: (moved, causal.SAID_BEFORE)}  # fmt: skip
+    rows = table["rows"]
+    assert list(rows) == [causal.AS_IT_IS, causal.EVENLY, causal.BEFORE, causal.MOVED, causal.SAID_BEFORE,
+                          causal.SAYS_OTHER]  # fmt: skip
+    for name, (group, field) in before.items():
+        found = rows[name][causal.CHOSEN]
+        assert (found["n"], found["mean"]) == (len(group), pytest.approx(np.mean([each[field] for each in group])))
+    assert len(moved) < len(records)
+    assert rows[causal.SAID_BEFORE][causal.CHOSEN]["mean"] < rows[causal.SAYS_OTHER][causal.CHOSEN]["mean"]
     assert drawn
+
+
+def test_attention_is_moved_to_what_the_same_kind_of_question_is_about():
+    asked = {"id": 1, "image_path": "a.jpg", "category": "reading", "gt_bbox": [0, 0, 9, 9], "labels": ["7"]}
+    others = [asked | more for more in (
+        {"id": 2, "gt_bbox": [20, 0, 29, 9], "labels": ["3"]},
+        {"id": 3, "gt_bbox": [20, 0, 29, 9], "labels": ["yes"], "category": "presence"},
+        {"id": 4, "gt_bbox": [20, 0, 29, 9]},  # the same label
+        {"id": 5, "labels": ["3"]},  # the same place
+        {"id": 6, "gt_bbox": None, "labels": ["3"]},
+        {"id": 7, "gt_bbox": [20, 0, 29, 9], "labels": ["3"], "image_path": "b.jpg"},
+    )]  # fmt: skip
+    assert [other["id"] for other in causal.other_places([asked, *others], asked)] == [2]
+
+
+def test_too_few_other_heads_are_said_before_anything_is_asked(tmp_path):
+    with pytest.raises(SystemExit, match="compared with 1 other heads of layer 1, from layer 2 on, and there are 0"):
+        find(tmp_path, "causal", "--limit", 3, "--loc_heads", "L1H0")
+    assert not list(tmp_path.glob("*causal*"))
 
 
 def test_random_heads_are_as_many_and_others():

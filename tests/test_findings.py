@@ -206,6 +206,14 @@ def test_a_record_that_cannot_be_measured_is_named_and_left_out(tmp_path, capsys
     assert "b: record 'b' has no gt_bbox" in said
     assert "c: no image file" in said
     assert sum(row["n"] for row in table["rows"]["0"].values()) == 1
+    assert "2 records could not be measured and are left out (--retry_errors tries them again)" in table["notes"]
+
+
+def test_without_images_nothing_is_measured_and_no_error_is_kept(tmp_path):
+    where = ["--model", "llava_tiny", "--device", "cpu", "--image_path", tmp_path / "none", "--limit", 2]
+    with pytest.raises(SystemExit, match="no image folder at .*none: --image_path names it"):
+        find(tmp_path, "attention", *where)
+    assert not list(tmp_path.glob("*attention*"))
 
 
 @pytest.mark.parametrize("finding", ["attention", "sizes"])

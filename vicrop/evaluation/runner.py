@@ -26,7 +26,7 @@ from vicrop.evaluation.result_files import result_path, say
 from vicrop.evaluation.results import Results, with_outputs
 from vicrop.evaluation.sessions import Sessions
 from vicrop.evaluation.settings import RunSettings
-from vicrop.evaluation.tasks import notes_on_labels, questions_of
+from vicrop.evaluation.tasks import notes_on_labels, questions_of, refuse_no_images
 from vicrop.files import in_repository
 from vicrop.loaded import LoadedModel, load_chosen
 from vicrop.tables import METHODS
@@ -47,8 +47,7 @@ def run_task(run: RunSettings) -> None:
     if not state.is_local_main_process:
         warnings.simplefilter("ignore")  # the first process of a machine gives the same warnings
     records = questions_of(run)
-    if not in_repository(run.image_path).is_dir():
-        raise FileNotFoundError(f"no image folder at {run.image_path}: --image_path names it")
+    refuse_no_images(run)
     wanted = pick(records, run.ids, run.limit)
     mine = wanted[run.chunk_id :: run.total_chunks]
     for sentence in notes_on_labels(run, mine) if state.is_main_process else ():

@@ -172,6 +172,12 @@ def metrics_of(name: str, metric: str | None, said: TaskFile, settings_file: Pat
 
 
 # ---------------------------------------------------------------------------------------------------------- questions
+def refuse_no_images(run: RunSettings) -> None:
+    """FileNotFoundError if the folder of a run's images is not there."""
+    if not in_repository(run.image_path).is_dir():
+        raise FileNotFoundError(f"no image folder at {run.image_path}: --image_path names it")
+
+
 def questions_of(run: RunSettings) -> list[dict]:
     """The records of a run's task, which are copied from the hub first, if they are to come from there.
 

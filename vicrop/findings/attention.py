@@ -72,7 +72,7 @@ def attention(run: RunSettings, out: Path) -> Table:
         rows[layer] = {
             name: estimate([r["ratio"][layer] for r in group], images_of(group)) for name, group in seen.items()
         }
-    notes = []
+    notes = records.notes
     if groups["wrong answers"]:
         best = max(rows, key=lambda layer: rows[layer]["wrong answers"]["mean"] or 0)
         found = in_words(rows[best]["wrong answers"])

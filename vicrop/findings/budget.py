@@ -66,8 +66,8 @@ def budget(run: RunSettings, out: Path) -> Table:
     """
     title = "right answers for what they cost"
     if "max_pixels" not in adapter_of(*run.model.checkpoint).options:
-        fixed = f"the resolution in which {run.model.name} sees an image is fixed (it has no --max_pixels)"
-        why = f"{fixed}: a budget of tokens has no meaning for it"
+        why = (f"no option changes the resolution in which {run.model.name} sees an image (it has no --max_pixels): "
+               "a budget of tokens has no meaning for it")  # fmt: skip
         return Table(title, "way", RIGHT, {}, [why])
     where = where_it_runs(run)
     records = graded(measured(run, out, "budget", costs_of, warm_up=True, where=where))
@@ -80,7 +80,7 @@ def budget(run: RunSettings, out: Path) -> Table:
         way: {what: estimate(values(way, what), images) for what in (RIGHT, TOKENS, SECONDS)}
         for way in records[0]["ways"]
     }
-    notes = [f"a way at so many pixels of an image, at most; one question at a time on {where}"]
+    notes = [f"a way at so many pixels of an image, at most; one question at a time on {where}", *records.notes]
     plain = [way for way in rows if way.startswith(NO_CROP)]
     for way in (way for way in rows if way not in plain):
         for cost in (TOKENS, SECONDS):

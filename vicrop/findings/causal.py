@@ -26,7 +26,10 @@ from vicrop.redirection import Redirection, redirected
 
 DRAWS = 3  # of random heads, for each record
 CHOSEN, RANDOM, SAME_LAYERS = "chosen heads", "random heads", "random heads of these layers"
-EVENLY, MOVED, SAYS_OTHER = "spread evenly", "moved to another place", "then says what is there"
+KINDS = (CHOSEN, RANDOM, SAME_LAYERS)
+AS_IT_IS, EVENLY = "as it is", "spread evenly"
+BEFORE, MOVED = "as it is, where there is another place", "moved to that place"
+SAID_BEFORE, SAYS_OTHER = "says what is at that place, as it is", "says what is there, moved to it"
 
 
 def covered(layout: Layout, box: Sequence[float]) -> np.ndarray | None:
@@ -91,7 +94,7 @@ def draws_of(task_model: TaskModel, heads: Sequence[Head], record: dict) -> dict
     pool = [(layer, head) for layer in task_model.layers if layer >= FIRST_LAYER for head in range(per_layer)]
     rng = np.random.default_rng(list(str(record["id"]).encode()))
     return {CHOSEN: [list(heads)]} | {
-        name: [drawn(rng, heads, pool, name == SAME_LAYERS) for _ in range(DRAWS)] for name in (RANDOM, SAME_LAYERS)
+        name: [drawn(rng, heads, pool, name == SAME_LAYERS) for _ in range(DRAWS)] for name in KINDS[1:]
     }
 
 
@@ -100,10 +103,12 @@ def effects(
 ) -> dict[str, Any]:
     """{"score", EVENLY: {CHOSEN: score, ...}, MOVED: ..., SAYS_OTHER: ...} of a record; of random heads, means.
 
-    The last two are missing where there is no other place with another label.
+    The last two are missing where there is no other place with another label, and SAID_BEFORE is: the plain answer's
+    score, were that place asked about.
     """
     batch = task_model.ask(record)
-    found: dict[str, Any] = {"score": task_model.grade(task_model.answer(batch), record)}
+    plain = task_model.answer(batch)
+    found: dict[str, Any] = {"score": task_model.grade(plain, record)}
     if found["score"] is None:
         return found
     (layout,), (image,), draws = batch.session.layouts, batch.session.images, draws_of(task_model, heads, record)
@@ -117,36 +122,45 @@ def effects(
     places = [] if batch.session.adapter.connector else others(record)
     shown = ((other, covered(layout, box_of(other, image_size=image.size))) for other in places)
     for other, shares in ((other, shares) for other, shares in shown if shares is not None):
+        found[SAID_BEFORE] = task_model.grade(plain, other) or 0.0
         found[MOVED], found[SAYS_OTHER] = scores(weights_of(layout, shares), record, other)
         break
     return found
 
 
 def other_places(records: Sequence[dict], record: dict) -> list[dict]:
-    """The other records about the same image that have another place and another label."""
-    own = record.get("gt_bbox"), record.get("labels")
-    return [other for other in records if other.get("image_path") == record["image_path"]
-            and other.get("gt_bbox") not in (None, own[0]) and other.get("labels") != own[1]]  # fmt: skip
+    """The other records about the same image and of the same kind that have another place and another label."""
+    same, other_than = ("image_path", "category"), ("gt_bbox", "labels")
+    return [other for other in records if other.get("gt_bbox") is not None
+            and all(other.get(name) == record.get(name) for name in same)
+            and all(other.get(name) != record.get(name) for name in other_than)]  # fmt: skip
 
 
 def causal(run: RunSettings, out: Path) -> Table:
-    """Right answers while the chosen heads, or as many random ones, look elsewhere in the image."""
+    """Right answers while the chosen heads, or as many random ones, look elsewhere in the image.
+
+    Raises:
+        ValueError: the model's localization heads are not known; it has too few others.
+    """
     heads = run.how.heads
     if not heads:
         raise ValueError(f"the localization heads of {run.model.name} must be known: --loc_heads names them, "
                          "and `vicrop findings heads` finds them")  # fmt: skip
     measure = partial(effects, heads, partial(other_places, questions_of(run)))
-    records = graded(measured(run, out, "causal", measure))
+    check = lambda task_model: draws_of(task_model, heads, {"id": ""})  # noqa: E731
+    records = graded(measured(run, out, "causal", measure, check=check, rows=[BEFORE, SAID_BEFORE]))
     moved = [record for record in records if MOVED in record]
-    kinds = (CHOSEN, RANDOM, SAME_LAYERS)
-    before = estimate([record["score"] for record in records], images_of(records))
-    rows: dict[Any, dict[str, Estimate]] = {"as it is": dict.fromkeys(kinds, before)}
-    notes = [f"the chosen heads are {', '.join(map(head_name, heads))}; random ones are drawn {DRAWS} times a question"]
-    for what, group in ((EVENLY, records), (MOVED, moved), (SAYS_OTHER, moved)):
+    rows: dict[Any, dict[str, Estimate]] = {}
+    notes = [f"the chosen heads are {', '.join(map(head_name, heads))}; random ones are drawn {DRAWS} times a question",
+             *records.notes]  # fmt: skip
+    parts = (AS_IT_IS, "score", EVENLY, records), (BEFORE, "score", MOVED, moved)
+    for before, field, what, group in (*parts, (SAID_BEFORE, SAID_BEFORE, SAYS_OTHER, moved)):
         if not group:
             continue
-        rows[what] = {kind: estimate([record[what][kind] for record in group], images_of(group)) for kind in kinds}
-        for kind in kinds[1:]:
+        images = images_of(group)
+        rows[before] = dict.fromkeys(KINDS, estimate([record[field] for record in group], images))
+        rows[what] = {kind: estimate([record[what][kind] for record in group], images) for kind in KINDS}
+        for kind in KINDS[1:]:
             notes.append(f"{what}: {CHOSEN} against {kind}: {in_words(against(group, what, kind))} points")
     if not moved:
         notes.append("no attention was moved: that needs another place with another label in the same image, and a "

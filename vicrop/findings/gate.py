@@ -50,6 +50,7 @@ def gate(run: RunSettings, out: Path) -> Table:
     }
     area = risk_coverage_area([record["score"] for record in records], [record["sure"] for record in records])
     notes = [f"area under the risk-coverage curve of the answers without crop: {area:.2f} (0 is best)"]
+    notes += records.notes
     choosing, judging = halved(records)
     for method in run.how.names:
         bound = max(THRESHOLDS, key=lambda each: np.mean(gated(choosing, method, each)))  # the lowest of equal ones

@@ -27,9 +27,9 @@ from vicrop.heads import (
     by_count,
     counts,
     frequent,
+    greedy,
     head_name,
     mean_entropy,
-    ranked,
     smoothed,
 )
 from vicrop.localization.evaluate_boxes import inside, iou
@@ -39,20 +39,24 @@ from vicrop.session import ImageSession
 
 MOST = 10  # heads at most
 OVERLAP = 0.5  # a box is right from so much IoU on
-DRAWS = 5  # of random heads; TRIALS of samples, for how often a head is chosen
-TRIALS, SAMPLE_SIZES, SHOWN = 100, (10, 30, 90), 10
+DRAWS = 5  # of random heads, for each phrase; TRIALS of samples, for how often a head is chosen
+TRIALS, SAMPLE_SIZES, SHOWN = 100, (10, 30, 80), 10
 BOTH, GREEDY, UNSMOOTHED = "both criteria", "each phrase's own", "both, not smoothed"
 ATTENTION, ENTROPY, NEITHER = "attention only", "entropy only", "neither (random)"
 RIGHT, POINTING = "right box", "pointing"
-Orders = Mapping[str, list[list[Head]]]  # variant -> one or several orders of heads, the best first
+Orders = Mapping[str, list[Head]]  # variant -> heads, the best first
 
 
 # ---------------------------------------------------------------------------------------------------- which heads
+def refuse_missing_layers(task_model: TaskModel) -> None:
+    """ValueError if a layer has no attention: a head is named by the place of its layer."""
+    if task_model.layers != tuple(range(len(task_model.layers))):
+        raise ValueError(f"every layer of the model must have attention, and only {task_model.layers} have it")
+
+
 def read_maps(mode: str, task_model: TaskModel, record: dict) -> tuple[ImageSession, np.ndarray]:
     """(the session of a record's image, the attention (layers, heads, h, w) of its phrase's last token)."""
     session = task_model.ask(record).session
-    if task_model.layers != tuple(range(len(task_model.layers))):  # a head is named by the place of its layer
-        raise ValueError(f"every layer of the model must have attention, and only {task_model.layers} have it")
     prompt = {"referseg": session.adapter.phrase, "vqa": session.adapter.prompt}[mode](record["question"])
     (maps,) = attention_maps(session, [prompt], task_model.layers)
     return session, maps.cpu().numpy()
@@ -73,21 +77,30 @@ def as_measures(record: dict) -> Measures:
     )
 
 
-def orders_of(samples: Sequence[Measures]) -> dict[str, list[list[Head]]]:
-    """The fixed heads by each criterion alone, by both and by neither, at most MOST; found from all samples."""
+def orders_of(samples: Sequence[Measures]) -> dict[str, list[Head]]:
+    """The fixed heads by both criteria and by each alone, at most MOST; found from all samples."""
     criteria, entropy = Criteria(), mean_entropy(samples)
     sums = np.mean([each.sums for each in samples], 0)
-    later = np.zeros(sums.shape, dtype=bool)
-    later[FIRST_LAYER:] = True
-    pool: list[Head] = [(int(layer), int(head)) for layer, head in np.argwhere(later)]
-    rng = np.random.default_rng(0)
+    later, pool = later_heads(sums.shape)
     orders = {
-        BOTH: [by_count(counts(samples, criteria), entropy)],
-        ATTENTION: [sorted(pool, key=lambda head: -sums[head])],
-        ENTROPY: [by_count(counts(samples, criteria, later), entropy)],
-        NEITHER: [[pool[number] for number in rng.permutation(len(pool))] for _ in range(DRAWS)],
+        BOTH: by_count(counts(samples, criteria), entropy),
+        ATTENTION: sorted(pool, key=lambda head: -sums[head]),
+        ENTROPY: by_count(counts(samples, criteria, later), entropy),
     }
-    return {name: [order[:MOST] for order in several] for name, several in orders.items()}
+    return {name: order[:MOST] for name, order in orders.items()}
+
+
+def later_heads(shape: Sequence[int]) -> tuple[np.ndarray, list[Head]]:
+    """((layers, heads) bool, the same as a list) of the heads from FIRST_LAYER on."""
+    later = np.zeros(tuple(shape), dtype=bool)
+    later[FIRST_LAYER:] = True
+    return later, [(int(layer), int(head)) for layer, head in np.argwhere(later)]
+
+
+def random_orders(shape: Sequence[int], record: dict) -> list[list[Head]]:
+    """MOST heads in random order, DRAWS times; others for each record, so that intervals know of the draw."""
+    pool, rng = later_heads(shape)[1], np.random.default_rng(list(str(record["id"]).encode()))
+    return [[pool[number] for number in rng.permutation(len(pool))[:MOST]] for _ in range(DRAWS)]
 
 
 # ------------------------------------------------------------------------------------------------ how good they are
@@ -96,10 +109,10 @@ def hits_of(orders: Orders, mode: str, task_model: TaskModel, record: dict) -> d
     session, maps = read_maps(mode, task_model, record)
     (layout,), (image,) = session.layouts, session.images
     box = box_of(record, image_size=image.size)
-    own, _ = ranked(Criteria().measure(maps), Criteria())
-    own = own or orders[ATTENTION][0]
-    variants = [*((name, several, SIGMA) for name, several in orders.items()),
-                (GREEDY, [own[:MOST]], SIGMA), (UNSMOOTHED, orders[BOTH], 0.0)]  # fmt: skip
+    criteria = Criteria(top_k=MOST)
+    own, drawn = greedy(criteria.measure(maps), criteria), random_orders(maps.shape[:2], record)
+    variants = [*((name, [order], SIGMA) for name, order in orders.items()), (NEITHER, drawn, SIGMA),
+                (GREEDY, [own], SIGMA), (UNSMOOTHED, [orders[BOTH]], 0.0)]  # fmt: skip
     found = {}
     for name, several, sigma in variants:
         hits = [judged(maps, order, sigma, layout.region, image.size, box) for order in several]
@@ -138,16 +151,16 @@ def heads(run: RunSettings, out: Path) -> Table:
     choosing, judging = halved(chosen(dataset, "heads", run.ids, run.limit))
     mode = conv_mode_of(run.model.name)
     kept = measured(run, out, "heads_choosing", partial(measures_of, mode), records=choosing,
-                    dataset=dataset, conv_mode=mode)  # fmt: skip
+                    dataset=dataset, check=refuse_missing_layers, conv_mode=mode)  # fmt: skip
     samples = [as_measures(record) for record in kept]
     orders = orders_of(samples)
-    names = {name: [",".join(map(head_name, order)) for order in several] for name, several in orders.items()}
-    how = {"heads": names, "conv_mode": mode}
+    names = {name: ",".join(map(head_name, order)) for name, order in orders.items()}
+    how = {"heads": names, "conv_mode": mode, "random_heads": "drawn for each phrase"}
     records = measured(run, out, "heads", partial(hits_of, orders, mode), records=judging, dataset=dataset, **how)
     tables = {what: over_heads(records, what) for what in (RIGHT, POINTING)}
     main = tables[RIGHT]
     where = f"found on {len(samples)} phrases of {run.question_path}, judged on {len(records)} about other images"
-    main.notes.insert(0, f"{where}; most often chosen: {names[BOTH][0]}")
+    main.notes[:0] = [f"{where}; most often chosen: {names[BOTH]}", *kept.notes, *records.notes]
     main.more = {POINTING: tables[POINTING], "frequency": how_often(samples)}
     main.settings = settings_of(run, out) | {"conv_mode": mode}
     return main
@@ -182,7 +195,7 @@ def how_often(samples: Sequence[Measures]) -> Table:
     for head in sorted(every, key=lambda head: (-share[head][-1], head))[:SHOWN]:
         rows[head_name(head)] = {f"{size} phrases": trial_share(head, found[size]) for size in sizes}
     title = f"how often a head is among the {TOP_K} chosen, over {TRIALS} trials"
-    return Table(title, "head", "% of trials", rows)
+    return Table(title, "head", "% of trials", rows, intervals="by bootstrap over trials, which share phrases")
 
 
 def trial_share(head: Head, trials: Sequence[set[Head]]) -> Estimate:

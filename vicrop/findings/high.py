@@ -32,7 +32,7 @@ def high(run: RunSettings, out: Path) -> Table:
     records = graded(measured(run, out, "high", scores_by_tiles))
     groups = {ONE: [record for record in records if record["tiles"] == 1]}
     groups |= {SEVERAL: [record for record in records if record["tiles"] > 1], "all": records}
-    rows, notes = {}, []
+    rows, notes = {}, records.notes
     for name, group in groups.items():
         images, crops = images_of(group), [record["with_crop"] for record in group]
         rows[name] = {NO_CROP: estimate([record["score"] for record in group], images)}

@@ -45,7 +45,7 @@ def layers(run: RunSettings, out: Path) -> Table:
         }
         for choice in (*numbers, MEAN)
     }
-    judging, notes = halves["to judge"], []
+    judging, notes = halves["to judge"], records.notes
     for method in run.how.names:
         chosen_by = {layer: rows[layer][f"{method}, to choose"]["mean"] for layer in numbers}
         best = max(numbers, key=chosen_by.__getitem__)

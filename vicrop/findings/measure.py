@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from vicrop.evaluation.provenance import common_settings, method_settings
 from vicrop.evaluation.result_files import result_path
 from vicrop.evaluation.results import Results, with_outputs
 from vicrop.evaluation.settings import RunSettings
-from vicrop.evaluation.tasks import questions_of
+from vicrop.evaluation.tasks import questions_of, refuse_no_images
 from vicrop.failures import recoverable_message
 from vicrop.files import in_repository
 from vicrop.findings.sample import chosen
@@ -30,6 +30,7 @@ from vicrop.loaded import load_chosen
 from vicrop.session import layer_numbers
 
 NO_CROP, MEAN, TRUE_CROP = "no crop", "mean", "gt_crop"
+RETRY = "--retry_errors tries them again"
 TRIALS = 2  # questions after which it is told how long the others take: the first one alone is slower than any other
 
 
@@ -66,21 +67,42 @@ class TaskModel:
 Measure = Callable[[TaskModel, dict], dict[str, Any]]  # (task_model, record) -> {field: value} for JSON
 
 
+class Measured(list):
+    """Records, each with its measured fields; `left_out` is how many could not be measured."""
+
+    def __init__(self, records: Iterable[dict], left_out: int):
+        super().__init__(records)
+        self.left_out = left_out
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence on those that are left out, if any are."""
+        return [f"{self.left_out} records could not be measured and are left out ({RETRY})"] if self.left_out else []
+
+
 def measured(
     run: RunSettings, out: Path, finding: str, measure: Measure, warm_up: bool = False,
-    records: Sequence[dict] | None = None, dataset: Sequence[dict] | None = None, **more: Any,
-) -> list[dict]:  # fmt: skip
+    records: Sequence[dict] | None = None, dataset: Sequence[dict] | None = None,
+    check: Callable[[TaskModel], None] = lambda _: None, **more: Any,
+) -> Measured:  # fmt: skip
     """The finding's records, each with its measured fields; what an earlier call has measured is not asked again.
 
     A record that cannot be measured is named and left out.
+
+        records = measured(run, out, "attention", ratios_of)
 
     Args:
         warm_up: measure the first record twice, and ignore the first time: some things are slow only once.
         records: those that it is about; None: what sample.chosen takes of the dataset.
         dataset: all that any call may be about, whose measurements are kept; None: the questions of the task.
+        check: raises what is wrong with the model itself, before it is asked anything.
         more: settings, besides those of the run, that must be the same as in the earlier call.
+    Raises:
+        FileNotFoundError: there is no image folder.
+        ValueError: no record could be measured; the earlier call had other settings.
     """
     dataset = questions_of(run) if dataset is None else dataset
+    refuse_no_images(run)
     records = chosen(dataset, finding, run.ids, run.limit) if records is None else list(records)
     results = Results(file_of(run, out, finding, ".records.json"), settings_of(run, out) | more)
     done = {} if run.overwrite else results.done(run.retry_errors)
@@ -90,6 +112,7 @@ def measured(
         of_all = "" if len(records) == len(dataset) else f"; the task has {len(dataset)}, and --limit takes others"
         print(f"{name}: {len(todo)} of {len(records)} questions to measure, one at a time{of_all}", file=sys.stderr)
         task_model = TaskModel(run)
+        check(task_model)
         if run.overwrite:  # old results are deleted only now that the model is loaded and can make new ones
             results.clear()
         if warm_up:
@@ -101,8 +124,8 @@ def measured(
     finished = results.done()
     kept = [finished[record["id"]] for record in records if record["id"] not in errors]
     if not kept:
-        raise ValueError("no record could be measured")
-    return kept
+        raise ValueError(f"no record could be measured ({RETRY})")
+    return Measured(kept, len(errors))
 
 
 def measure_all(todo: Sequence[dict], fields: Callable[[dict], dict], results: Results, name: str) -> None:
@@ -155,12 +178,12 @@ def refuse_methods(names: Sequence[str], fits: Callable[[str], Any], what: str, 
             raise ValueError(f"{name} {what}, and every method of this finding must {must}")
 
 
-def graded(records: Sequence[dict]) -> list[dict]:
+def graded(records: Measured) -> Measured:
     """The records that the benchmark counts; a ValueError if there are none."""
     found = [record for record in records if record["score"] is not None]
     if not found:
         raise ValueError(f"the benchmark must count at least one record, and counts none of these {len(records)}")
-    return found
+    return Measured(found, records.left_out)
 
 
 def settings_of(run: RunSettings, out: Path) -> dict[str, Any]:

@@ -50,5 +50,5 @@ def overhead(run: RunSettings, out: Path) -> Table:
         more = [record["seconds"][way] / record["seconds"][NO_CROP] for record in records]
         series = {"seconds": seconds, "times no crop": more, "forward passes": passes}
         rows[way] = {name: estimate(values, images_of(records)) for name, values in series.items()}
-    title, notes = "time of a question, both answers included", [f"one question at a time on {where}"]
-    return Table(title, "method", "seconds", rows, notes, ("seconds",), digits=3)
+    title, note = "time of a question, both answers included", f"one question at a time on {where}"
+    return Table(title, "method", "seconds", rows, [note, *records.notes], ("seconds",), digits=3)

@@ -34,6 +34,7 @@ class Table:
     curves: bool = False  # are rows numbers, over which the series are drawn?
     against: tuple[str, ...] = ()  # series that are axes: then rows are points, "A at 1" and "A at 2" of one curve
     more: dict[str, "Table"] = field(default_factory=dict)  # further tables, each by its name
+    intervals: str = "by bootstrap over images"  # how the 95 % intervals are made
     settings: dict[str, Any] = field(default_factory=dict)  # of its measurements, where the run's own are not theirs
 
 
@@ -61,7 +62,7 @@ def in_words(found: Estimate, digits: int = 1) -> str:
 def show(table: Table) -> None:
     """Print a Table, and those that belong to it."""
     series = list(next(iter(table.rows.values()), ()))
-    print(f"{table.title} ({table.unit}, 95 % intervals by bootstrap over images)")
+    print(f"{table.title} ({table.unit}, 95 % intervals {table.intervals})")
     lines = [[table.rows_are, *series, "n"]]
     for name, found in table.rows.items():
         counts = dict.fromkeys(str(each["n"]) for each in found.values())

@@ -1,13 +1,17 @@
 """Right answers by the window that is cut out: the base size, and the six multiples that ViCrop chooses from."""
 
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vicrop.boxes import WINDOW_RATIOS, bbox_in_region
 from vicrop.checkpoints import model_module
 from vicrop.crop import QuestionBatch, method_of
 from vicrop.evaluation.settings import RunSettings
-from vicrop.findings.measure import TaskModel, graded, images_of, measured, refuse_methods
+from vicrop.findings.measure import TaskModel, graded, halved, images_of, measured, refuse_methods
 from vicrop.findings.table import Table, difference, estimate, in_words
 from vicrop.layouts import Region
 from vicrop.methods import Method
@@ -51,24 +55,40 @@ def windows(run: RunSettings, out: Path) -> Table:
     records = graded(measured(run, out, "windows", scores_by_window))
     images, bases = images_of(records), list(records[0]["with_crop"][run.how.names[0]])
 
-    def scores(method: str, base: str, choice: str) -> list[float]:
-        return [record["with_crop"][method][base][choice] for record in records]
-
     rows = {
         choice if choice == CHOSEN else float(choice): {
-            f"{method}, base {base}": estimate(scores(method, base, choice), images)
+            f"{method}, base {base}": estimate(scores_of(records, method, base, choice), images)
             for method in run.how.names
             for base in bases
         }
         for choice in CHOICES
     }
     notes = [f"without a crop {in_words(estimate([record['score'] for record in records], images))} % are right"]
-    own = bases[BASES.index(1)]
-    for method in run.how.names:
-        best = max(map(str, WINDOW_RATIOS), key=lambda choice: rows[float(choice)][f"{method}, base {own}"]["mean"])
-        for choice in dict.fromkeys(("1", best)):
-            gain = in_words(difference(scores(method, own, CHOSEN), scores(method, own, choice), images))
-            which = f"always {choice} times the base" + (", the best single one here" if choice == best else "")
-            notes.append(f"{method}, base {own}: to choose among six gives {gain} points over {which}")
+    notes += [*records.notes, *worth_of_choosing(records, bases[BASES.index(1)], run.how.names)]
     title = "right answers by the window's multiple of the base (pixels)"
     return Table(title, "multiple", "% right", rows, notes, curves=True)
+
+
+def scores_of(records: Sequence[dict], method: str, base: str, choice: str) -> list[float]:
+    """The scores of the answers with one window."""
+    return [record["with_crop"][method][base][choice] for record in records]
+
+
+def worth_of_choosing(records: Sequence[dict], base: str, methods: Sequence[str]) -> Iterator[str]:
+    """Yield what it gives to choose among six windows: over the base, and over the best one of half of the images."""
+    for method in methods:
+        gain = partial(gain_over, method=method, base=base)
+        told = f"{method}, base {base}: to choose among six gives"
+        yield f"{told} {gain(records, choice='1')} points over always the base itself"
+        if len(set(images_of(records))) > 1:
+            choosing, judging = halved(records)
+            best = max(map(str, WINDOW_RATIOS),
+                       key=lambda choice: np.mean(scores_of(choosing, method, base, choice)))  # fmt: skip
+            yield (f"{told} {gain(judging, choice=best)} points over always {best} times the base, which is best on "
+                   "one half of the images, on the other half")  # fmt: skip
+
+
+def gain_over(records: Sequence[dict], method: str, base: str, choice: str) -> str:
+    """In words what choosing among six gives more than one of them."""
+    found = (scores_of(records, method, base, each) for each in (CHOSEN, choice))
+    return in_words(difference(*found, images_of(records)))
