@@ -42,8 +42,8 @@ def build_yolos(side=32):
     return model, YolosImageProcessorPil(size={"shortest_edge": side, "longest_edge": 2 * side})
 
 
-def build_rt_detr(side=64):
-    """One that is sure of nothing."""
+def build_rt_detr(side=64, sure=-9.0):
+    """One that is sure of nothing, or of things of its first kind: `sure` is how it sees everything, as a logit."""
     backbone = RTDetrResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1],
                                   out_features=["stage2", "stage3", "stage4"])  # fmt: skip
     config = RTDetrConfig(
@@ -54,7 +54,8 @@ def build_rt_detr(side=64):
     torch.manual_seed(0)
     model = RTDetrForObjectDetection._from_config(config).eval()
     for layer in model.model.decoder.class_embed:
-        layer.bias.data.fill_(-9)
+        layer.weight.data.mul_(20)  # else all things are alike
+        layer.bias.data[:] = torch.tensor([sure, -99, -99])
     return model, RTDetrImageProcessorPil(size={"height": side, "width": side})
 
 

@@ -129,6 +129,21 @@ def test_a_detector_that_is_sure_of_nothing_proposes_nothing(tmp_path):
     assert KINDS["detector"](str(tmp_path), CPU)(photo(90, 70)) == []
 
 
+def test_boxes_are_those_that_the_usual_detector_is_sure_of(tmp_path):
+    """RT-DETR says yes or no to each kind of thing, where YOLOS says which one, or nothing."""
+    for part in build_rt_detr(sure=-1.0):
+        part.save_pretrained(tmp_path)
+    detector = KINDS["detector"](str(tmp_path), CPU)
+    found = detector(photo(90, 70))
+    with torch.no_grad():
+        output = detector.model(**detector.processor(images=[photo(90, 70)], return_tensors="pt"))
+    scores = output.logits[0, :, 0].sigmoid()
+    chosen = [number for number in scores.argsort(descending=True).tolist() if scores[number] > SURE]
+    corners = center_to_corners_format(output.pred_boxes[0][chosen]) * torch.tensor([90, 70, 90, 70])
+    assert 0 < len(chosen) < len(scores)
+    assert np.allclose(found, corners.numpy(), atol=1e-3)
+
+
 def test_boxes_of_masks_lie_in_the_image_and_differ(folders):
     segmenter = KINDS["sam"](folders["sam"], CPU)
     found = segmenter(photo(90, 70))

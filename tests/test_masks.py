@@ -379,4 +379,12 @@ def test_what_localization_heads_leave_is_judged_and_refined(sam, tmp_path, monk
     refine.main(["--pred-root", str(folder), "--out", str(tmp_path / "refined"), "--sam", str(sam), "--device", "cpu"])
     report = evaluate_masks.evaluate(tmp_path / "gt.jsonl", tmp_path / "refined")
     assert not report["wrong"]
-    assert 0 <= report["gIoU"] <= 100
+    with Image.open(tmp_path / "refined" / f"{name}_mask.png") as image:
+        new = np.asarray(image) > 0
+    assert report["gIoU"] == pytest.approx(100 * (own & new).sum() / (own | new).sum())
+    assert new.any()
+
+    # A prediction that has become worse than nothing leaves no mask that would be scored in its place.
+    (folder / f"{name}_bbox.json").write_text("{}")
+    refine.main(["--pred-root", str(folder), "--out", str(tmp_path / "refined"), "--sam", str(sam), "--device", "cpu"])
+    assert not (tmp_path / "refined" / f"{name}_mask.png").exists()

@@ -6,6 +6,8 @@ import os
 import pickle
 import shutil
 import sys
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from more_releases import (
@@ -66,7 +68,8 @@ def test_a_release_becomes_records_that_run_and_score(tmp_path, capsys, dataset)
             assert 0 <= GRADERS[grader]("yes", record) <= 100
             wrong = GRADERS[grader]("", record | {"bbox": [0, 0, 1, 1]})
             right = GRADERS[grader](as_answer(record), record | {"bbox": record.get("gt_bbox")})
-            assert right == 100 > wrong or record["labels"] == "A"  # MME-RealWorld's script takes nothing for an A
+            assert right == 100
+            assert wrong < 100 or record["labels"] == "A"  # MME-RealWorld's script takes nothing for an A
     assert f"{len(records)} questions about" in capsys.readouterr().out
     assert prepared(dataset, tmp_path / "release", tmp_path / "target", "--copy") == records
     assert sorted(path.name for path in tmp_path.iterdir()) == ["release", "target"]  # no unpacked images are left
@@ -221,7 +224,7 @@ def test_a_wrong_entry_is_named_and_nothing_is_written(tmp_path, release, name, 
 
 
 @pytest.mark.parametrize("dataset", ["hrbench_4k", "mme_realworld_lite"])
-def test_of_a_hubs_dataset_only_the_wanted_files_are_fetched(tmp_path, monkeypatch, dataset):
+def test_of_a_hubs_dataset_only_the_wanted_files_are_fetched(tmp_path, monkeypatch, capsys, dataset):
     """A stand-in for the hub: what it has lies in a folder, and what matches is copied."""
     RELEASES[dataset](tmp_path / "hub")
     (tmp_path / "hub" / "others.tsv").write_text("of no use")
@@ -232,10 +235,30 @@ def test_of_a_hubs_dataset_only_the_wanted_files_are_fetched(tmp_path, monkeypat
             if path.match(allow_patterns):
                 shutil.copy(path, local_dir)
 
+    def info(_, name, files_metadata):
+        assert (name.count("/"), files_metadata) == (1, True)
+        paths = (tmp_path / "hub").iterdir()
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=path.name, size=2_000_000_000) for path in paths])
+
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
     releases.main([dataset, "--download", "--target", str(tmp_path / "target")])
+    assert f"{dataset}: 1 files to download into {tmp_path / 'target' / 'source'}: 2.0 GB" in capsys.readouterr().out
     assert len(list((tmp_path / "target" / "source").iterdir())) == 1
     assert load_task(tmp_path / "target" / "data.json")
+
+
+def test_the_orders_of_a_questions_options_are_drawn_together():
+    records = [{"id": f"{n}-{cycle}", "image_path": f"{n}.png", "short_question": "what?", "cycle": cycle}
+               for n in range(10) for cycle in range(4)]  # fmt: skip
+    for sample, expected in ((8, 8), (9, 12), (1, 4), (40, 40)):
+        found = releases.drawn(records, sample, seed=0)
+        assert len(found) == expected
+        assert found == [record for record in records if record in found]  # in their order
+        assert set(Counter(record["image_path"] for record in found).values()) == {4}
+    alone = [{"id": n, "image_path": "one.png"} for n in range(50)]
+    assert len(releases.drawn(alone, 7, seed=0)) == 7
+    assert releases.drawn(alone, 7, seed=0) == releases.drawn(alone, 7, seed=0) != releases.drawn(alone, 7, seed=1)
 
 
 def test_the_page_of_a_licence_is_named_with_what_to_fetch_there(tmp_path):

@@ -90,9 +90,12 @@ class Segmenter:
     def __call__(self, image: Image.Image) -> list[list[float]]:
         """[[x1, y1, x2, y2]] pixels of the masks that pass SAM's usual filters, without near duplicates."""
         # The pipeline's own last step needs torchvision, and encodes masks of which only the boxes are wanted.
-        parts = [self.generator.forward(inputs) for inputs in self.generator.preprocess(image, points_per_crop=POINTS)]
-        boxes, scores = (np.concatenate([part[name].float().cpu().numpy() for part in parts])
-                         for name in ("boxes", "iou_scores"))  # fmt: skip
+        parts = []
+        for inputs in self.generator.preprocess(image, points_per_crop=POINTS):
+            part = self.generator.forward(inputs)
+            # Its masks are as large as the image: they go before those of the next points are made.
+            parts.append([part[name].float().cpu().numpy() for name in ("boxes", "iou_scores")])
+        boxes, scores = map(np.concatenate, zip(*parts, strict=True))
         # They end at a mask's last row and column; ours end behind these.
         return [(boxes[number] + (0, 0, 1, 1)).tolist() for number in distinct(boxes, scores, OVERLAP)]
 

@@ -93,6 +93,9 @@ LAST_WORDS = 5  # a letter counts among the last words of an answer only
 def matched_letter(answer: str, options: Mapping[str, str]) -> str | None:
     """The letter that VLMEvalKit reads without a judge (`can_infer` of its matching_util.py); None if it reads none.
 
+    Its revisions differ. This is the one in which a letter must be among the last words; at least one (134b4ea) turns
+    the comparison round, and takes no letter of a short answer at all.
+
     The only option's letter that is a word of the answer counts, if it is one of the last five; else "answer is B";
     else the only option whose text is in the answer, unless that is twice as long as all options together.
 

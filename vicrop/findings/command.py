@@ -13,7 +13,8 @@
     vicrop findings causal                       # are these heads the reason for the answer?
 
 All options of `vicrop run` may follow. The folder --out then has MODEL-TASK-FINDING.json and .png, and the measurements
-of each question: after a kill, the same command reuses them. After the first questions it says how long it will take.
+of each question: after a kill, the same command reuses them. Those that ask one question at a time say after two of
+them how long the others will take; `sizes` and `kinds` answer with a progress bar each.
 """
 
 import argparse

@@ -140,6 +140,8 @@ def refine(
     if root.resolve() == out.resolve():
         raise ValueError(f"--out {out} has the masks of the heads themselves: name another folder")
     found, wrong = found_in(root, prompt)
+    for name in wrong:
+        (out / f"{name}{MASK}").unlink(missing_ok=True)  # of an earlier prediction: it would be scored
     masks = {each[0]: out / f"{each[0]}{MASK}" for each in found}
     if found:
         from vicrop.checkpoints import outside_weights  # it imports torch
@@ -151,7 +153,7 @@ def refine(
         for name, mask in tqdm(refined(new, prompt, Refiner(sam, device)), total=len(new), desc="masks"):
             if isinstance(mask, str):
                 wrong[name] = mask
-                del masks[name]
+                masks.pop(name).unlink(missing_ok=True)
             else:
                 draw_mask(mask, masks[name])
     return {"masks": len(masks), "out": str(out), "sam": sam, "prompt": prompt, "left_out": wrong}

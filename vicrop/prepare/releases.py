@@ -95,6 +95,7 @@ def fetch(dataset: str, folder: str | Path) -> None:
         from huggingface_hub import snapshot_download  # resumes, and checks what it has fetched
 
         name, pattern = HUB[dataset]
+        say_how_much_of_hub(dataset, name, pattern, folder)
         snapshot_download(name, repo_type="dataset", local_dir=folder, allow_patterns=pattern)
     paths = {url: Path(folder) / url.rsplit("/", 1)[1] for url in DOWNLOADS.get(dataset, ())}
     say_how_much(dataset, [url for url, path in paths.items() if not path.exists()], folder)
@@ -106,13 +107,26 @@ def fetch(dataset: str, folder: str | Path) -> None:
 
 def say_how_much(dataset: str, urls: Sequence[str], folder: str | Path) -> None:
     """Print how many bytes the files have that are to be downloaded; the bars then say how long that takes."""
-    sizes = [size_of(url) for url in urls]
-    known_ones, rest = [size for size in sizes if size is not None], sizes.count(None)
+    say_sizes(dataset, [size_of(url) for url in urls], folder)
+
+
+def say_how_much_of_hub(dataset: str, name: str, pattern: str | None, folder: str | Path) -> None:
+    """As `say_how_much`, of those files of a dataset on the hub that match a pattern and are not there yet."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = HfApi().dataset_info(name, files_metadata=True).siblings or []
+    files = filter_repo_objects(files, allow_patterns=pattern, key=lambda file: file.rfilename)
+    say_sizes(dataset, [file.size for file in files if not (Path(folder) / file.rfilename).exists()], folder)
+
+
+def say_sizes(dataset: str, sizes: Sequence[int | None], folder: str | Path) -> None:
+    """Print how many files of these sizes are to be downloaded (None: it is not known), and how many bytes."""
     if sizes:
-        more = f" and {rest} of unknown size" if rest else ""
-        print(
-            f"{dataset}: {len(sizes)} files to download into {folder}: {gigabytes(sum(known_ones))}{more}", flush=True
-        )
+        unknown = sizes.count(None)
+        more = f" and {unknown} of unknown size" if unknown else ""
+        total = gigabytes(sum(size or 0 for size in sizes))
+        print(f"{dataset}: {len(sizes)} files to download into {folder}: {total}{more}", flush=True)
 
 
 def unpack(path: Path) -> None:
@@ -143,7 +157,7 @@ def prepare(
     """Convert a release, check its images, and write `target`/data.json and `target`/images. Returns the records.
 
     Args:
-        sample: the number of records to draw with `seed`; None keeps all.
+        sample: the number of records to draw with `seed` (see `drawn`); None keeps all.
         copy: copy images; else they are hard-linked if the file system allows it.
     """
     target = Path(target)
@@ -152,8 +166,7 @@ def prepare(
         if sample is not None:
             if not 0 < sample <= len(records):
                 raise ValueError(f"--sample must be from 1 to {len(records)}, the records of {dataset}, not {sample}")
-            chosen = set(random.Random(seed).sample(range(len(records)), sample))
-            records = [record for number, record in enumerate(records) if number in chosen]
+            records = drawn(records, sample, seed)
         images = images_of(release, dataset, records)
         refuse_what_images_contradict(records, images)
         how = "copy" if copy else "link or copy"
@@ -165,6 +178,23 @@ def prepare(
         write_lines(target / GROUNDING, phrases)
     write_atomically(target / "data.json", records)
     return load_task(target / "data.json")
+
+
+def drawn(records: Sequence[dict], sample: int, seed: int) -> list[dict]:
+    """So many of the records, in their order.
+
+    Where a question is asked several times, with its options in other orders (`cycle`), all of them are drawn together:
+    then there may be a few more.
+    """
+    asked: dict[Any, list[int]] = {}
+    for number, record in enumerate(records):
+        key = (record["image_path"], record["short_question"]) if "cycle" in record else number
+        asked.setdefault(key, []).append(number)
+    groups, chosen = list(asked.values()), set()
+    for group in random.Random(seed).sample(groups, min(sample, len(groups))):
+        if len(chosen) < sample:
+            chosen.update(group)
+    return [record for number, record in enumerate(records) if number in chosen]
 
 
 def records_of(release: Source, dataset: str) -> list[dict]:
