@@ -16,6 +16,7 @@ from vicrop.findings import budget, causal, windows
 from vicrop.findings import command as findings
 from vicrop.findings import heads as of_heads
 from vicrop.findings.measure import duration, halved, images_of
+from vicrop.findings.phrases import asking_of
 from vicrop.findings.sample import SAMPLES, chosen
 from vicrop.heads import Criteria, frequent
 from vicrop.layouts import Layout, raster
@@ -246,6 +247,17 @@ def test_phrases_lie_beside_the_questions_or_are_named(tmp_path, capsys):
     (tmp_path / "data.json").write_text("[]")
     with pytest.raises(SystemExit, match="no phrases at .*grounding.jsonl"):
         findings.main(["heads", *where, "--question_path", str(tmp_path / "data.json")])
+
+
+def test_what_localization_does_otherwise_with_a_checkpoint_is_said():
+    def asked(*told):
+        return asking_of(findings.parse(["heads", *told])[1])
+
+    assert asked("--model", "llava_tiny").notes == []
+    assert asked("--model", "llava_tiny").conv_mode == "vqa"
+    (note,) = asked("--model", "llava").notes  # its default checkpoint is that of llava15_7b.yaml
+    assert "localization/ asks this checkpoint with --image_fit pad" in note
+    assert asked("--model", "llava", "--image_fit", "pad").notes == []
 
 
 # -------------------------------------------------------------------------------------------------------------- causal

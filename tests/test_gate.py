@@ -86,6 +86,15 @@ def test_gates_of_one_and_of_nought_and_between(asked):
         assert fields["confidence"]["crop"] == fields["confidence"]["original"]
 
 
+def test_what_is_not_one_for_each_question_is_named(asked):
+    session, _ = asked_session(asked)
+    for name, given in (("of", [0]), ("short_questions", ["why?"] * 3), ("records", [{}])):
+        says = f"{name} must be one for each question: 2 are asked, and it has {len(given)}"
+        with pytest.raises(ValueError, match=says):
+            QuestionBatch(session, ["why?", "who?"], **{name: given})
+    assert QuestionBatch(session, ["why?", "who?"]).of == [0, 0]
+
+
 def test_gated_questions_cost_the_others_of_their_batch_nothing(asked, monkeypatch):
     """Neither maps nor answers are asked for them."""
     (session, of), seen = asked_session(asked), []

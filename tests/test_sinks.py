@@ -106,8 +106,15 @@ def test_a_batch_finds_sinks_and_goes_on_without_them(tmp_path, monkeypatch):
     after = read_json(folder / f"{key}_bbox.json")
     assert "drop_sinks" in after["made_with"]["logic"]
     assert "drop_sinks" not in before["made_with"]["logic"]
-    if not sinks.any():
-        assert after["bbox"] == before["bbox"]
+    boxes = []
+    for name, columns in (("none", slice(0, 0)), ("left", slice(0, 7)), ("right", slice(7, None))):
+        planted = np.zeros_like(sinks)
+        planted[..., columns] = True
+        write_sinks(tmp_path / f"{name}.npz", planted)
+        localize("stage=batch", *lines[:1], "data.end_index=1", f"logic.drop_sinks={tmp_path / name}.npz")
+        boxes.append(read_json(folder / f"{key}_bbox.json")["bbox"])
+    assert boxes[0] == before["bbox"]  # what has no sinks is as without the option
+    assert boxes[1] != boxes[2]
     for path in folder.glob(f"{key}*"):
         path.unlink()  # too few samples are left
     localize("stage=batch_analyze", f"data.batch_attention_dir={folder}")

@@ -2,6 +2,11 @@
 
 They take windows of the sizes that the methods choose from, so that the comparison is one of place; only the true place
 goes beyond where its box does not fit. The functions in the plural give up to `most` boxes, as methods do with regions.
+
+    gt_crops(record, image.size, 336, most=2)
+
+Their arguments: `record`, a record of the dataset; `image_size`, (width, height) in pixels; `bbox_size`, the base side
+of a model's windows in pixels of the image. Boxes are (x1, y1, x2, y2) ints, pixels, inside the image.
 """
 
 import math
@@ -15,7 +20,11 @@ from vicrop.layouts import Region, Size
 
 
 def gt_crop(record: dict[str, Any], image_size: Size, bbox_size: float) -> Region:
-    """The smallest of the methods' windows around `gt_bbox` that holds it (or the square that does)."""
+    """The smallest of the methods' windows around `gt_bbox` that holds it (or the square that does).
+
+    Raises:
+        ValueError: the record has no gt_bbox, or one that cannot lie in its image.
+    """
     if not record.get("gt_bbox"):
         whose = f"record {record['id']!r}" if "id" in record else "a single picture"
         raise ValueError(f"gt_crop crops at the gt_bbox of a dataset's record, and {whose} has none")
@@ -26,7 +35,11 @@ def gt_crop(record: dict[str, Any], image_size: Size, bbox_size: float) -> Regio
 
 
 def gt_crops(record: dict[str, Any], image_size: Size, bbox_size: float, most: int) -> list[Region]:
-    """A `gt_crop` around each of a record's `gt_bboxes`, if there are no more than `most`; else around all of them."""
+    """A `gt_crop` around each of a record's `gt_bboxes`, if there are no more than `most`; else around all of them.
+
+    Raises:
+        ValueError: as `gt_crop`.
+    """
     places = record.get("gt_bboxes") or []
     if not 1 < len(places) <= most:
         return [gt_crop(record, image_size, bbox_size)]
@@ -60,7 +73,11 @@ def random_crops(record: dict[str, Any], image_size: Size, bbox_size: float, mos
 
 
 def grid_crops(record: dict[str, Any], image_size: Size, bbox_size: float, most: int) -> list[Region]:
-    """The image in `most` equal parts, row by row: of all grids that with the least oblong parts."""
+    """The image in `most` equal parts, row by row: of all grids that with the least oblong parts.
+
+    Raises:
+        ValueError: the image has too few pixels for so many parts.
+    """
     width, height = image_size
     grids = [(rows, most // rows) for rows in range(1, most + 1) if most % rows == 0]
     rows, columns = min(grids, key=lambda grid: abs(math.log(width / grid[1]) - math.log(height / grid[0])))

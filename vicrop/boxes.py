@@ -54,7 +54,15 @@ def bboxes_from_att_image(
     What a window covers is set to the map's minimum before the next one is looked for. The search ends where nothing
     stands out any more, or where the next window's sum is less than `regions.share` of the first one's.
 
-    Args and raises: as `bbox_from_att_image_adaptive`.
+        bboxes_from_att_image(att_map, image.size, 336, Regions(most=2, share=0.5))
+
+    Args:
+        att_map, image_size, bbox_size, ratios: as of `bbox_from_att_image_adaptive`.
+        regions: how many boxes there may be, and when a further one counts.
+    Returns:
+        [(x1, y1, x2, y2)] ints, pixels, all different and inside the image.
+    Raises:
+        ValueError: as `bbox_from_att_image_adaptive`; a size that is not positive.
     """
     left = valid_map(att_map)
     width, height = image_size

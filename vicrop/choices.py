@@ -40,6 +40,8 @@ class ModelChoice:
 class Regions:
     """How many regions of an image are cropped for a question.
 
+        Regions(most=2, share=0.5)
+
     Attributes:
         most: at most so many.
         share: a further one counts where its window holds at least this share of what the first one's holds.

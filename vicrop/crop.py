@@ -75,6 +75,15 @@ class CropResult:
         return fields | ({} if self.views is None else {"views": self.views}) | self.fields
 
 
+def for_each(questions: Sequence[str], given: Sequence[Any] | None, name: str, default: Any) -> list[Any]:
+    """What was given for each question, or the default for all; a ValueError if their numbers differ."""
+    if given is None:
+        return [default] * len(questions)
+    if len(given) != len(questions):
+        raise ValueError(f"{name} must be one for each question: {len(questions)} are asked, and it has {len(given)}")
+    return list(given)
+
+
 class QuestionBatch:
     """Questions about the images of a session, asked together; the original answers and all methods share the session.
 
@@ -85,20 +94,29 @@ class QuestionBatch:
         short_questions: for each None, or what is asked in its place for the map only (V*).
         records: their data records, for boxes that come from them (gt_crop, random_crop).
         crop_below: a crop is made only where the first answer is less probable than this (see choices.wants_crop).
+        By default all questions are about the first image, and there are no short ones and no records.
     Raises:
-        ValueError: a question is empty, or a record says that its image has another size than it has.
+        ValueError: a question is empty; `of`, `short_questions` or `records` are not one for each question; a record
+            says that its image has another size than it has.
+    Example:
+        batch = QuestionBatch(session, ["what does the sign say?", "is there a car?"])
+        originals = batch.original_answers({"rel_att": method})
+        batch.results(method, originals)  # [CropResult], the paper's section 5 for each question
     """
 
-    def __init__(self, session: ImageSession, questions: Sequence[str], of: Sequence[int] = (0,),
-                 short_questions: Sequence[str | None] = (None,), records: Sequence[dict] = ({},),
+    def __init__(self, session: ImageSession, questions: Sequence[str], of: Sequence[int] | None = None,
+                 short_questions: Sequence[str | None] | None = None, records: Sequence[dict] | None = None,
                  crop_below: float | None = None):  # fmt: skip
         for question in questions:
             if not question or not question.strip():
                 raise ValueError("the question is empty")
+        of = for_each(questions, of, "of", 0)
+        short_questions = for_each(questions, short_questions, "short_questions", None)
+        records = for_each(questions, records, "records", {})
         ask = session.adapter.prompt
-        self.session, self.of, self.records, self.crop_below = session, list(of), records, crop_below
+        self.session, self.of, self.records, self.crop_below = session, of, records, crop_below
         self.with_crops: dict[Places, Answer] = {}  # what was answered with crops, for methods that agree
-        for record, number in zip(records, self.of, strict=False):  # notebooks' questions have none
+        for record, number in zip(records, of, strict=True):
             refuse_other_size(record, session.images[number].size)
         self.prompts, self.general = [ask(question) for question in questions], ask(GENERAL_PROMPT)
         self.map_prompts = [ask(short) if short else prompt
@@ -124,7 +142,7 @@ class QuestionBatch:
         """
         asked = range(len(self.prompts)) if numbers is None else numbers
         prompts, of = [self.map_prompts[number] for number in asked], [self.of[number] for number in asked]
-        records = [self.records[number] for number in asked if number < len(self.records)]
+        records = [self.records[number] for number in asked]
         bare = [self.bare[number] for number in asked]
         known = answers and self.map_prompts == self.prompts
         sure = [answers[number].confidence for number in asked] if known else []

@@ -155,7 +155,11 @@ class Method:
         return ()
 
     def find(self, questions: Questions) -> list[Found]:
-        """A Found for each question."""
+        """A Found for each question, in order: its boxes (xyxy pixels), and the map (h, w) if the method makes one.
+
+        Raises:
+            ValueError: a record, or the model, lacks what the method needs.
+        """
         raise NotImplementedError
 
 

@@ -80,6 +80,7 @@ def aokvqa_direct(answer: str, record: dict) -> float | None:
 
 
 def is_difficult(record: dict) -> bool:
+    """Is a question of A-OKVQA left out of its direct answers?"""
     return bool(record.get("difficult_direct_answer"))
 
 
@@ -94,6 +95,7 @@ def aokvqa_choice(answer: str, record: dict) -> float | None:
 
 
 def has_no_choices(record: dict) -> bool:
+    """Is a question of A-OKVQA without choices, and so left out of its multiple choice?"""
     return not record.get("choices")
 
 

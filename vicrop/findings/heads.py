@@ -14,7 +14,7 @@ from vicrop.attribution import attention as attention_maps
 from vicrop.dataset import box_of
 from vicrop.evaluation.settings import RunSettings
 from vicrop.findings.measure import TaskModel, halved, images_of, measured, settings_of
-from vicrop.findings.phrases import conv_mode_of, phrases_of
+from vicrop.findings.phrases import asking_of, phrases_of
 from vicrop.findings.sample import chosen
 from vicrop.findings.table import Estimate, Table, difference, estimate, in_words
 from vicrop.heads import (
@@ -149,7 +149,8 @@ def heads(run: RunSettings, out: Path) -> Table:
     """
     run, dataset = phrases_of(run)
     choosing, judging = halved(chosen(dataset, "heads", run.ids, run.limit))
-    mode = conv_mode_of(run.model.name)
+    asking = asking_of(run)
+    mode = asking.conv_mode
     kept = measured(run, out, "heads_choosing", partial(measures_of, mode), records=choosing,
                     dataset=dataset, check=refuse_missing_layers, conv_mode=mode)  # fmt: skip
     samples = [as_measures(record) for record in kept]
@@ -160,7 +161,7 @@ def heads(run: RunSettings, out: Path) -> Table:
     tables = {what: over_heads(records, what) for what in (RIGHT, POINTING)}
     main = tables[RIGHT]
     where = f"found on {len(samples)} phrases of {run.question_path}, judged on {len(records)} about other images"
-    main.notes[:0] = [f"{where}; most often chosen: {names[BOTH]}", *kept.notes, *records.notes]
+    main.notes[:0] = [f"{where}; most often chosen: {names[BOTH]}", *asking.notes, *kept.notes, *records.notes]
     main.more = {POINTING: tables[POINTING], "frequency": how_often(samples)}
     main.settings = settings_of(run, out) | {"conv_mode": mode}
     return main

@@ -1,12 +1,14 @@
 """Phrases with a box each, for findings about localization heads: as records of a task, and the run over them."""
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from vicrop.dataset import GROUNDING, Query, box_of_truth, checked, refuse_bad_ids
+from vicrop.evaluation.provenance import checkpoint_name
 from vicrop.evaluation.settings import RunSettings
 from vicrop.files import PACKAGE, in_repository, read_rows
 
@@ -44,8 +46,27 @@ def phrases_of(run: RunSettings) -> tuple[RunSettings, list[dict]]:
     return replace(run, question_path=str(path), image_path=folder, hub=None), records
 
 
-def conv_mode_of(name: str) -> str:
-    """How a phrase stands before a model (config.ConvMode): as the settings of localization say, else by itself."""
-    path = SETTINGS / f"{name}.yaml"
-    said = OmegaConf.load(path) if path.is_file() else OmegaConf.create({})
-    return OmegaConf.select(said, "conv_mode", default="referseg")
+@dataclass(frozen=True)
+class Asking:
+    """How localization/ asks a model for a phrase, as far as it has settings for that checkpoint.
+
+    Attributes:
+        conv_mode: how the phrase stands before the model (config.ConvMode).
+        notes: a sentence if it shows images to the model otherwise than the run does.
+    """
+
+    conv_mode: str
+    notes: list[str]
+
+
+def asking_of(run: RunSettings) -> Asking:
+    """The Asking of a run's model: by its name, or by its checkpoint."""
+    said: Any = OmegaConf.create({})
+    for path in sorted(SETTINGS.glob("*.yaml")):
+        settings = OmegaConf.load(path)
+        if path.stem == run.model.name or settings.get("name") == checkpoint_name(run.model):
+            said = settings
+    own = {name: value for name, value in said.get("look", {}).items() if run.model.options.get(name) != value}
+    options = " ".join(f"--{name} {value}" for name, value in own.items())
+    notes = [f"localization/ asks this checkpoint with {options}: without it, as here, figures differ"] if own else []
+    return Asking(said.get("conv_mode", "referseg"), notes)

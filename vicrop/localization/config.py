@@ -27,6 +27,8 @@ Look = make_dataclass("Look", [(name, option.get("type", str) | None, None) for 
 
 @dataclass
 class Model:
+    """`model=...` or `model.NAME=...`: which checkpoint looks, where it runs, and how a query stands before it."""
+
     family: str | None = None  # a name of tables.MODELS of the same family; None: the checkpoint's config.json tells it
     name: str = MISSING  # the checkpoint: hub id, folder, or a name of tables.MODELS
     cache_dir: str | None = None  # where weights are downloaded to
@@ -43,34 +45,46 @@ class Model:
 
 @dataclass
 class Threshold:
+    """`logic.threshold`: how the bound of criterion 1, the attention to the image, is found."""
+
     method: ThresholdMethod = ThresholdMethod.chord
     min_keep: int = 1
 
 
 @dataclass
 class Entropy:
+    """`logic.entropy`: how criterion 2, the spatial entropy of a head's map, is computed."""
+
     binarize_threshold: float = BINARIZE_THRESHOLD
     weight: EntropyWeight = EntropyWeight.area  # a component counts by its number of cells; mass: by its attention
 
 
 @dataclass
 class Smoothing:
+    """`logic.smoothing`: sigma of the Gaussian over a map, in cells; 0 smooths nothing."""
+
     sigma: float = SIGMA
 
 
 @dataclass
 class Mask:
+    """`logic.mask`: which cells of the heads' map belong to the thing."""
+
     method: MaskMethod = MaskMethod["mean_relu"]
 
 
 @dataclass
 class Head:
+    """An entry of `logic.manual_heads`: both numbers count from 0."""
+
     layer: int
     head: int
 
 
 @dataclass
 class Logic:
+    """`logic`: which heads are chosen, and how a box and a mask are made of their maps."""
+
     selection: Selection = Selection.fixed
     top_k: int = TOP_K
     count_k: int = COUNT_K
@@ -84,6 +98,8 @@ class Logic:
 
 @dataclass
 class Data:
+    """`data`: what is asked about which image or images, and where results go."""
+
     image_file: str | None = None
     query: str | None = None
     attention_file: str | None = None
@@ -99,6 +115,8 @@ class Data:
 
 @dataclass
 class AttentionStorage:
+    """`storage.attention`: how a sample's attention is kept, for stage=batch_analyze."""
+
     format: AttentionFormat = AttentionFormat.npz
     compress: bool = True
     keep_meta_pickle: bool = False
@@ -107,11 +125,15 @@ class AttentionStorage:
 
 @dataclass
 class Storage:
+    """`storage`."""
+
     attention: AttentionStorage = field(default_factory=AttentionStorage)
 
 
 @dataclass
 class Config:
+    """All that localization.pipeline can be told."""
+
     stage: Stage = Stage.pipeline
     model: Model = field(default_factory=Model)
     logic: Logic = field(default_factory=Logic)
