@@ -12,7 +12,7 @@ from vicrop.failures import recoverable_message
 from vicrop.files import ROOT, read_json
 from vicrop.heads import head_name
 from vicrop.localization.viz import SHOWN_HEADS
-from vicrop.tables import MODELS
+from vicrop.tables import MODELS, REGION_SHARE
 
 QUEUE = 16  # questions that may wait
 MOST_REGIONS = 4  # crops that can be asked for
@@ -50,9 +50,10 @@ def said(work: Callable[[], list[Any]], path: str | None) -> list[Any]:
 def ask_tab(models: OneModel, names: Sequence[str]) -> None:
     """The tab of questions."""
 
-    def ask(path: str | None, question: str, name: str, method: str, crop_below: float, regions: float) -> list[Any]:
+    def ask(path: str | None, question: str, name: str, method: str, crop_below: float, regions: float,
+            share: float) -> list[Any]:  # fmt: skip
         def work() -> list[Any]:
-            seen = look(models, name, method, path, question, crop_below, int(regions))
+            seen = look(models, name, method, path, question, crop_below, int(regions), share)
             sure = [f"{100 * seen.confidence[which]:.0f} %" for which in ("original", "crop")]
             boxes = [f"box {', '.join(map(str, box))}" for box in seen.bboxes]
             facts = "; ".join([f"{seen.seconds:.1f} s", *(boxes or ["no crop: sure enough"])])
@@ -85,6 +86,15 @@ def ask_tab(models: OneModel, names: Sequence[str]) -> None:
                 elem_id="regions",
                 info="One for each place that stands out, all in one prompt.",
             )
+            share = gr.Slider(
+                0,
+                1,
+                REGION_SHARE,
+                step=0.05,
+                label="a further crop only with this share",
+                elem_id="region-share",
+                info="Of what the first crop holds of the map.",
+            )
             button = gr.Button("Ask", variant="primary", elem_id="ask")
         with gr.Column(scale=3, min_width=280):
             picture = drawing("where it looked, and the boxes (x1, y1, x2, y2)", "picture")
@@ -99,8 +109,8 @@ def ask_tab(models: OneModel, names: Sequence[str]) -> None:
         gr.Examples(found, [path, question], label="Pictures of the demo. The embedded models read the digits of such "
                     "signs, and know nothing else.")  # fmt: skip
     for event in (button.click, question.submit):
-        event(ask, [path, question, name, method, crop_below, regions], [picture, crops, before, after, sure, facts],
-              **ONE_AT_A_TIME)  # fmt: skip
+        event(ask, [path, question, name, method, crop_below, regions, share],
+              [picture, crops, before, after, sure, facts], **ONE_AT_A_TIME)  # fmt: skip
 
 
 def heads_tab(models: OneModel, names: Sequence[str]) -> None:
