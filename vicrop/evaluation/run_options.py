@@ -67,7 +67,7 @@ def refuse_bad_counts(given: argparse.Namespace) -> None:
         raise ValueError(f"--chunk_id must be 0 to --total_chunks - 1, {given.total_chunks - 1}, got {given.chunk_id}")
     if given.overwrite and (given.total_chunks > 1 or given.limit or given.ids):
         raise ValueError("--overwrite forgets all records, also those that this run does not ask about: use another "
-                         "--save_path")  # fmt: skip
+                         "--save_path (of a finding: another --out)")  # fmt: skip
 
 
 def picture_of(given: argparse.Namespace) -> Picture | None:

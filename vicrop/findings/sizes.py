@@ -16,11 +16,16 @@ from vicrop.findings.table import Table, estimate
 def sizes(run: RunSettings, out: Path) -> Table:
     """Right answers by the share of the image that the object covers: small ones are misread (the paper's section 3).
 
-    Like the paper, it also crops at the true place: if the answer is then right, the size was the reason.
+    Like the paper, it also crops at the true place: if the answer is then right, the size was the reason. That row is
+    left out where a record with a size has no place.
+
+    Raises:
+        ValueError: no record has a size and a score.
     """
     records = pick(questions_of(run), run.ids, run.limit)
     wanted = {record["id"] for record in records}
-    names, notes = where_places_are_true(records, [*run.how.names, TRUE_CROP])
+    sized = [record for record in records if record.get("gt_bbox") or "size" in record]
+    names, notes = where_places_are_true(sized, [*run.how.names, TRUE_CROP])
     run = with_methods(run, names)
     run_task(run)  # uses results that exist, or refuses them if their settings differ
     grader, images = run.grader, in_repository(run.image_path)
