@@ -4,8 +4,9 @@
 
 The vision tower learns to name what is at each cell, and where the middle of that is; the rest learns to answer from
 frozen vision, and to know at the end of a thing's name where it is; then with crops, too (image + one to three crops at
-random places, drawn before and without any question); then everything learns together. Each batch is a function of (stage, step) alone, so a resumed run sees the same data. Training begins with earlier
-checkpoints (--begin), blip and qwen2_5 with the vision tower of llava (--tower).
+random places, drawn before and without any question); then everything learns together. Each batch is a function of
+(stage, step) alone, so a resumed run sees the same data. Training begins with earlier checkpoints (--begin), blip and
+qwen2_5 with the vision tower of llava (--tower).
 """
 
 import argparse
