@@ -47,6 +47,38 @@ def said(work: Callable[[], list[Any]], path: str | None) -> list[Any]:
     raise gr.Error(sentence, print_exception=False)
 
 
+def crop_sliders() -> list[gr.Slider]:
+    """Whether, where and how often to crop: the gate, how many crops, and the share that a further one needs."""
+    crop_below = gr.Slider(
+        0,
+        1,
+        1,
+        step=0.05,
+        label="crop only below this confidence",
+        elem_id="crop-below",
+        info="1: always crop. 0.9: only where the first answer is less sure than 90 %.",
+    )
+    regions = gr.Slider(
+        1,
+        MOST_REGIONS,
+        1,
+        step=1,
+        label="crops, at most",
+        elem_id="regions",
+        info="One for each place that stands out, all in one prompt.",
+    )
+    share = gr.Slider(
+        0,
+        1,
+        REGION_SHARE,
+        step=0.05,
+        label="a further crop only with this share",
+        elem_id="region-share",
+        info="Of what the first crop holds of the map.",
+    )
+    return [crop_below, regions, share]
+
+
 def ask_tab(models: OneModel, names: Sequence[str]) -> None:
     """The tab of questions."""
 
@@ -68,33 +100,7 @@ def ask_tab(models: OneModel, names: Sequence[str]) -> None:
             with gr.Row():
                 name = model_choice(names)
                 method = gr.Dropdown(OFFERED, value=OFFERED[0], label="method", min_width=120)
-            crop_below = gr.Slider(
-                0,
-                1,
-                1,
-                step=0.05,
-                label="crop only below this confidence",
-                elem_id="crop-below",
-                info="1: always crop. 0.9: only where the first answer is less sure than 90 %.",
-            )
-            regions = gr.Slider(
-                1,
-                MOST_REGIONS,
-                1,
-                step=1,
-                label="crops, at most",
-                elem_id="regions",
-                info="One for each place that stands out, all in one prompt.",
-            )
-            share = gr.Slider(
-                0,
-                1,
-                REGION_SHARE,
-                step=0.05,
-                label="a further crop only with this share",
-                elem_id="region-share",
-                info="Of what the first crop holds of the map.",
-            )
+            how = crop_sliders()
             button = gr.Button("Ask", variant="primary", elem_id="ask")
         with gr.Column(scale=3, min_width=280):
             picture = drawing("where it looked, and the boxes (x1, y1, x2, y2)", "picture")
@@ -109,7 +115,7 @@ def ask_tab(models: OneModel, names: Sequence[str]) -> None:
         gr.Examples(found, [path, question], label="Pictures of the demo. The embedded models read the digits of such "
                     "signs, and know nothing else.")  # fmt: skip
     for event in (button.click, question.submit):
-        event(ask, [path, question, name, method, crop_below, regions, share],
+        event(ask, [path, question, name, method, *how],
               [picture, crops, before, after, sure, facts], **ONE_AT_A_TIME)  # fmt: skip
 
 
