@@ -66,7 +66,7 @@ def patch_labels(scene: Street | Scene, shape: tuple[int, int], cell: int, windo
             continue
         found[cells, 0] = TARGETS["color"].index(thing.color)
         found[cells, 1] = TARGETS["shape"].index(thing.shape)
-        found[cells, 8:] = middle(thing.box, window)
+        found[cells, len(TARGETS) :] = middle(thing.box, window)
         if thing.text and legible(thing, window, min(scales)):
             slots = thing.text.ljust(3)
             found[cells, 2:5] = [0 if c == " " else 1 + CHARACTERS.index(c) for c in slots]

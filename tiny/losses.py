@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import nn
@@ -74,14 +75,20 @@ def place_loss(features: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tens
     Args:
         features: (cells, width); places: (cells, axes of MIDDLE) in hundredths, IGNORE where nothing is.
     """
-    generator = torch.Generator().manual_seed(0)
-    axes = torch.linalg.qr(torch.randn(features.shape[-1], len(MIDDLE), generator=generator))[0].to(features)
+    axes = axes_of(features.shape[-1]).to(features)
     known = places[:, 0] != IGNORE
     found = F.rms_norm(features[known], features.shape[-1:]) @ axes
     error = found - REACH * (places[known].to(found) / 50 - 1)
     off = (error.detach().abs().mean(0) / (2 * REACH)).tolist() if known.any() else ()
     scores = {f"{axis} off": value for axis, value in zip(MIDDLE, off, strict=False)}
     return error.square().sum() / max(1, error.numel()), scores
+
+
+@cache
+def axes_of(width: int) -> torch.Tensor:
+    """(width, axes of MIDDLE): orthonormal columns, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.linalg.qr(torch.randn(width, len(MIDDLE), generator=generator))[0]
 
 
 def patch_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tensor, Scores]:

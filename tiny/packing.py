@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ IGNORE = -100  # label of a token that is no part of an answer
 NAME = "packed turns"
 
 
-class Turn(NamedTuple):
+@dataclass(frozen=True)
+class Turn:
     """A question and its answer in tokens.
 
     Attributes:

@@ -46,8 +46,8 @@ def figures_of(graded: Sequence[tuple[dict, tuple[float, float]]], options: Scor
     pairs, sure = np.array([pair for _, pair in graded]), [sureness(record) or (0.0, 0.0) for record in records]
     rows = []
     gated = [record for record in records if record.get("gated")]
-    known = [bound for bound in THRESHOLDS if bound <= highest(records) and not (gated and wants_crop(1.0, bound))]
-    for bound in known:
+    most = highest(gated)
+    for bound in (each for each in THRESHOLDS if each <= most and not (gated and wants_crop(1.0, each))):
         crops = np.array([wants_crop(p, bound) for p, _ in sure])
         chosen = np.where(crops, pairs[:, 1], pairs[:, 0])
         row = {"threshold": bound, "crops": 100 * crops.mean(), "score": chosen.mean()}
@@ -63,9 +63,9 @@ def figures_of(graded: Sequence[tuple[dict, tuple[float, float]]], options: Scor
     return rows
 
 
-def highest(records: Sequence[dict]) -> float:
-    """The highest threshold that records can tell of: those of a gated run have no crop above its own."""
-    sure = [sureness(record) for record in records if record.get("gated")]
+def highest(gated: Sequence[dict]) -> float:
+    """The highest threshold that a result can tell of, given its gated records: they have no crop above their gate."""
+    sure = map(sureness, gated)
     return min((both[0] for both in sure if both), default=1.0)
 
 

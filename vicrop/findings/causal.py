@@ -148,6 +148,7 @@ def causal(run: RunSettings, out: Path) -> Table:
                          "and `vicrop findings heads` finds them")  # fmt: skip
     measure = partial(effects, heads, partial(other_places, questions_of(run)))
     check = lambda task_model: draws_of(task_model, heads, {"id": ""})  # noqa: E731
+    # `rows` tells these measurements from those of an earlier version, which lack them.
     records = graded(measured(run, out, "causal", measure, check=check, rows=[BEFORE, SAID_BEFORE]))
     moved = [record for record in records if MOVED in record]
     rows: dict[Any, dict[str, Estimate]] = {}
