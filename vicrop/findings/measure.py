@@ -83,7 +83,7 @@ class Measured(list):
 def measured(
     run: RunSettings, out: Path, finding: str, measure: Measure, warm_up: bool = False,
     records: Sequence[dict] | None = None, dataset: Sequence[dict] | None = None,
-    check: Callable[[TaskModel], None] = lambda _: None, **more: Any,
+    check: Callable[[TaskModel], object] = lambda _: None, **more: Any,
 ) -> Measured:  # fmt: skip
     """The finding's records, each with its measured fields; what an earlier call has measured is not asked again.
 

@@ -63,7 +63,7 @@ def asking_of(run: RunSettings) -> Asking:
     """The Asking of a run's model: by its name, or by its checkpoint."""
     said: Any = OmegaConf.create({})
     for path in sorted(SETTINGS.glob("*.yaml")):
-        settings = OmegaConf.load(path)
+        settings: Any = OmegaConf.load(path)
         if path.stem == run.model.name or settings.get("name") == checkpoint_name(run.model):
             said = settings
     own = {name: value for name, value in said.get("look", {}).items() if run.model.options.get(name) != value}

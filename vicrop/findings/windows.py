@@ -90,5 +90,5 @@ def worth_of_choosing(records: Sequence[dict], base: str, methods: Sequence[str]
 
 def gain_over(records: Sequence[dict], method: str, base: str, choice: str) -> str:
     """In words what choosing among six gives more than one of them."""
-    found = (scores_of(records, method, base, each) for each in (CHOSEN, choice))
-    return in_words(difference(*found, images_of(records)))
+    chosen, fixed = (scores_of(records, method, base, each) for each in (CHOSEN, choice))
+    return in_words(difference(chosen, fixed, images_of(records)))
