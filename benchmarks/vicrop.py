@@ -37,7 +37,7 @@ from vicrop.attribution import edge_mask
 from vicrop.boxes import bbox_in_region
 from vicrop.crop import QuestionBatch, model_module
 from vicrop.decoding import Decoding
-from vicrop.prefix_cache import PrefixStore, Row
+from vicrop.prefix_cache import PrefixStore, Row, on_top_of
 from vicrop.session import ImageSession, Read
 from vicrop.tables import GENERAL_PROMPT
 
@@ -206,7 +206,7 @@ def whole_pass(session, texts, reading, layers=(), graph=False, images=None):
     cache, shifts = PrefixStore(session.decoder).begin(rows, len(session.decoder.layers))
     with reading(session, layers, graph) if layers else nullcontext({}) as found:
         if reading is all_softmaxes:  # one question, as the model is loaded: eager
-            output = session.decoder(**calls[0].arguments(), past_key_values=cache.cache, use_cache=True)
+            output = session.decoder(**calls[0].arguments() | on_top_of(cache.cache, session.decoder))
         else:
             output = cache.extend(session.decoder, calls)
     hidden = output.last_hidden_state if reading is all_softmaxes else output.last_hidden_state[:, -1:]

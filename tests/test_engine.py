@@ -384,6 +384,14 @@ def test_attention_arguments_that_are_not_known_are_refused():
 
 
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])  # what versions of transformers call it
+def test_a_cache_is_handed_over_by_the_name_that_the_model_knows(name):
+    made = {}
+    exec(f"def forward(self, input_ids=None, {name}=None, **kwargs): pass", made)
+    model = type("Speaker", (), made)()
+    assert prefix_cache.on_top_of("the cache", model) == {name: "the cache", "use_cache": True}
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])  # what versions of transformers call it
 def test_a_cache_that_a_model_makes_by_itself_is_not_its_decoders(name):
     """A model may hand its decoder an empty cache: those of the session stand in its place, whatever it is called."""
     model, processor = KINDS["llava"](layers=3)

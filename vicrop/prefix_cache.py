@@ -1,8 +1,10 @@
 """Calls in batches, and what a decoder has read of them: padded batches, KV caches, prefixes that calls share."""
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +53,17 @@ class PaddedBatch:
             shown = laid_out(lambda part: part.deepstack.shown)
             deepstack = first.deepstack._replace(shown=shown, features=features)
         return cls(arguments_of(embeds, positions, None, deepstack, per_token, first.constants), real, padded)
+
+
+@lru_cache
+def cache_argument(kind: type[PreTrainedModel]) -> str:
+    """What models of a class call the argument for a KV cache: transformers renames it in 5.24."""
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+
+
+def on_top_of(cache: DynamicCache, model: PreTrainedModel) -> dict[str, Any]:
+    """The arguments with which a model reads on top of a KV cache, and adds to it."""
+    return {cache_argument(type(model)): cache, "use_cache": True}
 
 
 def left_padded(values: Tensor, axis: int, width: int) -> Tensor:
@@ -155,12 +168,12 @@ class PrefixCache:
         for layer in self._attending():
             layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
 
-    def step(self) -> dict[str, Any]:
+    def step(self, speaker: PreTrainedModel) -> dict[str, Any]:
         """The arguments with which a model reads one more token of each row on top of this."""
         if self.padded:
             self.real = torch.cat([self.real, self.real.new_ones(len(self.real), 1)], 1)
         mask = self.real.long() if self.padded else None
-        return {"attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
+        return {"attention_mask": mask, **on_top_of(self.cache, speaker)}
 
     def extend(self, decoder: PreTrainedModel, parts: Sequence[DecoderCall]) -> Any:
         """The decoder's output over what is pending and the rows' next parts, in one pass."""
@@ -169,7 +182,7 @@ class PrefixCache:
         self.real, self.padded, self.pending = torch.cat([self.real, batch.real], 1), self.padded or batch.padded, []
         mask = {"attention_mask": self.real.long()} if self.padded else {}
         with with_implementation("captured", [decoder]):  # masks are made for it, however the model was loaded
-            return decoder(**batch.arguments | mask, past_key_values=self.cache, use_cache=True)
+            return decoder(**batch.arguments | mask | on_top_of(self.cache, decoder))
 
 
 def _forked(layer: Any, slots: int, rows: list[int] | None) -> Any:

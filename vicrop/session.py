@@ -348,7 +348,7 @@ class ImageSession(ImageBatch):
         with with_implementation("captured", [self.decoder]):
             while not answers.over:  # positions (..., batch, 1)
                 last = torch.tensor(answers.last, device=self.device)[:, None]
-                answers.add(finite(self._speak(last, positions, **cache.step())[:, -1]).float())
+                answers.add(finite(self._speak(last, positions, **cache.step(self.adapter.speaker))[:, -1]).float())
                 positions = positions + 1
         texts = [tokenizer.decode([token for token in tokens if token not in answers.ends], skip_special_tokens=True)
                  for tokens in answers.tokens]  # fmt: skip
