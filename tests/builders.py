@@ -23,9 +23,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from tiny.canvas import COLORS
 from tiny.models import Qwen as TinyQwen
 from tiny.models import bpe_tokenizer
-from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS
+from tiny.scenes import NUMBER_QUESTIONS, PRESENCE_QUESTIONS
 from vicrop.models.llava import PROMPT
 from vicrop.processors import ImageTextProcessor
 from vicrop.tables import GENERAL_PROMPT

@@ -394,6 +394,30 @@ def test_the_table(folder, capsys):
     assert (folder / "evaluation_report.md").read_text().startswith("| task | model |")
 
 
+def test_combinations_of_groups_have_rows_of_their_own(tmp_path):
+    kinds = [
+        ("count", "large", "yes"),
+        ("count", "small", "no"),
+        ("reading", "small", "yes"),
+        ("count", "small", "yes"),
+    ]
+    records = [result(n, "no", answer, category=kind, size=size) for n, (kind, size, answer) in enumerate(kinds)]
+    (tmp_path / "llava-textvqa-rel_att.json").write_text(json.dumps([*records, result(9, "no", "no", size="small")]))
+    rows = report(tmp_path, by=("category,size",), metric="paper")
+    assert [(row["part"], row["n"], row["with_crop"]) for row in rows] == [
+        ("all", 5, 60), ("count, small", 2, 50), ("count, large", 1, 100), ("reading, small", 1, 100),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", ["sise", "size,size", "size,", "nothing,size"])
+def test_only_groups_can_be_asked_for(asked, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        get_score.main(["--data_dir", str(tmp_path), "--by", asked])
+    assert f"must be some of size, category, subcategory, detail, cycle, with commas, or nothing; got {asked}" in (
+        " ".join(capsys.readouterr().err.split())
+    )
+
+
 def test_scores_of_every_record(folder):
     report(folder, folder / "samples.jsonl", metric="paper")
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]

@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 import tiny.train
 from tiny.boards import CHARACTERS
-from tiny.inherit import silence_new_layers, take_over
+from tiny.inherit import begin, silence_new_layers, take_over
 from tiny.labels import MIDDLE, TARGETS, patch_labels
 from tiny.lessons import Lesson, PairedAnswerBatches, lesson_of, lessons_about, pixels, window_anywhere, window_around
 from tiny.losses import REACH, by_kind, normalised, place_loss
@@ -254,7 +254,7 @@ def test_the_token_that_ends_a_name_knows_where_the_thing_is(family):
         scene = make(random.Random(seed))
         for question in questions_about(scene, random.Random(seed)):
             lesson = lesson_of(question, scene)
-            turn = family.turn(lesson.question, lesson.answer, lesson.seen)
+            turn = family.turn(lesson.question, lesson.answer, lesson.name_ends)
             labels = turn.labels(2)
             assert len(labels) == 2 + len(turn)
             assert labels[len(labels) - len(turn.answer) :, 0].tolist() == turn.answer
@@ -357,7 +357,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch, ca
     monkeypatch.setitem(STAGES, "llava", short)
     monkeypatch.setattr("tiny.train.SAVE_EVERY", 2)
     monkeypatch.setattr("tiny.train.held_out", lambda *_: {})
-    save, look = tiny.train.save_atomically, held_out
+    save, look = tiny.train.save_checkpoint, held_out
 
     def run(name, kill_at=None):
         """Train; if asked to, die right after the checkpoint of that number and begin again."""
@@ -369,7 +369,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch, ca
             if len(saved) == kill_at:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr("tiny.train.save_atomically", save_and_die)
+        monkeypatch.setattr("tiny.train.save_checkpoint", save_and_die)
         arguments = ("llava", tmp_path / name, tmp_path / f"{name}.pt", torch.device("cpu"), 0)
         if kill_at:
             with pytest.raises(KeyboardInterrupt):
@@ -383,7 +383,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch, ca
         assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
     assert "look, 2 steps; it goes on from there" in capsys.readouterr().out
 
-    monkeypatch.setattr("tiny.train.PROBE_EVERY", 1)
+    monkeypatch.setattr("tiny.train.EVAL_EVERY", 1)
     monkeypatch.setattr("tiny.train.held_out", lambda stage, learner, *_: look(stage, learner, 1))
     probed = run("probed")  # to look at other scenes on the way changes nothing
     assert all(torch.equal(weight, probed[name]) for name, weight in whole.items())
@@ -397,6 +397,28 @@ def test_a_model_is_only_finished_from_a_checkpoint(tmp_path, monkeypatch, capsy
         tiny.train.main()
     assert f"--finish needs a checkpoint, and there is none at {tmp_path / 'none.pt'}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--begin", "--tower"])
+def test_training_needs_the_checkpoints_that_it_is_to_begin_with(option, tmp_path, monkeypatch, capsys):
+    where = ["--checkpoint", tmp_path / "blip.pt", "--out", tmp_path / "out", option, tmp_path / "none"]
+    monkeypatch.setattr("sys.argv", ["train", "blip", *map(str, where)])
+    with pytest.raises(SystemExit):
+        tiny.train.main()
+    named = tmp_path / "none" / ("blip" if option == "--begin" else "")
+    assert f"{named} must be a folder with a checkpoint, and it has no config.json" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_tower_of_another_depth_is_refused(family, tmp_path):
+    if isinstance(family, FAMILIES["llava"]):
+        pytest.skip("llava has the tower that others begin with")
+    name = next(name for name, kind in FAMILIES.items() if isinstance(family, kind))
+    config = copy.deepcopy(FAMILIES["llava"]().model.config)
+    config.vision_config.num_hidden_layers = DEPTH - 1
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"must have {DEPTH} layers, it has {DEPTH - 1}"):
+        begin(name, family, None, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ what is committed

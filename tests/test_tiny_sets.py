@@ -2,15 +2,15 @@
 
 import argparse
 import json
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tiny.evaluate import printed, table_of
-from tiny.questions import KINDS
-from tiny.sets import ABSENT, kinds_of, write_set
+from tiny.questions import ABSENT, KINDS
+from tiny.sets import kinds_of, write_set
 from vicrop.dataset import load_task
 from vicrop.tables import SIZES
 
@@ -80,24 +80,47 @@ def test_masks_fit_their_boxes(made):
         assert mask.sum() > 0.3 * width * height
 
 
-def test_the_evaluation_counts_by_kind_and_size():
-    answered = lambda *answers: [  # noqa: E731
-        {"category": "reading", "size": size, "labels": ["A7"], "original_answer": "A", "crop_answer": answer}
-        for size, answer in zip(("small", "large"), answers, strict=True)
-    ]
-    table = table_of({"rel_att": answered("A7", "A7"), "gt_crop": answered("A7", "7")})
-    assert table["no crop"]["reading all"] == (0.0, 2)
-    assert table["rel_att"]["reading small"] == (100.0, 1)
-    assert table["gt_crop"]["reading large"] == (0.0, 1)
-    assert "reading all" in printed(table)
-
-
-def test_more_large_pictures_than_questions_are_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match="large and huge must be 3 together at most, the number of all questions; got 2 and 2"
-    ):
-        write_set(tmp_path, 1, 3, ("reading",), large=2, huge=2)
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"large": 2, "huge": 2}, "--large and --huge must be at least 0, and together at most 3, .*; got 2 and 2"),
+        ({"large": -1}, "--large and --huge must be at least 0, .*; got -1 and 0"),
+        ({"per_kind": 2}, "--per_kind must be at least 3, one question of each size; got 2"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(wanted, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        write_set(tmp_path, 1, **{"per_kind": 3, "kinds": ("reading",)} | wanted)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_set_is_only_replaced_when_that_is_asked_for(tmp_path):
+    first = write_set(tmp_path, 1, 6, ("reading",))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=r"has a data.json already: choose another --out, or add --overwrite"):
+        write_set(tmp_path, 2, 3, ("reading",))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    second = write_set(tmp_path, 2, 3, ("reading",), overwrite=True)
+    assert second != first
+    pictures = {record["image_path"] for record in second}
+    assert {path.name for path in (tmp_path / "images").iterdir()} == pictures  # none of the first set is left
+    phrases = [json.loads(line) for line in (tmp_path / "grounding.jsonl").read_text().splitlines()]
+    assert {line["image_path"] for line in phrases} <= {f"images/{name}" for name in pictures}
+
+
+def test_a_killed_set_has_no_files_that_tell_of_another(tmp_path, monkeypatch):
+    write_set(tmp_path, 1, 3, ("reading",))
+    monkeypatch.setattr("tiny.sets.Writer.add", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_set(tmp_path, 2, 3, ("reading",), overwrite=True)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_without_pycocotools_nothing_is_begun(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(ValueError, match=r"need pycocotools: pip install 'vicrop\[masks\]'"):
+        write_set(tmp_path / "new", 2, 3, ("reading",))
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_unknown_kind_is_named():

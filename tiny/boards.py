@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tiny.canvas import ink_of
 from tiny.drawing import CAP_HEIGHT, Box, Item, Paint, fitting_size
-from tiny.scenes import ink_of
 
 DIGITS = "0123456789"
 LETTERS = "ACEFHJKLMNPRTUXY"  # as on number plates: none that is easily taken for a digit or for another letter
@@ -62,7 +62,7 @@ class Thing:
 
 
 def make_text(rng: random.Random, shape: str) -> str:
-    """Characters for a board: digits alone as often as digits and letters."""
+    """Characters for a board: two in three are digits."""
     alphabet = DIGITS if rng.random() < 0.45 else CHARACTERS
     return "".join(rng.choices(alphabet, k=rng.choice(SHAPES[shape].lengths)))
 

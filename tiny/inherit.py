@@ -9,32 +9,51 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaForConditionalGeneration
 
-from tiny.models import Family
+from tiny.models import DEPTH, Family
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
 
 INTO_STREAM = ("self_attn.out_proj", "mlp.fc2")  # of a layer of CLIP
 
 
-def begin(name: str, family: Family, earlier: Path, tower: Path | None = None) -> None:
+def begin(name: str, family: Family, earlier: Path | None, tower: Path | None) -> None:
     """Take over the weights of an earlier checkpoint of the same family as far as they fit; the tower of llava's.
 
     Args:
         name: key of tiny.models.FAMILIES.
-        earlier: folder with the folders of finished checkpoints, `earlier / name` among them.
-        tower: folder of the llava checkpoint whose vision tower blip and qwen2_5 begin with.
+        earlier: folder with the folders of finished checkpoints, `earlier / name` among them; None: nothing is
+            taken over.
+        tower: folder of the llava checkpoint whose vision tower blip and qwen2_5 begin with; None: they begin with
+            random weights.
+    Raises:
+        ValueError: a folder has no checkpoint, or its vision tower has another number of layers.
     """
-    folder = earlier / name
-    old = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    take_over(family.model, family.tokenizer, old, AutoTokenizer.from_pretrained(folder))
-    if name == "llava":
-        silence_new_layers(family.model.model.vision_tower, len(old.model.vision_tower.encoder.layers))
+    if earlier:
+        folder = checkpoint_in(earlier / name)
+        old = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        take_over(family.model, family.tokenizer, old, AutoTokenizer.from_pretrained(folder))
+        if name == "llava":
+            silence_new_layers(family.model.model.vision_tower, len(old.model.vision_tower.encoder.layers))
+    if name == "llava" or tower is None:
         return
-    clip = LlavaForConditionalGeneration.from_pretrained(tower, dtype=torch.float32).model.vision_tower
+    clip = LlavaForConditionalGeneration.from_pretrained(checkpoint_in(tower), dtype=torch.float32).model.vision_tower
+    if len(clip.encoder.layers) != DEPTH:
+        raise ValueError(f"the vision tower of {tower} must have {DEPTH} layers, it has {len(clip.encoder.layers)}")
     values = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     if name == "blip":
         turn_into_blip_tower(family.model.vision_model, clip, values)
     else:
         turn_into_qwen_tower(family.model.model.visual, clip, values)
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """The folder itself.
+
+    Raises:
+        ValueError: it has no checkpoint.
+    """
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} must be a folder with a checkpoint, and it has no config.json")
+    return folder
 
 
 @torch.no_grad()

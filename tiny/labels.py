@@ -6,10 +6,11 @@ import numpy as np
 from PIL import Image
 
 from tiny.boards import CHARACTERS, SHAPES, Thing
+from tiny.canvas import COLORS
 from tiny.drawing import CAP_HEIGHT, Box, text_width
 from tiny.packing import IGNORE
 from tiny.questions import ASKED_SHAPES, things_of
-from tiny.scenes import COLORS, Scene
+from tiny.scenes import Scene
 from tiny.street import Street
 
 LEGIBLE = (4.5, 6.0)  # one character, several ones: lower than so many pixels they are not asked of the vision tower
@@ -59,13 +60,14 @@ def patch_labels(scene: Street | Scene, shape: tuple[int, int], cell: int, windo
     fine = labels_of(scene, window, (w * FINE, h * FINE)).reshape(h, FINE, w, FINE)
     scales = shape[1] / (window[2] - window[0]), shape[0] / (window[3] - window[1])
     for number, thing in enumerate(things_of(scene), 1):
-        seen = (fine == number).sum((1, 3))  # label pixels of this thing in each cell
-        most = max(seen.max(), 2)  # the cell that has most of it is always labelled
-        cells = (seen > 0.4 * FINE**2) | (seen > 0.9 * most)
+        shown = (fine == number).sum((1, 3))  # label pixels of this thing in each cell
+        most = max(shown.max(), 2)  # the cell that has most of it is always labelled
+        cells = (shown > 0.4 * FINE**2) | (shown > 0.9 * most)
         if not cells.any():
             continue
         found[cells, 0] = TARGETS["color"].index(thing.color)
         found[cells, 1] = TARGETS["shape"].index(thing.shape)
+        found[cells, 2 : len(TARGETS)] = IGNORE  # another thing may have been there
         found[cells, len(TARGETS) :] = middle(thing.box, window)
         if thing.text and legible(thing, window, min(scales)):
             slots = thing.text.ljust(3)

@@ -12,18 +12,21 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tiny.canvas import ASPECTS, COLORS, SIDES
 from tiny.drawing import Box
 from tiny.labels import middle, patch_labels
-from tiny.questions import RELATIONS, Question, describe, questions_about
-from tiny.scenes import ASPECTS, COLORS, SIDES, Scene, make_scene
+from tiny.questions import RELATIONS, Question, describe, questions_about, size_of, things_of
+from tiny.scenes import Scene, make_scene
 from tiny.street import Street, make_street
-from vicrop.tables import GENERAL_PROMPT, size_class
+from vicrop.tables import GENERAL_PROMPT
 
 OLD_SHARE = 0.3  # of the scenes that are of the first edition
 EASY = (0.16, 0.4)  # size of signs, relative to the canvas, that are read with ease in a picture of 112 pixels
 # How many turns of a kind are asked about a scene at most; the general prompt is asked of a share of the scenes.
 QUOTAS = {"reading": 4, "attribute": 2, "presence": 2, "count": 1, "relation": 3, "two_places": 2, "comparison": 1}
 DESCRIBED = 0.5
+AROUND = 0.7  # of the crops: around some thing, whatever is asked; the others are anywhere
+IMAGES = (1.0, 1.0, 0.66, 0.5)  # of a batch with 0 to 3 crops, relative to the stage's: several crops take longer
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -45,49 +48,51 @@ def pixels(scene: Street | Scene, rng: random.Random, shape: tuple[int, int], wi
 
 def window_around(scene: Street | Scene, rng: random.Random, box: Box, zoom: tuple[float, float] = (1.3, 7.0)) -> Box:
     """A near-square window (xyxy) of `zoom` times the box's longer side somewhere around it, inside the canvas."""
-    width, height = scene.size
     side = max(box[3] - box[1], box[2] - box[0]) * math.exp(rng.uniform(*map(math.log, zoom)))
-    wide, high = min(width, side * rng.uniform(0.87, 1.15)), min(height, side)
-    x = (box[0] + box[2]) / 2 - wide / 2 + rng.uniform(-0.4, 0.4) * max(0, wide - (box[2] - box[0]))
-    y = (box[1] + box[3]) / 2 - high / 2 + rng.uniform(-0.4, 0.4) * max(0, high - (box[3] - box[1]))
-    x, y = min(max(0, x), width - wide), min(max(0, y), height - high)
-    return x, y, x + wide, y + high
+    wide, high = near_square(scene, rng, side)
+    x = (box[0] + box[2]) / 2 + rng.uniform(-0.4, 0.4) * max(0, wide - (box[2] - box[0]))
+    y = (box[1] + box[3]) / 2 + rng.uniform(-0.4, 0.4) * max(0, high - (box[3] - box[1]))
+    return window_at(scene, x, y, wide, high)
 
 
 def window_anywhere(scene: Street | Scene, rng: random.Random) -> Box:
     """A near-square window of any size at any place of the canvas."""
     side = math.sqrt(scene.size[0] * scene.size[1]) * math.exp(rng.uniform(math.log(0.12), math.log(0.6)))
     x, y = (rng.uniform(0, length) for length in scene.size)
-    return window_around(scene, rng, (x, y, x + 1e-3, y + 1e-3), (1e3 * side, 1e3 * side))
+    return window_at(scene, x, y, *near_square(scene, rng, side))
+
+
+def near_square(scene: Street | Scene, rng: random.Random, side: float) -> tuple[float, float]:
+    """(width, height) of a window of about that side, no larger than the canvas."""
+    return min(scene.size[0], side * rng.uniform(0.87, 1.15)), min(scene.size[1], side)
+
+
+def window_at(scene: Street | Scene, x: float, y: float, wide: float, high: float) -> Box:
+    """The window of that size whose middle is as near to (x, y) as the canvas allows."""
+    left = min(max(0, x - wide / 2), scene.size[0] - wide)
+    top = min(max(0, y - high / 2), scene.size[1] - high)
+    return left, top, left + wide, top + high
 
 
 # ----------------------------------------------------------------------------------------------------------- questions
-def size_of(question: Question, scene: Street | Scene) -> str:
-    """Size class of the smallest thing that a question is about: what is asked of an absent thing has none."""
-    if not question.targets:
-        return "absent"
-    areas = [(t.box[2] - t.box[0]) * (t.box[3] - t.box[1]) for t in question.targets]
-    return size_class(min(areas) / (scene.size[0] * scene.size[1]))
-
-
 class Lesson(NamedTuple):
     """A question with its answer, and where the things lie that it names.
 
     Attributes:
-        kind: of question, and the size of what it is about. seen: (place in the question where a name ends, x, y),
+        kind: of question, and the size of what it is about. name_ends: (place in the question where a name ends, x, y),
             x and y in hundredths of the picture, for each thing that it names.
     """
 
     question: str
     answer: str
     kind: str
-    seen: Sequence[tuple[int, int, int]] = ()
+    name_ends: Sequence[tuple[int, int, int]] = ()
 
 
 def lesson_of(question: Question, scene: Street | Scene) -> Lesson:
     """A question about a scene as it is taught."""
-    seen = [(end, *middle(thing.box, (0, 0, *scene.size))) for end, thing in question.mentions()]
-    return Lesson(question.text, question.answer, f"{question.kind} {size_of(question, scene)}", seen)
+    name_ends = [(end, *middle(thing.box, (0, 0, *scene.size))) for end, thing in question.mentions()]
+    return Lesson(question.text, question.answer, f"{question.kind} {size_of(question, scene)}", name_ends)
 
 
 def lessons_about(
@@ -190,11 +195,11 @@ class AnswerBatches(Batches):
             scene = self.scene(rng, progress, aspect)
             images.append(pixels(scene, rng, shape))
             for each in crops:  # drawn before any question is: never the method's, never for the asked thing
-                sign = rng.choice(scene.signs).box
-                window = window_around(scene, rng, sign) if rng.random() < 0.7 else window_anywhere(scene, rng)
+                some = rng.choice(things_of(scene)).box
+                window = window_around(scene, rng, some) if rng.random() < AROUND else window_anywhere(scene, rng)
                 each.append(pixels(scene, rng, shapes[1], window))
             told = lessons_about(scene, rng, self.family.turns_per_image, relations)
-            turns = [(self.family.turn(each.question, each.answer, each.seen), each.kind) for each in told]
+            turns = [(self.family.turn(each.question, each.answer, each.name_ends), each.kind) for each in told]
             turns.sort(key=lambda turn: -len(turn[0]))  # turns of one length are packed together
             asked.append([turn for turn, _ in turns])
             kinds.append([f"{'crop ' if number else ''}{kind}" for _, kind in turns])
@@ -202,8 +207,8 @@ class AnswerBatches(Batches):
         return batch | {"crops": [stacked(each) for each in crops]}
 
     def batch_of(self, number: int) -> int:
-        """Images per step; fewer with several crops, which take several times as long."""
-        return max(2, round(self.stage.batch * (1.0, 1.0, 0.66, 0.5)[number]))
+        """Images per step with so many crops each."""
+        return max(2, round(self.stage.batch * IMAGES[number]))
 
 
 class PairedAnswerBatches(AnswerBatches):

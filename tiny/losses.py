@@ -14,9 +14,10 @@ from tiny.models import Family
 from tiny.packing import IGNORE
 
 WIDTHS = [len(classes) for classes in TARGETS.values()]
-CELLS = 0.25  # weight of the cells' loss beside that of the answers
-LOOKING = 3  # the layer of the language model behind which it is to have looked at what a name names
-PLACES, REACH = 0.2, 4.0  # weight of the loss of places, and how far from 0 the edges of a picture lie on its axes
+CELL_WEIGHT = 0.25  # weight of the cells' loss beside that of the answers
+NAME_LAYER = 3  # of the language model: behind it the end of a name tells where the named thing is
+PLACE_WEIGHT = 0.2  # of the loss of places
+REACH = 4.0  # how far from 0 the edges of a picture lie on the axes of places
 Scores = dict[str, float]
 
 
@@ -40,7 +41,7 @@ def cell_loss(head: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> 
     features = features.flatten(0, 1)
     named, scores = class_loss(head(features).float(), classes)
     placed, errors = place_loss(features, places)
-    return named + PLACES * placed, scores | errors
+    return named + PLACE_WEIGHT * placed, scores | errors
 
 
 def class_loss(logits: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, Scores]:
@@ -103,13 +104,13 @@ def answer_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Ten
     there. From answers alone it did not learn to look for two things before it compares them.
     """
     shown = [normalised(pixels, family.processor) for pixels in (batch["pixels"], *batch["crops"])]
-    with output_of(family.model.get_decoder().layers[LOOKING]) as looked:
+    with output_of(family.model.get_decoder().layers[NAME_LAYER]) as outputs:
         hidden = family.hidden(batch, shown[0], shown[1:])[:, :-1]
-    placed, errors = place_loss(looked[0].flatten(0, 1), batch["labels"][..., 1:].flatten(0, 1))
+    placed, errors = place_loss(outputs[0].flatten(0, 1), batch["labels"][..., 1:].flatten(0, 1))
     wanted = batch["labels"][:, 1:, 0]
     asked = wanted != IGNORE
     logits = family.model.get_output_embeddings()(hidden[asked]).float()
-    loss = F.cross_entropy(logits, wanted[asked]) + PLACES * placed
+    loss = F.cross_entropy(logits, wanted[asked]) + PLACE_WEIGHT * placed
     scores = by_kind(logits.argmax(-1) == wanted[asked], asked, batch["kinds"])
     return loss, scores | {f"named {axis}": error for axis, error in errors.items()}
 
@@ -128,9 +129,9 @@ def output_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 def mixed_loss(family: Family, head: nn.Module, batch: dict) -> tuple[torch.Tensor, Scores]:
     """The two together."""
-    cells, seen = patch_loss(family, head, batch["patches"])
+    cells, of_cells = patch_loss(family, head, batch["patches"])
     answers, scores = answer_loss(family, head, batch["answers"])
-    return answers + CELLS * cells, scores | {f"cell {name}": value for name, value in seen.items()}
+    return answers + CELL_WEIGHT * cells, scores | {f"cell {name}": value for name, value in of_cells.items()}
 
 
 def by_kind(hits: torch.Tensor, asked: torch.Tensor, kinds: list[list[str]]) -> Scores:

@@ -30,9 +30,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from tiny.boards import CHARACTERS
+from tiny.canvas import COLORS
 from tiny.packing import IGNORE, Turn, pack, packed_attention
 from tiny.questions import ASKED_SHAPES, vocabulary
-from tiny.scenes import COLORS
 from vicrop.attention import replaced
 from vicrop.models import instructblip as blip_methods
 from vicrop.models import llava as llava_methods
@@ -179,13 +179,13 @@ class Family:
     def encode(self, text, special=False):
         return self.tokenizer(text, add_special_tokens=special).input_ids
 
-    def turn(self, question, answer, seen=()):
-        """The Turn of a prompt after the image and its answer with the end token; `seen` as of tiny.lessons.Lesson."""
+    def turn(self, question, answer, name_ends=()):
+        """The Turn of a prompt after the image and its answer with the end token; `name_ends` as in a Lesson."""
         prompt = self.after_image(question)
         start = prompt.index(question) if question else 0
-        seen = [(len(self.encode(prompt[: start + end])) - 1, *xy) for end, *xy in seen]
+        name_ends = [(len(self.encode(prompt[: start + end])) - 1, *xy) for end, *xy in name_ends]
         answer = [*self.encode(self.answer_start + answer), self.tokenizer.eos_token_id]
-        return Turn(self.encode(prompt), answer, seen)
+        return Turn(self.encode(prompt), answer, name_ends)
 
     def after_image(self, question):
         """The part of a prompt that follows the image."""

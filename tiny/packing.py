@@ -26,12 +26,12 @@ class Turn:
     """A question and its answer in tokens.
 
     Attributes:
-        asked, answer: ids. seen: (number of the asked token that ends the name of a thing, x, y) of each named thing.
+        asked, answer: ids. name_ends: (number of the asked token that ends a thing's name, x, y) of each named thing.
     """
 
     asked: Sequence[int] = ()
     answer: Sequence[int] = ()
-    seen: Sequence[tuple[int, int, int]] = ()
+    name_ends: Sequence[tuple[int, int, int]] = ()
 
     def __len__(self):
         return len(self.asked) + len(self.answer)
@@ -40,7 +40,7 @@ class Turn:
         """(before + tokens, 3): the answer's ids, then x and y of the thing whose name ends there; else IGNORE."""
         found = torch.full((before + len(self), 3), IGNORE)
         found[len(found) - len(self.answer) :, 0] = torch.tensor(self.answer)
-        for place, *xy in self.seen:
+        for place, *xy in self.name_ends:
             found[before + place, 1:] = torch.tensor(xy)
         return found
 
@@ -98,8 +98,8 @@ def attend(
     found = [F.scaled_dot_product_attention(first, *prefix, is_causal=True, **same)]
     for asked, *own in turns:
         keys, values = (torch.cat(both, 2) for both in zip(prefix, own, strict=True))
-        seen = torch.ones(asked.shape[2], keys.shape[2], dtype=torch.bool, device=query.device).tril(slots.prefix)
-        found.append(F.scaled_dot_product_attention(asked, keys, values, seen, **same))
+        mask = torch.ones(asked.shape[2], keys.shape[2], dtype=torch.bool, device=query.device).tril(slots.prefix)
+        found.append(F.scaled_dot_product_attention(asked, keys, values, mask, **same))
     return torch.cat(found, 2).transpose(1, 2), None
 
 

@@ -4,7 +4,7 @@
         question.kind, question.text, question.answer, question.targets
 
 A thing is named by what it alone has in the scene ("the red sign", "the triangle", "the red triangle"), so no question
-is ambiguous. Scenes of the first edition (tiny.scenes) can be asked about, too.
+is ambiguous; a shape is always that of a sign. Scenes of the first edition (tiny.scenes) can be asked about, too.
 """
 
 import random
@@ -13,13 +13,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from tiny.boards import SHAPES, Thing
-from tiny.scenes import COLORS, NUMBER_QUESTIONS, PRESENCE_QUESTIONS, Scene
+from tiny.canvas import COLORS
+from tiny.scenes import NUMBER_QUESTIONS, PRESENCE_QUESTIONS, Scene
 from tiny.street import Street
+from vicrop.tables import size_class
 
+ABSENT = "absent"  # in place of the size class of what is not there
 OBJECTS = ("car", "door")  # things that are no signs
 READING = ("what does the {} say?", "what is on the {}?")
 RELATIONS = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}  # axis, direction
 ASKED_SHAPES = (*SHAPES, *OBJECTS)
+LIKE_SCENERY = ("square", "circle", "triangle")  # windows, trees and roofs look like these: they are not counted
+ONES = 0.3  # share of the groups of one thing that are asked to be counted
 
 
 @dataclass(frozen=True)
@@ -122,19 +127,28 @@ def attribute(things, rng):
 
 
 def presence(things, rng):
-    """Things that are there, and as many that are not, of which some have a colour or a shape that is there."""
+    """Things that are there, and for each of them one that is not, of another colour.
+
+    All are asked about with a colour and a noun: of the words alone nobody can tell what is there, and no roof or
+    window is taken for the triangle or the square that is asked about.
+    """
     ask = lambda name: rng.choice((f"is there {a(name)} in the image?", f"does the image show {a(name)}?"))  # noqa: E731
-    looks = {(thing.color, thing.shape) for thing in things}
-    colors = {thing.color for thing in things if thing.is_sign}
-    for each in named(things, rng):
-        yield Question("presence", ask(each.name), "yes", (each.thing,), (each.name,))
-        other = rng.choice(list(COLORS)), rng.choice(ASKED_SHAPES)
-        absent = [f"{other[0]} sign"] if other[0] not in colors else []
-        absent += [other[1]] if other[1] not in {shape for _, shape in looks} else []
-        pairs = [(each.thing.color, other[1]), (other[0], each.thing.shape)]
-        absent += [" ".join(pair) for pair in pairs if pair not in looks]
+    looks = {(thing.color, noun) for thing in things for noun in nouns_of(thing)}
+    for thing in rng.sample(things, len(things)):
+        names = [(noun, f"{thing.color} {noun}") for noun in nouns_of(thing)]
+        names = [(noun, name) for noun, name in names if name in names_of(thing, things)]
+        if not names:
+            continue
+        noun, name = rng.choice(names)
+        absent = [color for color in COLORS if (color, noun) not in looks]
         if absent:
-            yield Question("presence", ask(rng.choice(absent)), "no")
+            yield Question("presence", ask(name), "yes", (thing,), (name,))
+            yield Question("presence", ask(f"{rng.choice(absent)} {noun}"), "no")
+
+
+def nouns_of(thing: Thing) -> list[str]:
+    """What a thing can be called beside its colour."""
+    return ["sign", thing.shape] if thing.is_sign else [thing.shape]
 
 
 def count(things, rng):
@@ -142,23 +156,29 @@ def count(things, rng):
     groups = {"signs": signs}
     for color in sorted({sign.color for sign in signs}):
         groups[f"{color} signs"] = [sign for sign in signs if sign.color == color]
-    for shape in sorted({thing.shape for thing in things}):
+    for shape in sorted({thing.shape for thing in things} - set(LIKE_SCENERY)):
         groups[f"{shape}s"] = [thing for thing in things if thing.shape == shape]
     groups = {name: group for name, group in groups.items() if len(group) <= 9}
-    # Groups of one are the most frequent: take each number as often as the scene allows.
+    # Groups of one are by far the most frequent: take each number as often as the scene allows, and one more rarely.
     by_number = {}
     for name, group in groups.items():
         by_number.setdefault(len(group), []).append(name)
     for number in rng.sample(sorted(by_number), len(by_number)):
-        name = rng.choice(by_number[number])
-        yield Question("count", f"how many {name} are there?", str(number), tuple(groups[name]))
+        if number > 1 or rng.random() < ONES:
+            name = rng.choice(by_number[number])
+            yield Question("count", f"how many {name} are there?", str(number), tuple(groups[name]))
 
 
 def relation(things, rng, words=tuple(RELATIONS)):
-    """Asked where one thing lies wholly on one side of the other, so that there is no doubt; in some of the words."""
+    """Asked where one thing lies wholly on one side of the other, so that there is no doubt; in some of the words.
+
+    Heights are compared of signs only: cars and doors stand on the ground, so that most answers could be guessed.
+    """
     found = named(things, rng)
     for one, other in zip(found, found[1:], strict=False):
-        for side in rng.sample(words, min(2, len(words))):
+        level = [word for word in words if RELATIONS[word][0] == 0]
+        fair = words if one.thing.is_sign and other.thing.is_sign else level
+        for side in rng.sample(fair, min(2, len(fair))):
             axis, direction = RELATIONS[side]
             first, second = (one, other) if direction == 1 else (other, one)
             before = first.thing.box[axis + 2] <= second.thing.box[axis]
@@ -194,27 +214,32 @@ KINDS = {
 
 
 def questions_about(
-    scene: Street | Scene,
-    rng: random.Random,
-    kinds: Sequence[str] = tuple(KINDS),
-    relations: Sequence[str] = tuple(RELATIONS),
+    scene: Street | Scene, rng: random.Random, relations: Sequence[str] = tuple(RELATIONS)
 ) -> list[Question]:
     """Everything that is asked about a scene, kind by kind, in an order and with names that `rng` draws.
 
     Args:
-        kinds: of KINDS.
         relations: of RELATIONS, those that are asked about.
     """
     things, ways = things_of(scene), KINDS | {"relation": partial(relation, words=tuple(relations))}
-    found = [question for kind in kinds for question in ways[kind](things, rng)]
-    if isinstance(scene, Scene):  # the first edition asked in these words
+    found = [question for way in ways.values() for question in way(things, rng)]
+    if isinstance(scene, Scene):  # the first edition asked in these words; all of its signs are squares
+        found = [question for question in found if question.answer != "square"]
         present = {sign.color for sign in scene.signs}
         for color in (rng.choice(sorted(present)), rng.choice(sorted(set(COLORS) - present) or [None])):
-            if color and "presence" in kinds:
+            if color:
                 targets = tuple(thing for thing in things if thing.color == color)
                 text = rng.choice(PRESENCE_QUESTIONS).format(color=color)
                 found.append(Question("presence", text, "yes" if targets else "no", targets))
     return found
+
+
+def size_of(question: Question, scene: Street | Scene) -> str:
+    """Size class of the smallest thing that a question is about; ABSENT where that is not there."""
+    if not question.targets:
+        return ABSENT
+    areas = [(t.box[2] - t.box[0]) * (t.box[3] - t.box[1]) for t in question.targets]
+    return size_class(min(areas) / (scene.size[0] * scene.size[1]))
 
 
 def describe(scene: Street | Scene) -> str:

@@ -1,15 +1,14 @@
-"""Scenes of coloured signs with a digit each: the world in which the embedded models live.
+"""Scenes of coloured signs with a digit each: the first edition of the world in which the embedded models live.
 
-    python -m tiny.scenes                                        # writes the demo dataset, data/demo
     python -m tiny.scenes --seed 7 --per_size 1000 --out DIR     # a fresh test set: DIR/data.json, DIR/images/
 
 A scene is a drawing, not a bitmap: it can be rendered whole or through any window, at any scale, always sharp.
 """
 
 import argparse
-import json
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,20 +17,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from tiny.drawing import Paint, apart, outline, shaded
-from vicrop.dataset import GROUNDING
-from vicrop.files import write_atomically
+from tiny.canvas import COLORS, SIDES, canvas_size, ink_of
+from tiny.dataset_folder import begin_folder, finish_folder
+from tiny.drawing import Box, Paint, apart, outline, shaded
 from vicrop.tables import SIZES, size_class
 
-COLORS = {
-    "red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 215), "yellow": (236, 206, 40),
-    "purple": (140, 50, 170), "orange": (240, 130, 30), "white": (245, 245, 245), "black": (22, 22, 22),
-}  # fmt: skip
-DARK_INK = ("yellow", "orange", "white")  # signs of these colours carry a black digit, the others a white one
-ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16)  # width / height
-
-SIDES = (0.035, 0.45)  # of signs, relative to sqrt(canvas area)
 MIN_SIDE_PX = 22  # below this even a person who zooms in cannot read the digit
+MIN_CANVAS_PX = 320  # of a dataset: on smaller ones no sign that can be read is small
+TRIES = 100  # to place any sign at all
 
 NUMBER_QUESTIONS = (
     "what number is on the {color} sign?",
@@ -45,19 +38,19 @@ PRESENCE_QUESTIONS = ("is there a {color} sign in the image?", "does the image s
 class Sign:
     color: str
     digit: str
-    box: tuple  # xyxy, canvas pixels (floats)
-    ink: tuple  # RGB of the digit
-    paint: tuple  # RGB of the board
+    box: Box  # canvas pixels
+    ink: Paint  # of the digit
+    paint: Paint  # of the board
 
 
 @dataclass(frozen=True)
 class Scene:
-    size: tuple  # (width, height), canvas pixels
-    signs: list
+    size: tuple[int, int]  # (width, height), canvas pixels
+    signs: list[Sign]
     texture: Image.Image  # a few cells of muted colour, stretched over the canvas
-    clutter: list  # (kind, points, RGB, width), muted shapes behind the signs
+    clutter: list[tuple]  # (kind, points, RGB, width), muted shapes behind the signs
 
-    def render(self, window=None, scale=1.0):
+    def render(self, window: Box | None = None, scale: float = 1.0) -> Image.Image:
         """RGB image of `window` (xyxy canvas pixels; None: the whole canvas), `scale` output pixels per one of its."""
         width, height = self.size
         x1, y1, x2, y2 = window or (0, 0, width, height)
@@ -80,35 +73,22 @@ class Scene:
             side = bottom - top
             draw.rounded_rectangle((left, top, right, bottom), radius=side / 7, fill=sign.paint)
             centre = ((left + right) / 2, (top + bottom) / 2)
-            draw.text(centre, sign.digit, fill=sign.ink, font=font(side), anchor="mm", stroke_width=side / 40)
+            size = max(2, round(0.95 * side))  # the digit fills two thirds of the sign
+            draw.text(centre, sign.digit, fill=sign.ink, font=font(size), anchor="mm", stroke_width=side / 40)
         return image
 
 
-def ink_of(color: str) -> Paint:
-    """The colour of what is written on a sign of that colour."""
-    return (10, 10, 10) if color in DARK_INK else (250, 250, 250)
-
-
-def font(sign_side):
-    """Pillow's own font (no system font needed) at the size at which a digit fills two thirds of a sign."""
-    return _font(max(2, round(0.95 * sign_side)))
-
-
 @cache
-def _font(size):
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font: no system font is needed."""
     return ImageFont.load_default(size)
 
 
-def classes_of(signs):
+def classes_of(signs: tuple[float, float]) -> list[str]:
     """The size classes that signs of a range of sides (relative to the canvas) are in."""
     low, high = (side**2 for side in signs)
     below = [0, *list(SIZES.values())[:-1]]
     return [name for (name, limit), start in zip(SIZES.items(), below, strict=True) if low < limit and high > start]
-
-
-def _canvas(rng, side, aspect):
-    aspect = aspect or rng.choice(ASPECTS)
-    return round(side * math.sqrt(aspect)), round(side / math.sqrt(aspect))
 
 
 def _background(rng, size):
@@ -125,22 +105,40 @@ def _background(rng, size):
     return texture, clutter
 
 
-def make_scene(rng, side=640, count=None, sides=SIDES, repeat_colors=False, min_side_px=0, aspect=None):
-    """A random scene.
+def make_scene(
+    rng: random.Random,
+    side: float = 640,
+    count: int | None = None,
+    sides: tuple[float, float] = SIDES,
+    repeat_colors: bool = False,
+    min_side_px: float = 0,
+    aspect: float | None = None,
+) -> Scene:
+    """A random scene, a function of the state of `rng` alone.
 
     Args:
-        rng: random.Random; the scene is a function of its state alone.
         side: sqrt of the canvas area in pixels.
         count: how many signs to try to place; 2 to 5 if None. Signs never overlap, so fewer may fit (never none).
         sides: range of the sign's side relative to `side`, sampled log-uniformly.
         repeat_colors: let several signs share a colour (for training the vision tower; questions need unique ones).
         min_side_px: no sign is smaller than this many canvas pixels.
         aspect: width / height of the canvas; drawn from ASPECTS if None.
+    Raises:
+        ValueError: no sign fits.
     """
-    size = _canvas(rng, side, aspect)
-    texture, clutter = _background(rng, size)
-    count = count or rng.randint(2, 5)
-    colors = rng.choices(list(COLORS), k=count) if repeat_colors else rng.sample(list(COLORS), count)
+    for _ in range(TRIES):
+        size = canvas_size(rng, side, aspect)
+        texture, clutter = _background(rng, size)
+        number = count or rng.randint(2, 5)
+        colors = rng.choices(list(COLORS), k=number) if repeat_colors else rng.sample(list(COLORS), number)
+        if signs := place_signs(rng, size, side, colors, sides, min_side_px):
+            return Scene(size, signs, texture, clutter)
+    raise ValueError(f"no sign of {sides[0]:g} to {sides[1]:g} of the side, and at least {min_side_px} px, "
+                     f"fits on a canvas of {side:g} px a side")  # fmt: skip
+
+
+def place_signs(rng, size, side, colors, sides, min_side_px) -> list[Sign]:
+    """Signs of some colours, one after the other, that do not overlap; one for which there is no room is left out."""
     signs = []
     for color in colors:
         for _ in range(25):
@@ -154,12 +152,17 @@ def make_scene(rng, side=640, count=None, sides=SIDES, repeat_colors=False, min_
                 paint = shaded(rng, COLORS[color])
                 signs.append(Sign(color, str(rng.randrange(10)), box, ink_of(color), paint))
                 break
-    if not signs:
-        return make_scene(rng, side, count, sides, repeat_colors, min_side_px, aspect)
-    return Scene(size, signs, texture, clutter)
+    return signs
 
 
-def write_dataset(out, seed, per_size, side=None, signs=SIDES):
+def write_dataset(
+    out: Path | str,
+    seed: int,
+    per_size: int,
+    side: float | None = None,
+    signs: tuple[float, float] = SIDES,
+    overwrite: bool = False,
+) -> list[dict]:
     """Write `out`/data.json and `out`/images: `per_size` questions for each size class, several per image.
 
     Every fourth canvas is larger than 1024 px on its longer side. A question never depends on what a model can do.
@@ -167,10 +170,18 @@ def write_dataset(out, seed, per_size, side=None, signs=SIDES):
     Args:
         side: sqrt of every canvas area in pixels, in place of those sizes.
         signs: range of a sign's side, relative to `side`; only size classes that it reaches are asked about.
+        overwrite: replace a set that is there.
+    Raises:
+        FileExistsError: there is one. ValueError: an argument is out of its range.
     """
+    if per_size < 1:
+        raise ValueError(f"--per_size must be at least 1, got {per_size}")
+    if side is not None and side < MIN_CANVAS_PX:
+        raise ValueError(f"--side must be at least {MIN_CANVAS_PX}, got {side}")
+    if not 0 < signs[0] < signs[1] < 1:
+        raise ValueError(f"--signs must be two rising numbers between 0 and 1, got {signs[0]} {signs[1]}")
     out, rng = Path(out), random.Random(f"dataset {seed}")
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    (out / "data.json").unlink(missing_ok=True)  # what is there of other scenes must not ask about these images
+    begin_folder(out, "scene_*.jpg", overwrite)
     open_slots, records, number = dict.fromkeys(classes_of(signs), per_size), [], 0
     with tqdm(total=sum(open_slots.values()), unit="question", desc=str(out)) as bar:
         while any(open_slots.values()):
@@ -198,16 +209,12 @@ def write_dataset(out, seed, per_size, side=None, signs=SIDES):
                 })  # fmt: skip
             number += 1
             bar.update(len(asked))
-    write_grounding(out, records)
-    write_atomically(out / "data.json", records)
+    finish_folder(out, records, phrases_about(out, records))
     return records
 
 
-def write_grounding(out, records):
-    """Write `out`/grounding.jsonl: for the sign of each question a phrase and its box, [x, y, width, height].
-
-    Input and ground truth of localization heads in one file (see localization/).
-    """
+def phrases_about(out: Path, records: Sequence[dict]) -> list[dict]:
+    """For the sign of each question a phrase and its box, [x, y, width, height]: lines of grounding.jsonl."""
     lines = []
     for record in records:
         color = record["id"].rpartition("-")[2]
@@ -218,23 +225,23 @@ def write_grounding(out, records):
             "id": record["id"], "prompt": f"the {color} sign", "image_path": f"images/{record['image_path']}",
             "bbox": [x1, y1, x2 - x1, y2 - y1], "width": width, "height": height,
         })  # fmt: skip
-    (out / GROUNDING).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=2025, help="any seed is disjoint from the training scenes")
     parser.add_argument("--per_size", type=int, default=120, help="questions per size class (small, medium, large)")
-    parser.add_argument("--out", default="data/demo", help="folder to write data.json and images/ into")
+    parser.add_argument("--out", required=True, help="folder to write data.json, grounding.jsonl and images/ into")
+    parser.add_argument("--overwrite", action="store_true", help="replace a set that is there")
     parser.add_argument("--side", type=int, help="side of every canvas, were it square; default: 450 to 1300, varied")
     parser.add_argument("--signs", type=float, nargs=2, metavar=("LOW", "HIGH"), default=SIDES,
                         help="range of a sign's side, relative to the canvas's")  # fmt: skip
     args = parser.parse_args()
-    if not 0 < args.signs[0] < args.signs[1] < 1:
-        parser.error(f"--signs must be two rising numbers between 0 and 1, got {args.signs[0]} {args.signs[1]}")
-    if args.per_size < 1:
-        parser.error(f"--per_size {args.per_size} is not at least 1")
-    records = write_dataset(args.out, args.seed, args.per_size, args.side, tuple(args.signs))
+    try:
+        records = write_dataset(args.out, args.seed, args.per_size, args.side, tuple(args.signs), args.overwrite)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     print(f"{len(records)} questions about {len({r['image_path'] for r in records})} images in {args.out}")
 
 

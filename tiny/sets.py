@@ -1,7 +1,7 @@
 """Datasets of the street world: questions of all kinds and sizes, and phrases with boxes and masks.
 
     python -m tiny.sets --seed 7 --per_kind 500 --out DIR                       # a fresh test set
-    python -m tiny.sets --seed 7 --per_kind 60 --large 30 --huge 30 --out DIR   # with large pictures, as data/demo
+    python -m tiny.sets --seed 7 --per_kind 60 --large 30 --huge 30 --out DIR   # with large pictures
 
 They are DIR/data.json and DIR/images/. Each record has `category` (the kind of question), `size` (class of the smallest
 thing that it is about; "absent" where that is not there), `gt_bboxes` (where those things are) and `gt_bbox` (the box
@@ -10,7 +10,7 @@ phrases for things that have a name of their own, with box and mask.
 """
 
 import argparse
-import json
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -20,32 +20,35 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from tiny.dataset_folder import begin_folder, finish_folder
 from tiny.drawing import outline
-from tiny.lessons import size_of
-from tiny.questions import KINDS, Question, names_of, questions_about
+from tiny.questions import ABSENT, KINDS, Question, names_of, questions_about, size_of
 from tiny.street import Street, make_street
-from vicrop.dataset import GROUNDING
-from vicrop.files import write_atomically
+from vicrop.localization.coco_masks import mask_codec
 from vicrop.tables import SIZES
 
 MIN_CAP_PX = 12  # characters lower than that are hard to read even for a person who zooms in
 PER_PICTURE = 5  # questions about one picture, at most
 PHRASES = 3  # phrases about one picture in grounding.jsonl, at most
-ABSENT = "absent"
 # Ranges of the signs' size that pictures are drawn with, so that no size class is rare; see tiny.street.make_street.
 RANGES = ((0.035, 0.45), (0.035, 0.12), (0.22, 0.42))
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """How large pictures are: range of sqrt(width * height) in pixels, the signs' ranges, and the JPEG quality."""
+    """Pictures of some size.
+
+    Attributes:
+        sides: range of sqrt(width * height) in pixels. ranges: of the signs' sides, relative to that.
+        quality: of the JPEG.
+    """
 
     sides: tuple[float, float]
     ranges: Sequence[tuple[float, float]] = RANGES
     quality: int = 92
 
 
-USUAL, LARGE = Canvas((450, 800)), Canvas((1250, 1700), quality=85)
+USUAL, LARGE = Canvas((450, 760)), Canvas((1250, 1700), quality=85)  # 760 is 1013 at most, along the longer side
 HUGE = Canvas((4096, 4096), ((0.008, 0.02), (0.03, 0.2), (0.23, 0.4)), 60)
 
 
@@ -66,7 +69,8 @@ class Writer:
         asked = [(question, size_of(question, street)) for question in questions_about(street, rng)]
         rng.shuffle(asked)
         for question, size in sorted(asked, key=lambda each: -left[each[0].kind, each[1]]):
-            if left[question.kind, size] > 0 and len(chosen) < most:
+            said = [other.text for other, _ in chosen]
+            if left[question.kind, size] > 0 and len(chosen) < most and question.text not in said:
                 left[question.kind, size] -= 1
                 chosen.append((question, size))
         self.open = left
@@ -109,16 +113,14 @@ def around(boxes: Sequence[Sequence[int]]) -> list[int]:
 
 def grounding(street: Street, name: str, image_path: str, rng: random.Random) -> list[dict]:
     """Phrases about things that have a name of their own, with box ([x, y, width, height]) and mask (RLE of COCO)."""
-    from pycocotools import mask as coco
-
-    things = list(street.things)
+    things, codec = list(street.things), mask_codec()
     found = [(thing, names) for thing in things if (names := names_of(thing, things))]
     labels, lines = street.labels(), []
     for thing, names in rng.sample(found, min(PHRASES, len(found))):
         mask = labels == 1 + things.index(thing)
         if not mask.any():
             continue
-        rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+        rle = codec.encode(np.asfortranarray(mask.astype(np.uint8)))
         x1, y1, x2, y2 = clipped(thing.box, street.size)
         lines.append({
             "id": f"{name}-{things.index(thing)}", "prompt": f"the {rng.choice(names)}", "image_path": image_path,
@@ -154,29 +156,43 @@ def fill(writer: Writer, rng: random.Random, canvas: Canvas, total: int, most: i
 
 
 def write_set(
-    out: Path | str, seed: int, per_kind: int, kinds: Sequence[str] = tuple(KINDS), large: int = 0, huge: int = 0
+    out: Path | str,
+    seed: int,
+    per_kind: int,
+    kinds: Sequence[str] = tuple(KINDS),
+    large: int = 0,
+    huge: int = 0,
+    overwrite: bool = False,
 ) -> list[dict]:
     """Write `out`/data.json, `out`/images and `out`/grounding.jsonl; a function of its arguments alone.
 
     Args:
-        per_kind: questions of each kind.
-        large, huge: so many of all of them are about pictures of more than 1024 px, and of 4096 px.
+        per_kind: questions of each kind, at least one for each size class.
+        large, huge: so many of all of them are about pictures with sqrt(width * height) of 1250 to 1700 px, and of
+            4096 px.
+        overwrite: replace a set that is there.
     Raises:
-        ValueError: these are more than all.
+        FileExistsError: there is one. ValueError: an argument is out of its range.
+        NoReader: pycocotools is missing.
     """
+    mask_codec()
     out, rng = Path(out), random.Random(f"streets {seed}")
+    if per_kind < len(SIZES):
+        raise ValueError(f"--per_kind must be at least {len(SIZES)}, one question of each size; got {per_kind}")
     writer = Writer(out, seed, wanted(kinds, per_kind))
-    if large + huge > writer.open.total():
-        raise ValueError(f"large and huge must be {writer.open.total()} together at most, the number of all questions; "
-                         f"got {large} and {huge}")  # fmt: skip
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    (out / "data.json").unlink(missing_ok=True)  # what is there of other scenes must not ask about these images
+    total = writer.open.total()
+    if min(large, huge) < 0 or large + huge > total:
+        raise ValueError(f"--large and --huge must be at least 0, and together at most {total}, the number of all "
+                         f"questions; got {large} and {huge}")  # fmt: skip
+    begin_folder(out, "street_*.jpg", overwrite)
     fill(writer, rng, HUGE, huge, PER_PICTURE - 2)
     fill(writer, rng, LARGE, large, PER_PICTURE)
     fill(writer, rng, USUAL, sum(writer.open.values()), PER_PICTURE)
-    (out / GROUNDING).write_text("".join(json.dumps(line) + "\n" for line in writer.phrases))
-    write_atomically(out / "data.json", writer.records)
-    return writer.records
+    # The usual pictures come first: a look at the first few questions should not begin with the largest files.
+    phrases = sorted(writer.phrases, key=lambda line: line["width"] * line["height"] > USUAL.sides[1] ** 2)
+    records = sorted(writer.records, key=lambda record: math.prod(record["image_size"]) > USUAL.sides[1] ** 2)
+    finish_folder(out, records, phrases)
+    return records
 
 
 def kinds_of(text: str) -> list[str]:
@@ -191,7 +207,7 @@ def kinds_of(text: str) -> list[str]:
     return kinds
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=2026, help="any seed is disjoint from the training scenes")
     parser.add_argument("--per_kind", type=int, default=60, help="questions of each kind")
@@ -199,12 +215,13 @@ def main():
     parser.add_argument("--large", type=int, default=0, help="how many are about pictures of more than 1024 px")
     parser.add_argument("--huge", type=int, default=0, help="how many are about pictures of 4096 px")
     parser.add_argument("--out", required=True, help="folder to write data.json, grounding.jsonl and images/ into")
+    parser.add_argument("--overwrite", action="store_true", help="replace a set that is there")
     args = parser.parse_args()
-    if args.per_kind < len(SIZES) or min(args.large, args.huge) < 0:
-        parser.error(f"--per_kind must be at least {len(SIZES)}, --large and --huge at least 0")
     try:
-        records = write_set(args.out, args.seed, args.per_kind, args.kinds, args.large, args.huge)
-    except ValueError as error:
+        records = write_set(
+            args.out, args.seed, args.per_kind, args.kinds, args.large, args.huge, overwrite=args.overwrite
+        )
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     print(f"{len(records)} questions about {len({r['image_path'] for r in records})} images in {args.out}")
 

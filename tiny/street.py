@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from tiny.boards import SHAPES, Thing, board_items, make_text, text_size
+from tiny.canvas import COLORS, SIDES, canvas_size
 from tiny.drawing import Box, Drawing, Item, apart, inside, rectangle, shaded
 from tiny.scenery import Plan, car_items, door_items, ground_items, house_items, lit, poles, sky, tree_items
-from tiny.scenes import ASPECTS, COLORS, SIDES
 
+TRIES = 100  # to place any sign at all
 CAR_ASPECT = 1.15  # of cars, seen from behind
 
 
@@ -70,13 +71,18 @@ def make_street(
         min_cap_px: no character is lower than so many canvas pixels.
         aspect: width / height of the canvas; drawn from ASPECTS if None.
         crowded: let signs share colour and shape (for training the vision tower; questions need unique ones).
+    Raises:
+        ValueError: no sign fits.
     """
-    aspect = aspect or rng.choice(ASPECTS)
-    size = round(side * math.sqrt(aspect)), round(side / math.sqrt(aspect))
-    plan = Plan.draw(rng, size)
-    signs = place_signs(rng, size, side, count or rng.randint(2, 5), sides, min_cap_px, crowded)
-    if not signs:
-        return make_street(rng, side, count, sides, min_cap_px, aspect, crowded)
+    for _ in range(TRIES):
+        size = canvas_size(rng, side, aspect)
+        plan = Plan.draw(rng, size)
+        signs = place_signs(rng, size, side, count or rng.randint(2, 5), sides, min_cap_px, crowded)
+        if signs:
+            break
+    else:
+        raise ValueError(f"no sign of {sides[0]:g} to {sides[1]:g} of the side, with characters of {min_cap_px} px, "
+                         f"fits on a canvas of {side:g} px a side")  # fmt: skip
     taken = [sign.box for sign in signs]
     cars = place_cars(rng, plan, side, signs, taken)
     stands = [pole for sign in signs for pole in poles(plan, sign.box, side)]

@@ -3,17 +3,17 @@
     python -m tiny.train llava|blip|qwen2_5     # killed? The same command goes on from the last checkpoint.
 
 The vision tower learns to name what is at each cell, and where the middle of that is; the rest learns to answer from
-frozen vision, and to know at the end of a thing's name where it is; then with crops, too (image + one to three crops at
-random places, drawn before and without any question); then everything learns together. Each batch is a function of
-(stage, step) alone, so a resumed run sees the same data. Training begins with earlier checkpoints (--begin), blip and
-qwen2_5 with the vision tower of llava (--tower).
+frozen vision, and to know at the end of a thing's name where it is; then with crops, too (image + one to three crops
+around some thing or anywhere, drawn before and without any question); then everything learns together. Each batch is a
+function of (stage, step) alone, so a resumed run sees the same data. blip and qwen2_5 begin with the vision tower of a
+trained llava (--tower), and any with what an earlier checkpoint of its kind has learned, if there is one (--begin).
 """
 
 import argparse
-import json
 import math
 import os
 import random
+import tempfile
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -30,13 +30,13 @@ from tiny.lessons import AnswerBatches, MixedBatches, PairedAnswerBatches, Patch
 from tiny.losses import WIDTHS, answer_loss, mixed_loss, patch_loss
 from tiny.models import FAMILIES
 from tiny.optimizers import optimizers_of
-from vicrop.files import PACKAGE
+from vicrop.files import PACKAGE, atomic_path, write_atomically
 
 SAVE_EVERY = 100  # steps between checkpoints
-PROBE_EVERY = 500  # steps between looks at scenes that training never draws
-MEMORY = 0.998  # of the running average of the weights: it reaches back some 500 steps
-SAY_EVERY = 50  # steps between lines of the log
-PROBES, FINAL_PROBES = 8, 60  # batches of such a look, and of the one after a stage
+EVAL_EVERY = 500  # steps between looks at scenes that training never draws
+EVAL_BATCHES, FINAL_EVAL_BATCHES = 8, 60  # of such a look, and of the one after a stage
+LOG_EVERY = 50  # steps between lines of the log
+EMA_DECAY = 0.998  # of the running average of the weights: it reaches back some 500 steps
 DONE = "done"  # the stage of a checkpoint behind all others
 
 
@@ -90,10 +90,9 @@ def schedule(step, stage):
     )
 
 
-def save_atomically(state, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
+def save_checkpoint(state, path):
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
 
 
 def loader(stage, family, start, workers):
@@ -129,8 +128,11 @@ def forward(stage, learner, batch):
 
 
 @torch.no_grad()
-def held_out(stage, learner, batches=FINAL_PROBES):
-    """{name: accuracy in %} of the averaged weights on scenes that training never draws (another seed)."""
+def held_out(stage, learner, batches=FINAL_EVAL_BATCHES):
+    """{name: mean over the batches, in %} of the scores of the averaged weights on scenes that training never draws.
+
+    They are shares that are right, and mean errors relative to the picture ("x off").
+    """
     totals, data = defaultdict(list), stage.data(stage, learner.family, "held-out")
     with learner.averaged():
         for step in range(batches):
@@ -143,16 +145,20 @@ def held_out(stage, learner, batches=FINAL_PROBES):
 class Learner:
     """A model with its head for cells, and the running average of their weights, which is what is kept in the end."""
 
-    def __init__(self, name, device):
+    def __init__(self, name):
         torch.manual_seed(0)
         self.family = FAMILIES[name]()
         width = self.family.features(torch.zeros(1, 3, *self.family.shape())).shape[-1]
         self.head = nn.Linear(width, sum(WIDTHS))
-        self.modules = nn.ModuleDict({"model": self.family.model, "head": self.head}).to(device).train()
+        self.modules = nn.ModuleDict({"model": self.family.model, "head": self.head}).train()
         self.start_average()
 
+    def to(self, device):
+        self.modules.to(device)
+        self.average.to(device)
+
     def start_average(self):
-        self.average = AveragedModel(self.modules, multi_avg_fn=get_ema_multi_avg_fn(MEMORY))
+        self.average = AveragedModel(self.modules, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
 
     def learns(self, prefixes):
         """{name: parameter} of those that learn in a stage; the others are frozen."""
@@ -204,7 +210,7 @@ def steps(stage, batches, start, optimizers, learner):
         learner.average.update_parameters(learner.modules)
         for key, value in {"loss": loss.item(), **scores}.items():
             running[key] = 0.97 * running.get(key, value) + 0.03 * value
-        if (step + 1) % SAY_EVERY == 0:
+        if (step + 1) % LOG_EVERY == 0:
             pace = (time.monotonic() - began) / (step + 1 - start)
             told = " ".join(f"{key}={value:.2f}" for key, value in sorted(running.items()))
             print(f"{stage.name} {step + 1}/{stage.steps} {pace:.2f} s/step {told}", flush=True)
@@ -213,26 +219,28 @@ def steps(stage, batches, start, optimizers, learner):
 
 def begun(name, device, earlier, tower, checkpoint):
     """(learner, state): from the checkpoint, or else from what earlier models have learned."""
-    learner = Learner(name, device)
+    learner = Learner(name)
     state = {"stage": STAGES[name][0].name, "step": 0, "seconds": 0.0, "scores": {}, "optimizer": None}
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device)
+        state |= torch.load(checkpoint, map_location="cpu")
         learner.load(state)
         print(f"{checkpoint}: {state['stage']}, {state['step']} steps; it goes on from there")
-    elif earlier:
+    else:
         begin(name, learner.family, earlier, tower)
         learner.start_average()
+    learner.to(device)
     return learner, state
 
 
 def train(name, folder, checkpoint, device, workers, earlier=None, tower=None):
     """Train through all stages, from the last checkpoint on, and write the finished model to `folder`."""
     learner, state = begun(name, device, earlier, tower, checkpoint)
+    state |= {"device": str(device), "threads": torch.get_num_threads()}
     began = time.monotonic() - state["seconds"]
 
     def save(stage, step, **more):
         state.update(stage=stage, step=step, seconds=time.monotonic() - began)
-        save_atomically({**state, **learner.state(), **more}, checkpoint)
+        save_checkpoint({**state, **learner.state(), **more}, checkpoint)
 
     names = [*(stage.name for stage in STAGES[name]), DONE]
     for number in range(names.index(state["stage"]), len(STAGES[name])):
@@ -244,8 +252,8 @@ def train(name, folder, checkpoint, device, workers, earlier=None, tower=None):
         for step in steps(stage, loader(stage, learner.family, start, workers), start, optimizers, learner):
             if step % SAVE_EVERY == 0:
                 save(stage.name, step, optimizer=[optimizer.state_dict() for optimizer in optimizers])
-            if step % PROBE_EVERY == 0:
-                print(f"{stage.name} {step} held-out {held_out(stage, learner, PROBES)}", flush=True)
+            if step % EVAL_EVERY == 0:
+                print(f"{stage.name} {step} held-out {held_out(stage, learner, EVAL_BATCHES)}", flush=True)
         state["scores"][stage.name] = held_out(stage, learner)
         print(f"{stage.name}: held-out accuracy {state['scores'][stage.name]}", flush=True)
         learner.keep_average()
@@ -254,18 +262,26 @@ def train(name, folder, checkpoint, device, workers, earlier=None, tower=None):
 
 
 def finish(family, state, folder):
-    """Write the finished model, its processor and how it was trained."""
+    """Write the finished model, its processor and how it was trained; what the folder has else, as a card, stays."""
     for constant, value in {"reads": family.reads, **family.constants}.items():
         setattr(family.model.config, constant, value)
-    family.model.eval().to(family.stored).save_pretrained(folder)
-    family.processor.save_pretrained(folder)
     made = {
         "seconds": round(state["seconds"]),
-        "device": str(family.model.device),
-        "threads": torch.get_num_threads(),
+        "device": state.get("device"),
+        "threads": state.get("threads"),
         "held_out": state["scores"],
     }
-    (folder / "training.json").write_text(json.dumps(made, indent=1) + "\n")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        new = Path(temporary)
+        family.model.eval().to(family.stored).save_pretrained(new)
+        family.processor.save_pretrained(new)
+        write_atomically(new / "training.json", made)
+        for path in sorted(new.rglob("*")):  # each file at once: a kill leaves no half of one
+            if path.is_file():
+                to = folder / path.relative_to(new)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, to)
     size = sum(parameter.numel() for parameter in family.model.parameters()) / 1e6
     print(f"{folder}: {size:.2f} M parameters, {state['seconds'] / 60:.0f} minutes")
 
@@ -295,7 +311,10 @@ def main():
         learner.keep_average()
         finish(learner.family, state, out)
         return
-    train(args.model, out, checkpoint, torch.device(args.device), args.workers, args.begin, args.tower)
+    try:
+        train(args.model, out, checkpoint, torch.device(args.device), args.workers, args.begin, args.tower)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

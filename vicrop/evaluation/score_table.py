@@ -11,6 +11,7 @@ The first writes evaluation_report.json, .csv and .md, beside the results if not
 import csv
 import json
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -111,12 +112,27 @@ def parser_of_scores(prog: str) -> CommandParser:
     add("--save_path", help="folder for the table; default: beside the results, in --data_dir")
     add("--metric", default="both", help="of benchmarks the paper's metric, their official one, or both; or others in "
         "place of all, comma-separated: names as in docs/scores.md, or FILE.py:function")  # fmt: skip
-    add("--by", choices=(*GROUPS, "nothing"), help="break scores down by this field only; default: by each that "
-        "exists, with --gate by none")  # fmt: skip
+    add("--by", type=groups_named, help=f"break scores down by this field only, one of {', '.join(GROUPS)}; "
+        "category,size: by each combination; nothing: not at all; default: by each that exists, with --gate by none",
+        )  # fmt: skip
     add("--bootstrap", type=int, default=10_000, help="rounds of the bootstrap behind the intervals")
     add("--seed", type=int, default=0, help="seed of the bootstrap")
     add("--per_sample", help="file for the scores of each record, as JSON lines; default: none is written")
     return parser
+
+
+def groups_named(text: str) -> tuple[str, ...]:
+    """What --by names: one of GROUPS, several of them with commas for their combinations, or "nothing".
+
+    Raises:
+        argparse.ArgumentTypeError: one of them is none of GROUPS, or occurs twice.
+    """
+    names = text.split(",")
+    if text == "nothing":
+        return ()
+    if not set(names) <= set(GROUPS) or len(set(names)) < len(names):
+        raise ArgumentTypeError(f"must be some of {', '.join(GROUPS)}, with commas, or nothing; got {text}")
+    return (text,)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "get_score.py") -> None:
@@ -125,7 +141,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "get_score.py") -> None:
     given = parser.parse_args(argv)
     if given.bootstrap < 1:
         parser.error(f"--bootstrap must be at least 1, not {given.bootstrap}")
-    groups = {None: GROUPS, "nothing": ()}.get(given.by, (given.by,))
+    groups = GROUPS if given.by is None else given.by
     folder = in_repository(given.data_dir)
     try:
         options = ScoreOptions(given.metric, groups, given.bootstrap, given.seed)
@@ -141,7 +157,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "get_score.py") -> None:
         elif given.ensemble:
             show_ensemble(given.ensemble, options)
         elif given.gate:
-            show_gates(folder, options if given.by else replace(options, by=()))
+            show_gates(folder, options if given.by is not None else replace(options, by=()))
         else:
             show_report(folder, Path(given.save_path or folder), options, given.per_sample)
     except (ValueError, OSError) as error:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class ScoreOptions:
 
     Attributes:
         metric: paper, official or both; or those to score by instead, names of metrics as a run takes them.
-        by: the GROUPS that get rows of their own.
+        by: the GROUPS that get rows of their own, or combinations of them, as "category,size".
         bootstrap, seed: rounds of the bootstrap behind the intervals, and its seed.
     Raises:
         ValueError: no such metric, file or function.
@@ -138,18 +139,31 @@ def row_of(scored: Sequence[tuple[dict, Scored]], grader: str, options: ScoreOpt
 
 
 def parts_of(file: ResultFile, groups: Sequence[str]) -> dict[tuple[str, str], list[int]]:
-    """{(group, value): the numbers of its records}; ("all", "all") has all of them."""
+    """{(group, value): the numbers of its records}; ("all", "all") has all of them.
+
+    Args:
+        groups: of GROUPS; several with commas between them stand for each combination of their values.
+    """
     parts = {("all", "all"): list(range(len(file.records)))}
     for group in groups:
-        members: dict[str, list[int]] = {}
+        fields = group.split(",")
+        members: dict[tuple[str, ...], list[int]] = {}
         for number, record in enumerate(file.records):
-            value = size_of(record, file.images) if group == "size" else record.get(group)
-            for each in value if isinstance(value, list) else [value]:
-                if each is not None:
-                    members.setdefault(str(each), []).append(number)
-        for name in sorted(members, key=place_of_size) if group == "size" else members:
-            parts[group, name] = members[name]
+            for values in product(*(values_of(record, field, file) for field in fields)):
+                members.setdefault(values, []).append(number)
+        columns = [list(dict.fromkeys(column)) for column in zip(*members, strict=True)]
+        ordered = (sorted(column, key=place_of_size) if field == "size" else column
+                   for field, column in zip(fields, columns, strict=False))  # fmt: skip
+        for values in product(*ordered):
+            if values in members:
+                parts[group, ", ".join(values)] = members[values]
     return parts
+
+
+def values_of(record: dict, field: str, file: ResultFile) -> list[str]:
+    """What a record has in one of the GROUPS: none, one, or several values."""
+    value = size_of(record, file.images) if field == "size" else record.get(field)
+    return [str(each) for each in (value if isinstance(value, list) else [value]) if each is not None]
 
 
 def rows_of(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
@@ -174,7 +188,7 @@ def rows_of(file: ResultFile, options: ScoreOptions) -> list[dict[str, Any]]:
     for sentence in notes_on(file, options, len(unlabelled)):
         say(f"{file.path}: {sentence}")
     say_some(file.path, [f"{reason}: it cannot be scored, and is left out" for reason in broken.values()])
-    if "size" in options.by:
+    if any("size" in group.split(",") for group in options.by):
         say_some(file.path, [f"{reason}: it has no size" for reason in map(why_no_box, file.records) if reason])
     return rows
 

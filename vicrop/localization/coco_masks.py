@@ -38,7 +38,7 @@ def mask_of(segmentation: Any, size: Size | None, what: str, folder: str | Path 
     if isinstance(segmentation, list) and segmentation and all(map(_is_polygon, segmentation)):
         if size is None:
             raise ValueError(f"{what}: polygons need the width and height of their image")
-        codec, (width, height) = _codec(), size
+        codec, (width, height) = mask_codec(), size
         return codec.decode(codec.merge(codec.frPyObjects(segmentation, height, width))).astype(bool)
     raise ValueError(f"{what}: a mask is polygons [[x, y, x, y, x, y, ...], ...], RLE with size and counts, or the "
                      f"name of a PNG, not {shown(segmentation)}")  # fmt: skip
@@ -49,11 +49,16 @@ def _is_polygon(points: Any) -> bool:
             and numbers_of(points, len(points)) is not None)  # fmt: skip
 
 
-def _codec() -> Any:
+def mask_codec() -> Any:
+    """`pycocotools.mask`.
+
+    Raises:
+        NoReader: it is not installed.
+    """
     try:
         from pycocotools import mask  # an extra: most users evaluate no masks
     except ImportError as error:
-        raise NoReader("polygons and RLE are read with pycocotools: pip install 'vicrop[masks]'") from error
+        raise NoReader("polygons and RLE need pycocotools: pip install 'vicrop[masks]'") from error
     return mask
 
 
@@ -63,7 +68,7 @@ def _rle(code: dict[str, Any], size: Size | None, what: str) -> np.ndarray:
         raise ValueError(f"{what}: RLE is {{'size': [height, width], 'counts': ...}}, not {shown(code)}")
     height, width = map(int, sides)
     _refuse_other_size((width, height), size, what)
-    codec = _codec()
+    codec = mask_codec()
     if isinstance(counts, list):
         if numbers_of(counts, len(counts)) is None or min(counts) < 0 or sum(counts) != height * width:
             raise ValueError(f"{what}: the counts of RLE must be the {height * width} pixels of its image together")
