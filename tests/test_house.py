@@ -10,8 +10,9 @@ import pytest
 from vicrop.cli import COMMANDS
 from vicrop.files import ROOT
 
-PACKAGE = ROOT / "vicrop"
-MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+PACKAGES = ("vicrop", "tiny")
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
+           for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}  # fmt: skip
 DOORS = ("run.py", "get_score.py", "-m localization.evaluate_boxes", "-m tools.report", "-m tools.findings",
          "-m tools.prepare_data")  # fmt: skip
 
@@ -24,7 +25,7 @@ def imported(name):
     """The modules of the package that a module imports, also those that it imports late."""
     found = set()
     for node in ast.walk(parsed(name)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vicrop"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGES):
             found.add(node.module)
             found.update(f"{node.module}.{each.name}" for each in node.names)
         if isinstance(node, ast.Import):

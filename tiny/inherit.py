@@ -7,7 +7,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
 
 from tiny.models import DEPTH, Family
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
@@ -57,7 +62,9 @@ def checkpoint_in(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def take_over(model: nn.Module, tokenizer, old: nn.Module, old_tokenizer) -> None:
+def take_over(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, old: nn.Module, old_tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Copy what has the same name and shape, and of tables with a row per token the rows of tokens that both have."""
     theirs, had = dict(old.named_parameters()), old_tokenizer.get_vocab()
     tokens = [(mine, had[token]) for token, mine in tokenizer.get_vocab().items() if token in had]

@@ -6,7 +6,7 @@ Both editions of the world are mixed (tiny.scenes, tiny.street). Each batch is a
 import math
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -114,7 +114,14 @@ def lessons_about(
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
-def draw_scene(rng, count, sides, aspect=None, crowded=False, plates=False) -> Street | Scene:
+def draw_scene(
+    rng: random.Random,
+    count: int,
+    sides: tuple[float, float],
+    aspect: float | None = None,
+    crowded: bool = False,
+    plates: bool = False,
+) -> Street | Scene:
     """A scene of one of the editions; `crowded`: signs may look alike; `plates`: in a street, and many are plates."""
     if rng.random() < OLD_SHARE:
         return make_scene(rng, 640, count if crowded else min(count, len(COLORS)), sides, crowded, aspect=aspect)
@@ -124,20 +131,20 @@ def draw_scene(rng, count, sides, aspect=None, crowded=False, plates=False) -> S
 class Batches(torch.utils.data.Dataset):
     """Batch `step` of a stage, made from the random state (seed, stage, step): restartable, by any worker."""
 
-    def __init__(self, stage, family, seed):
+    def __init__(self, stage: Any, family: Any, seed: str):
         self.stage, self.family, self.seed = stage, family, seed
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.stage.steps
 
-    def __getitem__(self, step):
+    def __getitem__(self, step: int) -> dict:
         return self.make(random.Random(f"{self.seed} {self.stage.name} {step}"), step / self.stage.steps)
 
     def make(self, rng: random.Random, progress: float) -> dict:
         """A batch for a stage of which `progress` (0 to 1) is done."""
         raise NotImplementedError
 
-    def frame(self, rng):
+    def frame(self, rng: random.Random) -> tuple[float | None, tuple[int, int]]:
         """(aspect ratio of a batch's scenes or None for any, shape of what the model is shown of them)."""
         aspect = rng.choice(ASPECTS) if self.family.keeps_aspect else None
         return aspect, self.family.shape(aspect or 1.0)
@@ -146,7 +153,7 @@ class Batches(torch.utils.data.Dataset):
 class PatchBatches(Batches):
     """Crowded scenes for the vision tower, large signs first."""
 
-    def make(self, rng, progress):
+    def make(self, rng: random.Random, progress: float) -> dict:
         aspect, shape = self.frame(rng)
         images, labels = [], []
         for _ in range(self.stage.batch):
@@ -158,7 +165,7 @@ class PatchBatches(Batches):
         return {"pixels": torch.from_numpy(np.stack(images)), "labels": torch.from_numpy(np.stack(labels))}
 
     @staticmethod
-    def crowd(rng, progress):
+    def crowd(rng: random.Random, progress: float) -> tuple[int, tuple[float, float]]:
         """(how many signs, range of their size): most often as many as fit that are read with ease, which teach most.
 
         Small ones come in later: what is hardly legible teaches nothing before its characters are known.
@@ -178,14 +185,14 @@ class AnswerBatches(Batches):
     # comparison of two places.
     relations = ((0.6, ("left of",)), (0.75, ("left of", "above")), (1.0, tuple(RELATIONS)))
 
-    def scene(self, rng, progress, aspect):
+    def scene(self, rng: random.Random, progress: float, aspect: float | None) -> Street | Scene:
         """Most often many signs that are read with ease, of which many are plates: a longer text teaches more."""
         if rng.random() > self.easy:
             return draw_scene(rng, rng.randint(2, 5), SIDES, aspect)
         most, low = (3, 0.24) if progress < 0.1 else (7, EASY[0])
         return draw_scene(rng, rng.randint(2, most), (low, EASY[1]), aspect, plates=True)
 
-    def make(self, rng, progress):
+    def make(self, rng: random.Random, progress: float) -> dict:
         (number,) = rng.choices(range(len(self.crops)), self.crops)
         relations = next(words for until, words in self.relations if progress <= until)
         aspect, shape = self.frame(rng)
@@ -222,11 +229,11 @@ class PairedAnswerBatches(AnswerBatches):
 class MixedBatches(Batches):
     """Both at once, for stages in which everything learns: crowded scenes for the tower, questions with crops."""
 
-    def __init__(self, stage, family, seed):
+    def __init__(self, stage: Any, family: Any, seed: str):
         super().__init__(stage, family, seed)
         self.parts = PatchBatches(stage, family, seed), PairedAnswerBatches(stage, family, seed)
 
-    def make(self, rng, progress):
+    def make(self, rng: random.Random, progress: float) -> dict:
         patches, answers = (part.make(rng, max(progress, 0.1)) for part in self.parts)
         return {"patches": patches, "answers": answers}
 

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import ProcessorMixin
 
 from tiny.labels import MIDDLE, TARGETS
 from tiny.models import Family
@@ -21,7 +22,7 @@ REACH = 4.0  # how far from 0 the edges of a picture lie on the axes of places
 Scores = dict[str, float]
 
 
-def normalised(pixels: torch.Tensor, processor) -> torch.Tensor:
+def normalised(pixels: torch.Tensor, processor: ProcessorMixin) -> torch.Tensor:
     """(batch, 3, H, W) as the processor's image processor normalises (batch, H, W, 3) uint8."""
     image = processor.image_processor
     mean, std = (

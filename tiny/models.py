@@ -5,9 +5,12 @@ vision features come from, and how several questions about an image go through i
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     CLIPVisionConfig,
@@ -20,6 +23,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -40,11 +44,12 @@ from vicrop.models import qwen2_5_vl as qwen2_5_methods
 from vicrop.processors import ImageTextProcessor, chat_prompt
 from vicrop.tables import GENERAL_PROMPT
 
+Batch = dict[str, Any]  # collated: tensors by their names, and the slots
 DEPTH = 6  # layers of each vision tower
 TEXT = {"hidden_size": 128, "intermediate_size": 304, "num_hidden_layers": 6, "num_attention_heads": 8}
 
 
-def make_tokenizer(prompts, words=(), **marks):
+def make_tokenizer(prompts: Sequence[str], words: Sequence[str] = (), **marks: str | None) -> PreTrainedTokenizerFast:
     """The tokenizer of the drawn world: every word of its language is one token, any other text falls into bytes.
 
     A digit or a capital on a sign is a token of its own, whatever stands beside it.
@@ -60,7 +65,14 @@ def make_tokenizer(prompts, words=(), **marks):
     return tokenizer
 
 
-def bpe_tokenizer(texts, *splits, bos="<s>", eos="</s>", pad="<pad>", **marks):
+def bpe_tokenizer(
+    texts: Sequence[str],
+    *splits: pre_tokenizers.PreTokenizer,
+    bos: str | None = "<s>",
+    eos: str | None = "</s>",
+    pad: str | None = "<pad>",
+    **marks: str | None,
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer in which the words of `texts` are tokens.
 
     Args:
@@ -90,7 +102,7 @@ def bpe_tokenizer(texts, *splits, bos="<s>", eos="</s>", pad="<pad>", **marks):
     )
 
 
-def llama(tokenizer):
+def llama(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     """The language model of llava_tiny and blip_tiny, for as many tokens as the tokenizer has by now."""
     return LlamaConfig(
         **TEXT, num_key_value_heads=8, vocab_size=len(tokenizer), max_position_embeddings=2048,
@@ -99,7 +111,7 @@ def llama(tokenizer):
     )  # fmt: skip
 
 
-def fan_in_init(model):
+def fan_in_init(model: PreTrainedModel) -> PreTrainedModel:
     """The model, its weights drawn with std 1/sqrt(fan_in), half of that into the residual stream.
 
     The library's constant 0.02 is meant for wide models: at a width of 128 it left training at chance.
@@ -128,7 +140,7 @@ class Family:
     """
 
     cell: int
-    constants: dict
+    constants: dict[str, int]
     reads = (
         "answers questions about drawn streets: what the signs say (1 to 3 digits and capitals), colours and shapes, "
         "what is there, how many, left of, above, which number is larger"
@@ -142,23 +154,23 @@ class Family:
         self.model, self.processor = self.make()
         self.tokenizer = self.processor.tokenizer
 
-    def make(self):
+    def make(self) -> tuple[Any, Any]:
         """(model, processor), untrained."""
         raise NotImplementedError
 
-    def shape(self, aspect=1.0):
+    def shape(self, aspect: float = 1.0) -> tuple[int, int]:
         """(height, width) in pixels of what the model is shown of an image of that aspect ratio (width / height)."""
         raise NotImplementedError
 
-    def prompt(self, question):
+    def prompt(self, question: str) -> str:
         """The whole prompt about one image."""
         raise NotImplementedError
 
-    def features(self, values):
+    def features(self, values: Tensor) -> Tensor:
         """(batch, cells, width) of the vision tower, row by row, for the look stage's head."""
         raise NotImplementedError
 
-    def collate(self, turns, shapes):
+    def collate(self, turns: Sequence[Sequence[Turn]], shapes: Sequence[tuple[int, int]]) -> Batch:
         """Tensors of a batch, "ids" (rows, T) and "labels" (rows, T, 3), as of Turn, among them, for `hidden`.
 
         Args:
@@ -167,7 +179,7 @@ class Family:
         """
         raise NotImplementedError
 
-    def hidden(self, batch, values, crops=()):
+    def hidden(self, batch: Batch, values: Tensor, crops: Sequence[Tensor] = ()) -> Tensor:
         """Hidden states (rows, T, width) of the language model over a collated batch.
 
         Args:
@@ -176,10 +188,11 @@ class Family:
         """
         raise NotImplementedError
 
-    def encode(self, text, special=False):
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """The token ids of a text, with or without the special tokens around it."""
         return self.tokenizer(text, add_special_tokens=special).input_ids
 
-    def turn(self, question, answer, name_ends=()):
+    def turn(self, question: str, answer: str, name_ends: Sequence[tuple[int, int, int]] = ()) -> Turn:
         """The Turn of a prompt after the image and its answer with the end token; `name_ends` as in a Lesson."""
         prompt = self.after_image(question)
         start = prompt.index(question) if question else 0
@@ -187,7 +200,7 @@ class Family:
         answer = [*self.encode(self.answer_start + answer), self.tokenizer.eos_token_id]
         return Turn(self.encode(prompt), answer, name_ends)
 
-    def after_image(self, question):
+    def after_image(self, question: str) -> str:
         """The part of a prompt that follows the image."""
         return self.prompt(question)
 
@@ -202,10 +215,10 @@ class PackedFamily(Family):
     mark: str
     between = ""
 
-    def after_image(self, question):
+    def after_image(self, question: str) -> str:
         return self.prompt(question).rpartition(self.mark)[2]
 
-    def head(self, shapes):
+    def head(self, shapes: Sequence[tuple[int, int]]) -> list[int]:
         """Token ids up to the end of the images, which have these (height, width)s."""
         text = self.prompt("").rpartition(self.mark)[0] + self.mark
         text = self.between.join([text, *[self.mark] * (len(shapes) - 1)])
@@ -216,11 +229,11 @@ class PackedFamily(Family):
             ids += [self.tokenizer.image_token_id] * next(cells) + self.encode(piece)
         return ids
 
-    def collate(self, turns, shapes):
+    def collate(self, turns: Sequence[Sequence[Turn]], shapes: Sequence[tuple[int, int]]) -> Batch:
         ids, labels, positions, slots = pack(self.head(shapes), turns, self.tokenizer.pad_token_id)
         return {"ids": ids, "labels": labels, "positions": positions, "slots": slots}
 
-    def read(self, batch, **inputs):
+    def read(self, batch: Batch, **inputs: Tensor) -> Tensor:
         """Hidden states of the language model over a batch laid out in slots, and the inputs that a family adds."""
         with packed_attention(self.model.get_decoder(), batch["slots"]):
             return self.model.model(input_ids=batch["ids"], **inputs).last_hidden_state
@@ -236,7 +249,7 @@ class Llava(PackedFamily):
     mark = "<image>"
     constants = {"att_layer": 2}
 
-    def make(self):
+    def make(self) -> tuple[Any, Any]:
         words = ("USER", "ASSISTANT")
         tokenizer = make_tokenizer([self.prompt(GENERAL_PROMPT)], words=words, image_token=self.mark)
         side = {"height": self.side, "width": self.side}
@@ -262,17 +275,17 @@ class Llava(PackedFamily):
         model = LlavaForConditionalGeneration(config)
         return fan_in_init(model), processor
 
-    def shape(self, aspect=1.0):
+    def shape(self, aspect: float = 1.0) -> tuple[int, int]:
         return self.side, self.side
 
-    def prompt(self, question):
+    def prompt(self, question: str) -> str:
         return llava_methods.PROMPT.format(question=question)
 
-    def features(self, values):
+    def features(self, values: Tensor) -> Tensor:
         tower = self.model.model.vision_tower
         return tower(pixel_values=values, output_hidden_states=True).hidden_states[-1][:, 1:]
 
-    def hidden(self, batch, values, crops=()):
+    def hidden(self, batch: Batch, values: Tensor, crops: Sequence[Tensor] = ()) -> Tensor:
         if crops:
             values = torch.stack([values, *crops], 1).flatten(0, 1)
         return self.read(batch, pixel_values=values, position_ids=batch["positions"])
@@ -301,7 +314,7 @@ class Qwen(PackedFamily):
         "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
 
-    def make(self):
+    def make(self) -> tuple[Any, Any]:
         texts = ["user\n assistant\nassistant\n" + qwen2_5_methods.PROMPT.format(question=GENERAL_PROMPT)]
         words = [f"{word}\nyes\nno" for word in (*COLORS, *ASKED_SHAPES)]  # an answer begins without a space
         tokenizer = make_tokenizer(texts + words, bos=None, eos="<|im_end|>", pad="<|endoftext|>", **self.marks)
@@ -325,29 +338,30 @@ class Qwen(PackedFamily):
         model = Qwen2_5_VLForConditionalGeneration(config)
         return fan_in_init(model), processor
 
-    def shape(self, aspect=1.0):
+    def shape(self, aspect: float = 1.0) -> tuple[int, int]:
         size = round(640 / math.sqrt(aspect)), round(640 * math.sqrt(aspect))
         return smart_resize(*size, self.cell, self.pixels["shortest_edge"], self.pixels["longest_edge"])
 
-    def prompt(self, question):
+    def prompt(self, question: str) -> str:
         return chat_prompt(self.processor, qwen2_5_methods.PROMPT.format(question=question))
 
-    def patches(self, values):
+    def patches(self, values: Tensor) -> Tensor:
         """(images, patches, 3 * 2 * 8 * 8) as the processor lays them out: 2x2 neighbours after each other."""
         p, (count, _, height, width) = self.patch, values.shape
         blocks = values.reshape(count, 3, height // p // 2, 2, p, width // p // 2, 2, p)
         blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7)  # (images, h, w, 2, 2, 3, p, p)
         return blocks.unsqueeze(6).expand(*blocks.shape[:6], 2, p, p).flatten(1, 4).flatten(2)
 
-    def grids(self, *shapes):
+    def grids(self, *shapes: Sequence[int]) -> Tensor:
+        """(images, 3): one frame, and how many patches high and wide, of images of these (height, width)s."""
         return torch.tensor([[1, height // self.patch, width // self.patch] for height, width in shapes])
 
-    def features(self, values):
+    def features(self, values: Tensor) -> Tensor:
         grids = self.grids(*[values.shape[2:]] * len(values)).to(values.device)
-        seen = self.model.model.visual(self.patches(values).flatten(0, 1), grid_thw=grids).pooler_output
-        return seen.unflatten(0, (len(values), -1))
+        features = self.model.model.visual(self.patches(values).flatten(0, 1), grid_thw=grids).pooler_output
+        return features.unflatten(0, (len(values), -1))
 
-    def hidden(self, batch, values, crops=()):
+    def hidden(self, batch: Batch, values: Tensor, crops: Sequence[Tensor] = ()) -> Tensor:
         images = [values, *crops]
         patches = torch.cat([self.patches(each) for each in images], 1).flatten(0, 1)
         grids = self.grids(*[each.shape[2:] for each in images]).to(values.device)
@@ -371,7 +385,7 @@ class Blip(Family):
     turns_per_image = 6
     constants = {"att_layer": 2, "qformer_layer": 1}
 
-    def make(self):
+    def make(self) -> tuple[Any, Any]:
         tokenizer, reader = (make_tokenizer([self.prompt(GENERAL_PROMPT)]) for _ in range(2))
         side = {"height": self.side, "width": self.side}
         processor = InstructBlipProcessor(BlipImageProcessorPil(size=side), tokenizer, reader, self.queries)
@@ -391,46 +405,46 @@ class Blip(Family):
         model = InstructBlipForConditionalGeneration(config)
         return fan_in_init(model), processor
 
-    def shape(self, aspect=1.0):
+    def shape(self, aspect: float = 1.0) -> tuple[int, int]:
         return self.side, self.side
 
-    def prompt(self, question):
+    def prompt(self, question: str) -> str:
         return blip_methods.PROMPT.format(question=question)
 
-    def features(self, values):
+    def features(self, values: Tensor) -> Tensor:
         return self.model.vision_model(values).last_hidden_state[:, 1:]
 
-    def collate(self, turns, shapes):
+    def collate(self, turns: Sequence[Sequence[Turn]], shapes: Sequence[tuple[int, int]]) -> Batch:
         images = [self.model.config.image_token_id] * (self.queries * len(shapes)) + [self.tokenizer.bos_token_id]
-        reader, owners, rows, asked = self.processor.qformer_tokenizer, [], [], []
+        reader, owners, rows, question_ids = self.processor.qformer_tokenizer, [], [], []
         for owner, each in enumerate(turns):
             for turn in each:
                 rows.append((torch.tensor([*images, *turn.asked, *turn.answer]), turn.labels(len(images))))
-                asked.append(torch.tensor([reader.bos_token_id, *turn.asked]))
+                question_ids.append(torch.tensor([reader.bos_token_id, *turn.asked]))
                 owners.append(owner)
         ids, labels = zip(*rows, strict=True)
         return {
             "ids": pad_sequence(ids, True, self.tokenizer.pad_token_id), "labels": pad_sequence(labels, True, IGNORE),
-            "asked": pad_sequence(asked, True, reader.pad_token_id), "owners": torch.tensor(owners),
+            "question_ids": pad_sequence(question_ids, True, reader.pad_token_id), "owners": torch.tensor(owners),
         }  # fmt: skip
 
-    def image_tokens(self, features, asked, heard):
+    def image_tokens(self, features: Tensor, question_ids: Tensor, question_mask: Tensor) -> Tensor:
         """(batch, queries, dim): what the language model gets to see of images when the Q-Former reads a question.
 
         Args:
             features: (batch, 1 + patches, width) of the vision tower.
-            asked, heard: (batch, T) ids of the question in the Q-Former's vocabulary, and which of them are no padding.
+            question_ids, question_mask: (batch, T) in the Q-Former's vocabulary, and which of them are no padding.
         """
-        seen = BaseModelOutputWithPooling(last_hidden_state=features)
-        with replaced(self.model.vision_model, "forward", lambda **_: seen):
-            found = self.model.get_image_features(None, asked, heard.long(), return_dict=True)
+        output = BaseModelOutputWithPooling(last_hidden_state=features)
+        with replaced(self.model.vision_model, "forward", lambda **_: output):
+            found = self.model.get_image_features(None, question_ids, question_mask.long(), return_dict=True)
         return found.pooler_output
 
-    def hidden(self, batch, values, crops=()):
-        seen = [self.model.vision_model(each).last_hidden_state for each in (values, *crops)]
-        asked = batch["asked"]
-        heard = asked != self.processor.qformer_tokenizer.pad_token_id
-        tokens = [self.image_tokens(each[batch["owners"]], asked, heard) for each in seen]
+    def hidden(self, batch: Batch, values: Tensor, crops: Sequence[Tensor] = ()) -> Tensor:
+        shown = [self.model.vision_model(each).last_hidden_state for each in (values, *crops)]
+        ids = batch["question_ids"]
+        mask = ids != self.processor.qformer_tokenizer.pad_token_id
+        tokens = [self.image_tokens(each[batch["owners"]], ids, mask) for each in shown]
         embeds = self.model.get_input_embeddings()(batch["ids"])
         at = (batch["ids"] == self.model.config.image_token_id)[..., None]
         embeds = embeds.masked_scatter(at, torch.cat(tokens, 1).to(embeds))

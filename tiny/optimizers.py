@@ -1,6 +1,7 @@
 """The optimizers of training: Muon for the matrices between hidden states, AdamW for everything else."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ OUTER = ("embed", "lm_head", "head.", "query_tokens")  # parts of names of weigh
 class Float32Muon(torch.optim.Muon):
     """Muon whose orthogonalisation is computed in float32: processors without bfloat16 need 40 times as long in it."""
 
-    def step(self, closure: Callable | None = None):
+    def step(self, closure: Callable | None = None) -> Any:
+        """A step of all parameters."""
         with replaced(_muon, "_zeropower_via_newtonschulz", orthogonalised):
             return super().step(closure)
 

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
@@ -89,7 +90,15 @@ def packed_attention(decoder: PreTrainedModel, slots: Slots) -> Iterator[None]:
 
 
 def attend(
-    module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling=None, *, slots: Slots, **_
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    *,
+    slots: Slots,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention (rows, T, heads, dim): the prefix sees itself, each slot the prefix and itself, all causally."""
     same = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}

@@ -8,7 +8,7 @@ is ambiguous; a shape is always that of a sign. Scenes of the first edition (tin
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -103,7 +103,8 @@ def both(first: str, second: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------- the kinds
-def reading(things, rng):
+def reading(things: Sequence[Thing], rng: random.Random) -> Iterator[Question]:
+    """What is written on each sign that has a name."""
     for each in named(things, rng, lambda thing: thing.is_sign):
         color = each.name.removesuffix(" sign")
         ways = [way.format(each.name) for way in READING]
@@ -113,7 +114,8 @@ def reading(things, rng):
         yield Question("reading", rng.choice(ways), each.thing.text, (each.thing,), (each.name,))
 
 
-def attribute(things, rng):
+def attribute(things: Sequence[Thing], rng: random.Random) -> Iterator[Question]:
+    """The colour of things named by their shape, the shape of signs named by their colour."""
     for thing in rng.sample(things, len(things)):
         names = names_of(thing, things)
         ways = []
@@ -126,7 +128,7 @@ def attribute(things, rng):
             yield Question("attribute", text, answer, (thing,), (name,))
 
 
-def presence(things, rng):
+def presence(things: Sequence[Thing], rng: random.Random) -> Iterator[Question]:
     """Things that are there, and for each of them one that is not, of another colour.
 
     All are asked about with a colour and a noun: of the words alone nobody can tell what is there, and no roof or
@@ -151,7 +153,8 @@ def nouns_of(thing: Thing) -> list[str]:
     return ["sign", thing.shape] if thing.is_sign else [thing.shape]
 
 
-def count(things, rng):
+def count(things: Sequence[Thing], rng: random.Random) -> Iterator[Question]:
+    """Groups of signs and things, a group of each number."""
     signs = [thing for thing in things if thing.is_sign]
     groups = {"signs": signs}
     for color in sorted({sign.color for sign in signs}):
@@ -169,7 +172,9 @@ def count(things, rng):
             yield Question("count", f"how many {name} are there?", str(number), tuple(groups[name]))
 
 
-def relation(things, rng, words=tuple(RELATIONS)):
+def relation(
+    things: Sequence[Thing], rng: random.Random, words: Sequence[str] = tuple(RELATIONS)
+) -> Iterator[Question]:
     """Asked where one thing lies wholly on one side of the other, so that there is no doubt; in some of the words.
 
     Heights are compared of signs only: cars and doors stand on the ground, so that most answers could be guessed.
@@ -189,7 +194,8 @@ def relation(things, rng, words=tuple(RELATIONS)):
                 break
 
 
-def two_places(things, rng):
+def two_places(things: Sequence[Thing], rng: random.Random) -> Iterator[Question]:
+    """What is written on two signs."""
     found = named(things, rng, lambda thing: thing.is_sign)
     for one, other in zip(found, found[1:], strict=False):
         text = f"what is on {both(one.name, other.name)}?"
@@ -197,7 +203,8 @@ def two_places(things, rng):
         yield Question("two_places", text, answer, (one.thing, other.thing), (one.name, other.name))
 
 
-def comparison(things, rng):
+def comparison(things: Sequence[Thing], rng: random.Random) -> Iterator[Question]:
+    """Which of two signs has the larger number; both have different ones."""
     ours = [thing for thing in things if f"{thing.color} sign" in names_of(thing, things) and thing.text.isdigit()]
     rng.shuffle(ours)
     for one, other in zip(ours, ours[1:], strict=False):

@@ -137,7 +137,14 @@ def make_scene(
                      f"fits on a canvas of {side:g} px a side")  # fmt: skip
 
 
-def place_signs(rng, size, side, colors, sides, min_side_px) -> list[Sign]:
+def place_signs(
+    rng: random.Random,
+    size: tuple[int, int],
+    side: float,
+    colors: Sequence[str],
+    sides: tuple[float, float],
+    min_side_px: float,
+) -> list[Sign]:
     """Signs of some colours, one after the other, that do not overlap; one for which there is no room is left out."""
     signs = []
     for color in colors:

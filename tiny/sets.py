@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tiny.dataset_folder import begin_folder, finish_folder
-from tiny.drawing import outline
+from tiny.drawing import Box, outline
 from tiny.questions import ABSENT, KINDS, Question, names_of, questions_about, size_of
 from tiny.street import Street, make_street
 from vicrop.localization.coco_masks import mask_codec
@@ -97,7 +97,7 @@ class Writer:
         self.pictures += 1
 
 
-def clipped(box, size) -> tuple[int, int, int, int]:
+def clipped(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """A box in whole pixels, inside the picture."""
     x1, y1, x2, y2 = outline(box)
     return max(0, x1), max(0, y1), min(size[0], x2), min(size[1], y2)

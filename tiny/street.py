@@ -102,7 +102,15 @@ def make_street(
     return Street(Drawing(size, sky(rng, plan), items), things)
 
 
-def place_signs(rng, size, side, count, sides, min_cap_px, crowded) -> list[Thing]:
+def place_signs(
+    rng: random.Random,
+    size: tuple[int, int],
+    side: float,
+    count: int,
+    sides: tuple[float, float],
+    min_cap_px: float,
+    crowded: bool,
+) -> list[Thing]:
     """Up to `count` signs that do not overlap; unless `crowded`, no two have the same colour and the same shape."""
     looks = [(color, shape) for color in COLORS for shape in SHAPES]
     if crowded:  # with many plates, which are the hardest to read
@@ -119,7 +127,17 @@ def place_signs(rng, size, side, count, sides, min_cap_px, crowded) -> list[Thin
     return signs
 
 
-def place_sign(rng, size, side, color, shape, sides, min_cap_px, taken) -> Thing | None:
+def place_sign(
+    rng: random.Random,
+    size: tuple[int, int],
+    side: float,
+    color: str,
+    shape: str,
+    sides: tuple[float, float],
+    min_cap_px: float,
+    taken: Sequence[Box],
+) -> Thing | None:
+    """A sign that overlaps none of the boxes that are `taken`; None if no place was found."""
     text, (low, high) = make_text(rng, shape), SHAPES[shape].aspects
     for _ in range(25):
         aspect = rng.uniform(low, high)
@@ -137,7 +155,9 @@ def place_sign(rng, size, side, color, shape, sides, min_cap_px, taken) -> Thing
     return None
 
 
-def place_cars(rng, plan, side, signs, taken) -> list[Thing]:
+def place_cars(
+    rng: random.Random, plan: Plan, side: float, signs: Sequence[Thing], taken: Sequence[Box]
+) -> list[Thing]:
     """Up to two cars on the road, of different colours; where a plate hangs low, a car may be drawn around it."""
     cars, colors = [], rng.sample(list(COLORS), 2)
     plates = [sign for sign in signs if sign.shape == "plate" and sign.box[3] > plan.road]
@@ -162,7 +182,7 @@ def place_cars(rng, plan, side, signs, taken) -> list[Thing]:
     return cars
 
 
-def place_doors(rng, plan, taken) -> list[Thing]:
+def place_doors(rng: random.Random, plan: Plan, taken: Sequence[Box]) -> list[Thing]:
     """The doors of houses that nothing covers."""
     doors = []
     for house in plan.houses:

@@ -4,27 +4,31 @@ Layer by layer the functions are the same. What has no counterpart (CLIP's norm 
 its learned positions and the weaker channels of its MLPs) is approximated or dropped, and training has to mend it.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 
-def centred(weight):
+def centred(weight: Tensor) -> Tensor:
     """Without its mean over the output channels: what a layer norm afterwards would remove anyway."""
     return weight - weight.mean(0)
 
 
-def patch_weights(clip, values):
+def patch_weights(clip: Any, values: Tensor) -> tuple[Tensor, Tensor]:
     """(channels, 3, p, p) with CLIP's first norm in them, its standard deviation the average over `values`; scale."""
     scale = clip.pre_layrnorm.weight / clip.embeddings(values).std(-1).mean()
     return centred(clip.embeddings.patch_embedding.weight) * scale[:, None, None, None], scale
 
 
-def query_key_value(layer):
+def query_key_value(layer: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the three projections of a layer of CLIP, one below the other."""
     parts = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
     return torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
 
 
 @torch.no_grad()
-def turn_into_blip_tower(vision, clip, values):
+def turn_into_blip_tower(vision: Any, clip: Any, values: Tensor) -> None:
     """Copy a trained CLIP tower into an InstructBLIP tower of the same shape; `values` are example pixels."""
     old, new = clip.embeddings, vision.embeddings
     patches, scale = patch_weights(clip, values)
@@ -41,7 +45,7 @@ def turn_into_blip_tower(vision, clip, values):
 
 
 @torch.no_grad()
-def turn_into_qwen_tower(vision, clip, values):
+def turn_into_qwen_tower(vision: Any, clip: Any, values: Tensor) -> None:
     """Copy a trained CLIP tower into a Qwen2.5-VL tower of the same width; `values` are example pixels.
 
     On a centred stream a layer norm is an RMS norm and a bias; a gated MLP whose second factor is 1 is a plain one.

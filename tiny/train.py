@@ -16,19 +16,22 @@ import random
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from tiny.inherit import begin
 from tiny.lessons import AnswerBatches, MixedBatches, PairedAnswerBatches, PatchBatches
-from tiny.losses import WIDTHS, answer_loss, mixed_loss, patch_loss
-from tiny.models import FAMILIES
+from tiny.losses import WIDTHS, Scores, answer_loss, mixed_loss, patch_loss
+from tiny.models import FAMILIES, Family
 from tiny.optimizers import optimizers_of
 from vicrop.files import PACKAGE, atomic_path, write_atomically
 
@@ -47,7 +50,7 @@ class Stage:
     learning_rate: float
     batch: int
     data: type  # Dataset of whole batches, one per step
-    trains: tuple  # name prefixes of the parameters that learn
+    trains: tuple[str, ...]  # name prefixes of the parameters that learn
 
 
 ANSWERS = ("lm_head", "language_model", "model.language_model")
@@ -81,7 +84,7 @@ LOSSES = {
 }
 
 
-def schedule(step, stage):
+def schedule(step: int, stage: Stage) -> float:
     """Learning rate: 100 steps of warm-up, then half a cosine down to 3 %."""
     return (
         stage.learning_rate
@@ -90,13 +93,15 @@ def schedule(step, stage):
     )
 
 
-def save_checkpoint(state, path):
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint: a kill leaves the earlier one."""
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
 
-def loader(stage, family, start, workers):
-    return torch.utils.data.DataLoader(
+def loader(stage: Stage, family: Family, start: int, workers: int) -> DataLoader:
+    """The batches of a stage from a step on."""
+    return DataLoader(
         stage.data(stage, family, "train"),
         batch_size=None,
         sampler=range(start, stage.steps),
@@ -105,12 +110,12 @@ def loader(stage, family, start, workers):
     )
 
 
-def fast_bfloat16(device):
+def fast_bfloat16(device: torch.device) -> bool:
     """Does the device compute in bfloat16 at all? Processors without it emulate it, a hundred times slower."""
     return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def moved(batch, device):
+def moved(batch: Any, device: torch.device) -> Any:
     """A batch with all of its tensors on a device."""
     if torch.is_tensor(batch):
         return batch.to(device)
@@ -119,7 +124,7 @@ def moved(batch, device):
     return [moved(value, device) for value in batch] if isinstance(batch, list) else batch
 
 
-def forward(stage, learner, batch):
+def forward(stage: Stage, learner: "Learner", batch: dict[str, Any]) -> tuple[torch.Tensor, Scores]:
     """Loss and scores of a batch."""
     device = learner.family.model.device
     batch = moved(batch, device)
@@ -128,7 +133,7 @@ def forward(stage, learner, batch):
 
 
 @torch.no_grad()
-def held_out(stage, learner, batches=FINAL_EVAL_BATCHES):
+def held_out(stage: Stage, learner: "Learner", batches: int = FINAL_EVAL_BATCHES) -> Scores:
     """{name: mean over the batches, in %} of the scores of the averaged weights on scenes that training never draws.
 
     They are shares that are right, and mean errors relative to the picture ("x off").
@@ -145,7 +150,7 @@ def held_out(stage, learner, batches=FINAL_EVAL_BATCHES):
 class Learner:
     """A model with its head for cells, and the running average of their weights, which is what is kept in the end."""
 
-    def __init__(self, name):
+    def __init__(self, name: str):
         torch.manual_seed(0)
         self.family = FAMILIES[name]()
         width = self.family.features(torch.zeros(1, 3, *self.family.shape())).shape[-1]
@@ -153,14 +158,16 @@ class Learner:
         self.modules = nn.ModuleDict({"model": self.family.model, "head": self.head}).train()
         self.start_average()
 
-    def to(self, device):
+    def to(self, device: torch.device) -> None:
+        """Move all weights."""
         self.modules.to(device)
         self.average.to(device)
 
-    def start_average(self):
+    def start_average(self) -> None:
+        """Begin a running average with the present weights."""
         self.average = AveragedModel(self.modules, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
 
-    def learns(self, prefixes):
+    def learns(self, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
         """{name: parameter} of those that learn in a stage; the others are frozen."""
         named = [*self.family.model.named_parameters()]
         named += [("head." + name, parameter) for name, parameter in self.head.named_parameters()]
@@ -168,15 +175,17 @@ class Learner:
             parameter.requires_grad_(name.startswith(prefixes))
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
+        """What of it belongs into a checkpoint."""
         return {"modules": self.modules.state_dict(), "average": self.average.state_dict()}
 
-    def load(self, state):
+    def load(self, state: dict[str, Any]) -> None:
+        """Take it out of a checkpoint again."""
         self.modules.load_state_dict(state.pop("modules"))
         self.average.load_state_dict(state.pop("average"))
 
     @contextmanager
-    def averaged(self):
+    def averaged(self) -> Iterator[None]:
         """Within, the model has the averaged weights, in evaluation mode."""
         own = {name: value.clone() for name, value in self.modules.state_dict().items()}
         self.modules.load_state_dict(self.average.module.state_dict())
@@ -187,13 +196,15 @@ class Learner:
             self.modules.load_state_dict(own)
             self.modules.train()
 
-    def keep_average(self):
+    def keep_average(self) -> None:
         """Go on from the averaged weights."""
         self.modules.load_state_dict(self.average.module.state_dict())
         self.start_average()
 
 
-def steps(stage, batches, start, optimizers, learner):
+def steps(
+    stage: Stage, batches: Iterable, start: int, optimizers: Sequence[torch.optim.Optimizer], learner: Learner
+) -> Iterator[int]:
     """Take a stage's training steps and say now and then how they go; yields the number of steps taken after each."""
     running, began = {}, time.monotonic()
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -217,7 +228,9 @@ def steps(stage, batches, start, optimizers, learner):
         yield step + 1
 
 
-def begun(name, device, earlier, tower, checkpoint):
+def begun(
+    name: str, device: torch.device, earlier: Path | None, tower: Path | None, checkpoint: Path
+) -> tuple[Learner, dict[str, Any]]:
     """(learner, state): from the checkpoint, or else from what earlier models have learned."""
     learner = Learner(name)
     state = {"stage": STAGES[name][0].name, "step": 0, "seconds": 0.0, "scores": {}, "optimizer": None}
@@ -232,7 +245,15 @@ def begun(name, device, earlier, tower, checkpoint):
     return learner, state
 
 
-def train(name, folder, checkpoint, device, workers, earlier=None, tower=None):
+def train(
+    name: str,
+    folder: Path,
+    checkpoint: Path,
+    device: torch.device,
+    workers: int,
+    earlier: Path | None = None,
+    tower: Path | None = None,
+) -> None:
     """Train through all stages, from the last checkpoint on, and write the finished model to `folder`."""
     learner, state = begun(name, device, earlier, tower, checkpoint)
     state |= {"device": str(device), "threads": torch.get_num_threads()}
@@ -261,7 +282,7 @@ def train(name, folder, checkpoint, device, workers, earlier=None, tower=None):
     finish(learner.family, state, folder)
 
 
-def finish(family, state, folder):
+def finish(family: Family, state: dict[str, Any], folder: Path) -> None:
     """Write the finished model, its processor and how it was trained; what the folder has else, as a card, stays."""
     for constant, value in {"reads": family.reads, **family.constants}.items():
         setattr(family.model.config, constant, value)
@@ -286,7 +307,7 @@ def finish(family, state, folder):
     print(f"{folder}: {size:.2f} M parameters, {state['seconds'] / 60:.0f} minutes")
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=FAMILIES)
     parser.add_argument("--out", type=Path, help="where the finished model goes (default: vicrop/embedded/MODEL)")
