@@ -1,12 +1,14 @@
 """Train an embedded model on generated scenes: hours on one CPU core.
 
     python -m tiny.train llava|blip|qwen2_5     # killed? The same command goes on from the last checkpoint.
+    torchrun --nproc_per_node 2 -m tiny.train llava     # in two processes, which share every batch
 
 The vision tower learns to name what is at each cell, and where the middle of that is; the rest learns to answer from
 frozen vision, and to know at the end of a thing's name where it is; then with crops, too (image + one to three crops
 around some thing or anywhere, drawn before and without any question); then everything learns together. Each batch is a
-function of (stage, step) alone, so a resumed run sees the same data. blip and qwen2_5 begin with the vision tower of a
-trained llava (--tower), and any with what an earlier checkpoint of its kind has learned, if there is one (--begin).
+function of (stage, step) and the number of the process, so a resumed run sees the same data. blip and qwen2_5 begin
+with the vision tower of a trained llava (--tower), and any with what an earlier checkpoint of its kind has learned, if
+there is one (--begin).
 """
 
 import argparse
@@ -18,7 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
+from tiny import processes
 from tiny.inherit import begin
 from tiny.lessons import AnswerBatches, MixedBatches, PairedAnswerBatches, PatchBatches
 from tiny.losses import WIDTHS, Scores, answer_loss, mixed_loss, patch_loss
@@ -100,9 +103,10 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def loader(stage: Stage, family: Family, start: int, workers: int) -> DataLoader:
-    """The batches of a stage from a step on."""
+    """The batches of a stage from a step on: this process's part of them."""
+    part = replace(stage, batch=max(1, stage.batch // processes.count()))
     return DataLoader(
-        stage.data(stage, family, "train"),
+        stage.data(part, family, f"train{processes.number() or ''}"),
         batch_size=None,
         sampler=range(start, stage.steps),
         num_workers=workers,
@@ -214,6 +218,7 @@ def steps(
             group["lr"] = schedule(step, stage)
         loss, scores = forward(stage, learner, batch)
         loss.backward()
+        processes.average_gradients(learns)
         nn.utils.clip_grad_norm_(learns, 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -221,7 +226,7 @@ def steps(
         learner.average.update_parameters(learner.modules)
         for key, value in {"loss": loss.item(), **scores}.items():
             running[key] = 0.97 * running.get(key, value) + 0.03 * value
-        if (step + 1) % LOG_EVERY == 0:
+        if (step + 1) % LOG_EVERY == 0 and processes.number() == 0:
             pace = (time.monotonic() - began) / (step + 1 - start)
             told = " ".join(f"{key}={value:.2f}" for key, value in sorted(running.items()))
             print(f"{stage.name} {step + 1}/{stage.steps} {pace:.2f} s/step {told}", flush=True)
@@ -256,12 +261,13 @@ def train(
 ) -> None:
     """Train through all stages, from the last checkpoint on, and write the finished model to `folder`."""
     learner, state = begun(name, device, earlier, tower, checkpoint)
-    state |= {"device": str(device), "threads": torch.get_num_threads()}
-    began = time.monotonic() - state["seconds"]
+    state |= {"device": str(device), "threads": torch.get_num_threads(), "processes": processes.count()}
+    began, first = time.monotonic() - state["seconds"], processes.number() == 0
 
     def save(stage, step, **more):
         state.update(stage=stage, step=step, seconds=time.monotonic() - began)
-        save_checkpoint({**state, **learner.state(), **more}, checkpoint)
+        if first:
+            save_checkpoint({**state, **learner.state(), **more}, checkpoint)
 
     names = [*(stage.name for stage in STAGES[name]), DONE]
     for number in range(names.index(state["stage"]), len(STAGES[name])):
@@ -273,13 +279,15 @@ def train(
         for step in steps(stage, loader(stage, learner.family, start, workers), start, optimizers, learner):
             if step % SAVE_EVERY == 0:
                 save(stage.name, step, optimizer=[optimizer.state_dict() for optimizer in optimizers])
-            if step % EVAL_EVERY == 0:
+            if step % EVAL_EVERY == 0 and first:
                 print(f"{stage.name} {step} held-out {held_out(stage, learner, EVAL_BATCHES)}", flush=True)
-        state["scores"][stage.name] = held_out(stage, learner)
-        print(f"{stage.name}: held-out accuracy {state['scores'][stage.name]}", flush=True)
+        if first:
+            state["scores"][stage.name] = held_out(stage, learner)
+            print(f"{stage.name}: held-out accuracy {state['scores'][stage.name]}", flush=True)
         learner.keep_average()
         save(names[number + 1], 0)
-    finish(learner.family, state, folder)
+    if first:
+        finish(learner.family, state, folder)
 
 
 def finish(family: Family, state: dict[str, Any], folder: Path) -> None:
@@ -290,6 +298,7 @@ def finish(family: Family, state: dict[str, Any], folder: Path) -> None:
         "seconds": round(state["seconds"]),
         "device": state.get("device"),
         "threads": state.get("threads"),
+        "processes": state.get("processes"),
         "held_out": state["scores"],
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -332,6 +341,7 @@ def main() -> None:
         learner.keep_average()
         finish(learner.family, state, out)
         return
+    processes.join()
     try:
         train(args.model, out, checkpoint, torch.device(args.device), args.workers, args.begin, args.tower)
     except (ValueError, OSError) as error:

@@ -7,7 +7,9 @@ import numpy as np
 from vicrop.dataset import pick
 
 # finding -> so many questions, drawn from all of the task, where neither --limit nor --ids says which; others ask all
-SAMPLES = {"windows": 120, "high": 240, "gate": 360, "budget": 40, "heads": 360, "causal": 180}
+SAMPLES = {
+    "layers": 360, "overhead": 120, "windows": 120, "high": 240, "gate": 360, "budget": 40, "heads": 360, "causal": 180,
+}  # fmt: skip
 
 
 def chosen(records: Sequence[dict], finding: str, ids: str | None = None, limit: int | None = None) -> list[dict]:
