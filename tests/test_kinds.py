@@ -13,6 +13,7 @@ from vicrop.evaluation.scores import ScoreOptions, rows_of
 from vicrop.files import read_json
 from vicrop.findings import command as findings
 from vicrop.findings.kinds import Ways, gated, markdown, sentences, table_of, ways_of
+from vicrop.findings.sample import SAMPLES
 from vicrop.findings.table import Table, estimate, figure
 
 METHODS = "rel_att,loc_att,gt_crop,grid_crops"
@@ -68,6 +69,16 @@ def test_every_way_has_its_row_and_every_kind_its_column(found):
     assert all(note in text for note in table["notes"])
     for name in ("against_no_crop", "against_crop"):
         assert (out / "found" / f"llava_tiny-streets-kinds_{name}.png").stat().st_size > 5000
+
+
+def test_of_many_questions_a_sample_is_asked(streets, tmp_path, monkeypatch):
+    monkeypatch.setitem(SAMPLES, "kinds", 4)
+    findings.main(told(streets, tmp_path, "--method", "rel_att"))
+    table = read_json(tmp_path / "found" / "llava_tiny-streets-kinds.json")
+    ids = read_json(tmp_path / "found" / "llava_tiny-streets-kinds.ids.json")
+    assert [row["all"]["n"] for row in table["rows"].values()] == [4] * len(table["rows"])
+    assert [record["id"] for record in read_json(tmp_path / "llava_tiny-streets-rel_att.json")] == ids
+    assert len(ids) == 4
 
 
 def test_the_settings_of_the_table_have_what_the_finding_adds(found):

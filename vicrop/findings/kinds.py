@@ -20,7 +20,7 @@ from vicrop.evaluation.runner import run_task
 from vicrop.evaluation.scores import ScoreOptions
 from vicrop.evaluation.settings import RunSettings
 from vicrop.evaluation.tasks import questions_of
-from vicrop.files import atomic_path
+from vicrop.files import atomic_path, write_atomically
 from vicrop.findings.measure import (
     NO_CROP,
     TRUE_CROP,
@@ -30,6 +30,7 @@ from vicrop.findings.measure import (
     where_places_are_true,
     with_methods,
 )
+from vicrop.findings.sample import chosen
 from vicrop.findings.table import Estimate, Table, estimate, in_words
 from vicrop.tables import METHODS
 
@@ -96,6 +97,8 @@ def kinds(run: RunSettings, out: Path) -> Table:
     names, notes = where_places_are_true(records, run.how.names)
     if len(records) < len(picked):
         notes.append(f"{len(picked) - len(records)} of {len(picked)} records have no category, and are not asked about")
+    if not (run.ids or run.limit):
+        records, run = sampled(records, run, out)
     beside = [name for name in (TRUE_CROP, GRID) if name in names]
     files = dict(answered(run, [name for name in names if name != GRID]))  # one part of a grid is the whole image
     for most in range(2, MOST_REGIONS + 1):
@@ -109,6 +112,14 @@ def kinds(run: RunSettings, out: Path) -> Table:
                                               "crop_below": GATE, "ensemble": list(ways.members)}  # fmt: skip
     write_markdown(table, file_of(run, out, "kinds", ".md"))
     return table
+
+
+def sampled(records: list[dict], run: RunSettings, out: Path) -> tuple[list[dict], RunSettings]:
+    """The finding's sample of the records, and the run that asks about it only: --ids has them, in a file in `out`."""
+    sample = chosen(records, "kinds")
+    path = file_of(run, out, "kinds", ".ids.json")
+    write_atomically(path, [record["id"] for record in sample])
+    return sample, replace(run, ids=str(path))
 
 
 def table_of(ways: Ways, notes: Sequence[str] = ()) -> Table:

@@ -8,7 +8,8 @@ from vicrop.dataset import pick
 
 # finding -> so many questions, drawn from all of the task, where neither --limit nor --ids says which; others ask all
 SAMPLES = {
-    "layers": 360, "overhead": 120, "windows": 120, "high": 240, "gate": 360, "budget": 40, "heads": 360, "causal": 180,
+    "layers": 360, "overhead": 120, "kinds": 240, "windows": 120, "high": 240, "gate": 360, "budget": 40, "heads": 360,
+    "causal": 180,
 }  # fmt: skip
 
 
