@@ -135,10 +135,12 @@ class Family:
 
     Attributes:
         model, processor: untrained, as `make` makes them.
+        tower: name of the module that sees: the vision tower.
         cell: side of a map cell in input pixels.
         constants: the checkpoint's own (its layer, ...), written into its config.json; see the model cards.
     """
 
+    tower: str
     cell: int
     constants: dict[str, int]
     reads = (
@@ -245,6 +247,7 @@ class Llava(PackedFamily):
     Its processor squashes the whole image to a square (no centre crop), so its map covers the whole image.
     """
 
+    tower = "model.vision_tower"
     side, cell = 112, 8  # a 14 x 14 map
     mark = "<image>"
     constants = {"att_layer": 2}
@@ -297,6 +300,7 @@ class Qwen(PackedFamily):
     It keeps an image's aspect ratio and shows it in about 64 cells of 16 x 16 pixels.
     """
 
+    tower = "model.visual"
     patch, cell = 8, 16
     keeps_aspect = True
     mark, between = "<|image_pad|>", "<|vision_end|><|vision_start|>"
@@ -380,6 +384,7 @@ class Blip(Family):
     The Q-Former's outputs depend on the question, so every question is a row of its own; vision features are shared.
     """
 
+    tower = "vision_model"
     side, cell = 112, 8
     queries = 32
     turns_per_image = 6

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from tiny.plain_attention import by_formula, pays
 from vicrop.attention import with_implementation
 
 IGNORE = -100  # label of a token that is no part of an answer
@@ -101,15 +102,24 @@ def attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention (rows, T, heads, dim): the prefix sees itself, each slot the prefix and itself, all causally."""
-    same = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     widths = [slots.prefix, *(end - start for start, end in slots.bounds)]
     (first, *prefix), *turns = zip(*(each.split(widths, 2) for each in (query, key, value)), strict=True)
-    found = [F.scaled_dot_product_attention(first, *prefix, is_causal=True, **same)]
+    found = [last_of_causal(first, *prefix, scale)]
     for asked, *own in turns:
         keys, values = (torch.cat(both, 2) for both in zip(prefix, own, strict=True))
-        mask = torch.ones(asked.shape[2], keys.shape[2], dtype=torch.bool, device=query.device).tril(slots.prefix)
-        found.append(F.scaled_dot_product_attention(asked, keys, values, mask, **same))
+        found.append(last_of_causal(asked, keys, values, scale))
     return torch.cat(found, 2).transpose(1, 2), None
+
+
+def last_of_causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Causal attention (rows, heads, T, dim) of the last T of S tokens, of which there are keys and values."""
+    mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+    mask = mask.tril(key.shape[2] - query.shape[2])
+    if pays(query.device, query.dtype):
+        return by_formula(query, key, value, scale, mask)
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=grouped)
 
 
 AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the slots say who sees whom

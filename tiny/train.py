@@ -36,6 +36,7 @@ from tiny.lessons import AnswerBatches, MixedBatches, PairedAnswerBatches, Patch
 from tiny.losses import WIDTHS, Scores, answer_loss, mixed_loss, patch_loss
 from tiny.models import FAMILIES, Family
 from tiny.optimizers import optimizers_of
+from tiny.plain_attention import NAME, pays
 from vicrop.files import PACKAGE, atomic_path, write_atomically
 
 SAVE_EVERY = 100  # steps between checkpoints
@@ -163,9 +164,11 @@ class Learner:
         self.start_average()
 
     def to(self, device: torch.device) -> None:
-        """Move all weights."""
+        """Move all weights, and let the vision tower attend in the way that is fast there."""
         self.modules.to(device)
         self.average.to(device)
+        if fast_bfloat16(device) and pays(device, torch.bfloat16):
+            self.family.model.get_submodule(self.family.tower).set_attn_implementation(NAME)
 
     def start_average(self) -> None:
         """Begin a running average with the present weights."""
