@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 import tiny.train
 from tiny.boards import CHARACTERS
 from tiny.inherit import begin, silence_new_layers, take_over
-from tiny.labels import MIDDLE, TARGETS, patch_labels
+from tiny.labels import HARDLY, LEGIBLE, MIDDLE, TARGETS, patch_labels
 from tiny.lessons import Lesson, PairedAnswerBatches, lesson_of, lessons_about, pixels, window_anywhere, window_around
 from tiny.losses import REACH, by_kind, normalised, place_loss
 from tiny.models import DEPTH, FAMILIES, IGNORE
@@ -134,6 +134,14 @@ def test_signs_that_cannot_be_read_are_not_asked_of_the_tower():
     cut = patch_labels(scene, (112, 112), 8, (half, sign[1] - 5, half + 40, sign[1] + 35))  # half of it is outside
     assert (cut[..., 2:8] == IGNORE).all()
     assert (cut[..., 0] > 0).any()
+
+
+def test_a_tower_that_can_read_is_asked_of_smaller_signs():
+    scenes = [make_scene(random.Random(seed), sides=(0.05, 0.05), aspect=1.0) for seed in range(5)]  # digits of 3.7 px
+    usual, harder = ([(patch_labels(scene, (112, 112), 8, None, limits)[..., 2] != IGNORE).any() for scene in scenes]
+                     for limits in (LEGIBLE, HARDLY))  # fmt: skip
+    assert not any(usual)
+    assert all(harder)
 
 
 def test_the_loss_of_places_is_none_where_features_say_them_and_counts_no_empty_cell():

@@ -13,7 +13,9 @@ from tiny.questions import ASKED_SHAPES, things_of
 from tiny.scenes import Scene
 from tiny.street import Street
 
-LEGIBLE = (4.5, 6.0)  # one character, several ones: lower than so many pixels they are not asked of the vision tower
+# One character, several ones: lower than so many pixels they are not asked of the vision tower.
+LEGIBLE = (4.5, 6.0)
+HARDLY = (3.2, 5.0)  # the same for a tower that can read
 FINE = 6  # label pixels per cell
 # What is asked of the vision tower at each cell of the map: name -> classes. Slots are the characters of the sign
 # there, `length` is how many there are, `glyph` is the character right there and `place` its place in the text.
@@ -51,7 +53,13 @@ def glyph_boxes(thing: Thing) -> list[Box]:
     ]
 
 
-def patch_labels(scene: Street | Scene, shape: tuple[int, int], cell: int, window: Box | None = None) -> np.ndarray:
+def patch_labels(
+    scene: Street | Scene,
+    shape: tuple[int, int],
+    cell: int,
+    window: Box | None = None,
+    limits: tuple[float, float] = LEGIBLE,
+) -> np.ndarray:
     """Per map cell, (h, w, targets) int: the class of each of TARGETS, then MIDDLE; IGNORE where it is not asked."""
     window = window or (0, 0, *scene.size)
     h, w = (side // cell for side in shape)
@@ -69,7 +77,7 @@ def patch_labels(scene: Street | Scene, shape: tuple[int, int], cell: int, windo
         found[cells, 1] = TARGETS["shape"].index(thing.shape)
         found[cells, 2 : len(TARGETS)] = IGNORE  # another thing may have been there
         found[cells, len(TARGETS) :] = middle(thing.box, window)
-        if thing.text and legible(thing, window, min(scales)):
+        if thing.text and legible(thing, window, min(scales), limits):
             slots = thing.text.ljust(3)
             found[cells, 2:5] = [0 if c == " " else 1 + CHARACTERS.index(c) for c in slots]
             found[cells, 7] = len(thing.text) - 1
@@ -83,13 +91,13 @@ def middle(box: Box, window: Box) -> list[int]:
     return [min(99, max(0, int(100 * share))) for share in shares]
 
 
-def legible(thing: Thing, window: Box, scale: float) -> bool:
+def legible(thing: Thing, window: Box, scale: float, limits: tuple[float, float]) -> bool:
     """Are a sign's characters large enough in the picture, and the sign almost wholly in it?"""
     x1, y1, x2, y2 = thing.box
     wide = min(x2, window[2]) - max(x1, window[0])
     high = min(y2, window[3]) - max(y1, window[1])
     whole = wide > 0 and high > 0 and wide * high > 0.93 * (x2 - x1) * (y2 - y1)
-    return whole and thing.cap * scale > LEGIBLE[len(thing.text) > 1]
+    return whole and thing.cap * scale > limits[len(thing.text) > 1]
 
 
 def label_glyphs(found: np.ndarray, thing: Thing, window: Box, scale: np.ndarray) -> None:

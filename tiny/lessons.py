@@ -14,7 +14,7 @@ from PIL import Image
 
 from tiny.canvas import ASPECTS, COLORS, SIDES
 from tiny.drawing import Box
-from tiny.labels import middle, patch_labels
+from tiny.labels import HARDLY, LEGIBLE, middle, patch_labels
 from tiny.questions import RELATIONS, Question, describe, questions_about, size_of, things_of
 from tiny.scenes import Scene, make_scene
 from tiny.street import Street, make_street
@@ -153,6 +153,8 @@ class Batches(torch.utils.data.Dataset):
 class PatchBatches(Batches):
     """Crowded scenes for the vision tower, large signs first."""
 
+    limits = LEGIBLE
+
     def make(self, rng: random.Random, progress: float) -> dict:
         aspect, shape = self.frame(rng)
         images, labels = [], []
@@ -161,7 +163,7 @@ class PatchBatches(Batches):
             anchor = rng.choice(scene.signs).box
             window = window_around(scene, rng, anchor, (1.3, 5.0)) if rng.random() < 0.3 else None
             images.append(pixels(scene, rng, shape, window))
-            labels.append(patch_labels(scene, shape, self.family.cell, window))
+            labels.append(patch_labels(scene, shape, self.family.cell, window, self.limits))
         return {"pixels": torch.from_numpy(np.stack(images)), "labels": torch.from_numpy(np.stack(labels))}
 
     @staticmethod
@@ -174,6 +176,19 @@ class PatchBatches(Batches):
             return 30, (rng.uniform(0.13, 0.25), 0.3)
         low = math.exp(rng.uniform(math.log(0.07), math.log(0.16)))
         return rng.randint(8, 22), (low, max(0.2, 2.5 * low))
+
+
+class SmallPatchBatches(PatchBatches):
+    """Half of the scenes have signs at the edge of what can be read: for a tower that reads the others."""
+
+    limits = HARDLY
+
+    @staticmethod
+    def crowd(rng: random.Random, progress: float) -> tuple[int, tuple[float, float]]:
+        if rng.random() < 0.5:
+            return PatchBatches.crowd(rng, 1.0)
+        low = math.exp(rng.uniform(math.log(0.04), math.log(0.08)))
+        return rng.randint(12, 26), (low, 2 * low)
 
 
 class AnswerBatches(Batches):
@@ -226,12 +241,22 @@ class PairedAnswerBatches(AnswerBatches):
     relations = AnswerBatches.relations[-1:]
 
 
+class SmallAnswerBatches(PairedAnswerBatches):
+    """A quarter of the scenes more are of the first edition, most of their signs small."""
+
+    def scene(self, rng: random.Random, progress: float, aspect: float | None) -> Street | Scene:
+        """As of the others, or one with a digit on each sign."""
+        if rng.random() < 0.25:
+            return make_scene(rng, 640, rng.randint(2, 7), (SIDES[0], 0.2), aspect=aspect)
+        return super().scene(rng, progress, aspect)
+
+
 class MixedBatches(Batches):
     """Both at once, for stages in which everything learns: crowded scenes for the tower, questions with crops."""
 
     def __init__(self, stage: Any, family: Any, seed: str):
         super().__init__(stage, family, seed)
-        self.parts = PatchBatches(stage, family, seed), PairedAnswerBatches(stage, family, seed)
+        self.parts = SmallPatchBatches(stage, family, seed), SmallAnswerBatches(stage, family, seed)
 
     def make(self, rng: random.Random, progress: float) -> dict:
         patches, answers = (part.make(rng, max(progress, 0.1)) for part in self.parts)

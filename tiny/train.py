@@ -62,22 +62,22 @@ READER = ("query_tokens", "qformer", "language_projection", *ANSWERS)
 STAGES = {
     "llava": [
         Stage("look", 5000, 1.2e-3, 16, PatchBatches, ("model.vision_tower", "head")),
-        Stage("read", 4500, 2.0e-3, 8, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
-        Stage("crops", 2500, 1.5e-3, 8, PairedAnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
-        Stage("together", 1500, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
+        Stage("read", 3600, 2.0e-3, 8, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
+        Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
+        Stage("together", 800, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
     ],
     # The other two begin with llava_tiny's vision tower, so their look stage is short.
     "blip": [
         Stage("look", 800, 1.0e-3, 16, PatchBatches, ("vision_model", "head")),
         Stage("read", 4500, 2.0e-3, 8, AnswerBatches, READER),
-        Stage("crops", 2500, 1.5e-3, 8, PairedAnswerBatches, READER),
-        Stage("together", 1500, 6e-4, 8, MixedBatches, ("vision_model", "head", *READER)),
+        Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, READER),
+        Stage("together", 800, 6e-4, 8, MixedBatches, ("vision_model", "head", *READER)),
     ],
     "qwen2_5": [
-        Stage("look", 2500, 1.2e-3, 16, PatchBatches, ("model.visual", "head")),
-        Stage("read", 4500, 2.0e-3, 8, AnswerBatches, ("model.visual.merger", *ANSWERS)),
-        Stage("crops", 2500, 1.5e-3, 8, PairedAnswerBatches, ("model.visual.merger", *ANSWERS)),
-        Stage("together", 1500, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
+        Stage("look", 1500, 1.2e-3, 16, PatchBatches, ("model.visual", "head")),
+        Stage("read", 3300, 2.0e-3, 8, AnswerBatches, ("model.visual.merger", *ANSWERS)),
+        Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, ("model.visual.merger", *ANSWERS)),
+        Stage("together", 800, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
     ],
 }
 LOSSES = {
