@@ -1,6 +1,6 @@
 """Training in several processes, which draw different scenes and average their gradients.
 
-torchrun --nproc_per_node 2 -m tiny.train llava     # two cores of a processor, twice the pace
+torchrun --nproc_per_node 2 -m tiny.train llava     # on two cores of a processor
 """
 
 import os
