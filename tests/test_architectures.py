@@ -106,20 +106,21 @@ def test_a_session_refuses_an_answer_with_a_crop_that_the_decoder_is_not_handed(
 
 
 def ignoring(model):
-    """The model, blind to every image but the first: its features are noughts, however they come."""
-    inner, forward = model.model, model.model.forward
+    """The model, blind to every image but the first: its features are noughts, however they come; so are its copies."""
+    stock = type(model.model)
 
-    def blind(*, pixel_values=None, mm_encoder_outputs=None, **others):
-        if pixel_values is not None:
-            mm_encoder_outputs = {"image": inner.get_image_features(pixel_values=pixel_values, return_dict=True)}
-        if mm_encoder_outputs is not None:
-            features = mm_encoder_outputs["image"].pooler_output.clone()
-            per_image = 16  # tokens
-            features.view(-1, features.shape[-1])[per_image:] = 0
-            mm_encoder_outputs["image"].pooler_output = features
-        return forward(mm_encoder_outputs=mm_encoder_outputs, **others)
+    class Blind(stock):
+        def forward(self, *, pixel_values=None, mm_encoder_outputs=None, **others):
+            if pixel_values is not None:
+                mm_encoder_outputs = {"image": self.get_image_features(pixel_values=pixel_values, return_dict=True)}
+            if mm_encoder_outputs is not None:
+                features = mm_encoder_outputs["image"].pooler_output.clone()
+                per_image = 16  # tokens
+                features.view(-1, features.shape[-1])[per_image:] = 0
+                mm_encoder_outputs["image"].pooler_output = features
+            return super().forward(mm_encoder_outputs=mm_encoder_outputs, **others)
 
-    inner.forward = blind
+    model.model.__class__ = Blind
     return model
 
 
