@@ -19,8 +19,9 @@ from tiny.labels import HARDLY, LEGIBLE, MIDDLE, TARGETS, patch_labels
 from tiny.lessons import Lesson, PairedAnswerBatches, lesson_of, lessons_about, pixels, window_anywhere, window_around
 from tiny.losses import REACH, by_kind, normalised, place_loss
 from tiny.models import DEPTH, FAMILIES, IGNORE
-from tiny.questions import questions_about, vocabulary
+from tiny.questions import KINDS, questions_about, vocabulary
 from tiny.scenes import make_scene, write_dataset
+from tiny.sets import write_set
 from tiny.street import make_street
 from tiny.towers import turn_into_blip_tower, turn_into_qwen_tower
 from tiny.train import STAGES, Stage, held_out
@@ -33,7 +34,8 @@ from vicrop.tables import MODELS, SIZES
 
 DEMO = ROOT / "data/demo"
 PAIRS = Stage("pairs", 10, 1e-3, 2, PairedAnswerBatches, ())
-TINY = [name for name in MODELS if name.endswith("_tiny")]
+STREETS = ROOT / "data/streets"
+EMBEDDED = [name for name in MODELS if name.endswith(("_tiny", "_streets"))]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -437,7 +439,22 @@ def test_the_demo_dataset_is_what_the_command_makes(tmp_path):
     assert sorted(path.name for path in (DEMO / "images").iterdir()) == sorted({r["image_path"] for r in records})
 
 
-@pytest.mark.parametrize("name", TINY)
+def test_the_streets_are_what_the_command_makes(tmp_path):
+    records = load_task(STREETS / "data.json")
+    assert 360 <= len(records) <= 480
+    seed = int(records[0]["id"].split("-")[0])
+    assert write_set(tmp_path, seed, per_kind=60, large=30, huge=30) == records
+    for name in ("data.json", "grounding.jsonl"):
+        assert (tmp_path / name).read_text() == (STREETS / name).read_text()
+    assert sorted(path.name for path in (STREETS / "images").iterdir()) == sorted({r["image_path"] for r in records})
+    assert {(r["category"], r["size"]) for r in records} >= {(kind, size) for kind in KINDS for size in SIZES}
+    longest = [max(r["image_size"]) for r in records]
+    assert sum(1024 < side < 4096 for side in longest) >= 30
+    assert sum(side >= 4096 for side in longest) >= 30
+    assert sum(path.stat().st_size for path in STREETS.rglob("*") if path.is_file()) < 15e6
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_the_checkpoints_load_with_stock_transformers_and_are_small(name):
     folder, module = ROOT / MODELS[name]["id"], model_module(name)
     model, loading = module.MODEL_CLASS.from_pretrained(folder, output_loading_info=True)
@@ -449,15 +466,16 @@ def test_the_checkpoints_load_with_stock_transformers_and_are_small(name):
     assert text.num_attention_heads >= 8
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_the_crop_repairs_answers_about_small_signs(name):
     """A slice of what the README reports: on small signs the crop helps, and large ones are read without it."""
     model, processor = load_model(name, device="cpu")
-    records = load_task(DEMO / "data.json")
+    folder = STREETS if name.endswith("_streets") else DEMO
+    records = [record for record in load_task(folder / "data.json") if record.get("category", "reading") == "reading"]
     scores = {}
     for size in ("small", "large"):
         for record in [record for record in records if record["size"] == size][:40]:
-            picture = DEMO / "images" / record["image_path"]
+            picture = folder / "images" / record["image_path"]
             original, crop, _ = vicrop_qa(name, "rel_att", picture, record["question"], model, processor)
             scores.setdefault(size, []).append((exact(original, record), exact(crop, record)))
     small, large = (np.mean(scores[size], axis=0) for size in ("small", "large"))

@@ -322,7 +322,9 @@ def finish(family: Family, state: dict[str, Any], folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=FAMILIES)
-    parser.add_argument("--out", type=Path, help="where the finished model goes (default: vicrop/embedded/MODEL)")
+    parser.add_argument(
+        "--out", type=Path, help="where the model goes (default: vicrop/embedded/streets/MODEL)"
+    )
     parser.add_argument("--checkpoint", type=Path, help="default: tiny/checkpoints/MODEL.pt")
     parser.add_argument("--finish", action="store_true", help="write the model as it is in the checkpoint, and end")
     parser.add_argument("--begin", type=Path, help="folder of earlier checkpoints, as vicrop/embedded, to begin with")
@@ -335,7 +337,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     transformers_logging.set_verbosity_error()
-    out = args.out or PACKAGE / "embedded" / args.model
+    out = args.out or PACKAGE / "embedded/streets" / args.model
     checkpoint = args.checkpoint or Path("tiny/checkpoints") / f"{args.model}.pt"
     if args.finish and not checkpoint.exists():
         parser.error(f"--finish needs a checkpoint, and there is none at {checkpoint}")

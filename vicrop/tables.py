@@ -40,6 +40,16 @@ MODELS = {
         "module": "vicrop.models.qwen2_5_vl",
         "loc_heads": "L2H4,L2H2,L2H7",
     },
+    "llava_streets": {
+        "id": "vicrop/embedded/streets/llava",
+        "module": "vicrop.models.llava",
+        "loc_heads": "L3H0,L2H4,L2H2",
+    },
+    "qwen2_5_streets": {
+        "id": "vicrop/embedded/streets/qwen2_5",
+        "module": "vicrop.models.qwen2_5_vl",
+        "loc_heads": "L3H5,L2H2,L2H7",
+    },
 }
 
 # What others call a checkpoint that the hub has, converted, under another name.
