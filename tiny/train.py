@@ -322,9 +322,7 @@ def finish(family: Family, state: dict[str, Any], folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=FAMILIES)
-    parser.add_argument(
-        "--out", type=Path, help="where the model goes (default: vicrop/embedded/streets/MODEL)"
-    )
+    parser.add_argument("--out", type=Path, help="where the model goes (default: vicrop/embedded/streets/MODEL)")
     parser.add_argument("--checkpoint", type=Path, help="default: tiny/checkpoints/MODEL.pt")
     parser.add_argument("--finish", action="store_true", help="write the model as it is in the checkpoint, and end")
     parser.add_argument("--begin", type=Path, help="folder of earlier checkpoints, as vicrop/embedded, to begin with")
