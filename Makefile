@@ -1,4 +1,4 @@
-# make demo: install into .venv, run ViCrop on the demo dataset, print the scores, write the page to look at.
+# make demo: install into .venv, run ViCrop on the drawn streets, print the scores, write the page to look at.
 # make test: run the tests.
 # make test-torchvision: those that need torchvision, and all of models and families with it, in an environment of its own.
 # make clean: remove the environments and the score tables; results stay.
@@ -12,8 +12,8 @@ WITH_TORCHVISION := .venv-torchvision
 OF_MODELS := $(addprefix tests/test_,torchvision.py families.py more_families.py models.py adapters.py engine.py draft.py generation.py check.py lmms_eval.py)
 
 demo: .venv/ready
-	PYTHON=$(BIN)/python bash run_all.sh demo llava_tiny rel_att --save_maps
-	$(BIN)/python -m tools.report data/results/llava_tiny-demo-rel_att.json
+	PYTHON=$(BIN)/python bash run_all.sh streets llava_streets rel_att --save_maps
+	$(BIN)/python -m tools.report data/results/llava_streets-streets-rel_att.json
 
 test: .venv/ready-tests
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,7 +137,20 @@ def test_options_that_cannot_be_are_refused(arguments, capsys):
 def test_only_this_computer_reaches_it_by_default():
     given = command.parser_of("vicrop app").parse_args([])
     assert given.host == "127.0.0.1"
-    assert given.models.split(",") == ["llava_tiny", "blip_tiny", "qwen2_5_tiny"]
+    kinds = ("llava", "blip", "qwen2_5")
+    assert given.models.split(",") == [f"{kind}_{world}" for world in ("tiny", "streets") for kind in kinds]
+
+
+@needs_gradio
+def test_examples_are_pictures_of_the_world_that_their_model_knows():
+    from vicrop.app.page import examples, phrases
+
+    for found in (examples, phrases):
+        rows = found(["llava", "llava_streets", "llava_tiny"])
+        wanted = [("demo", "llava_tiny")] * 3 + [("streets", "llava_streets")] * 3
+        assert [(Path(path).parent.parent.name, name) for path, _, name in rows] == wanted
+        assert all(Path(path).is_file() and text for path, text, _ in found(["llava_streets"]))
+        assert found(["llava"]) == []
 
 
 # -------------------------------------------------------------------------------------------------------- in a browser

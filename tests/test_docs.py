@@ -21,7 +21,7 @@ from vicrop.files import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MORE = ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "benchmarks/README.md")
-TEXTS = [*PAGES, *(ROOT / name for name in MORE), *sorted((ROOT / "vicrop/embedded").glob("*/README.md"))]
+TEXTS = [*PAGES, *(ROOT / name for name in MORE), *sorted((ROOT / "vicrop/embedded").rglob("README.md"))]
 BLOCK = re.compile(r"^(?:<!-- (?P<why>[^>\n]*) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 WHY_NOT = ("needs a download", "long")
 OTHERS = ("pip", "lmms-eval", "source", "export", "make", "git", "python -m venv",
@@ -131,7 +131,7 @@ def coarse_pictures(monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 @pytest.mark.usefixtures("coarse_pictures")
 def test_what_a_page_says_can_be_typed(page, tmp_path, monkeypatch):
-    for folder in ("data/demo", "localization/examples"):
+    for folder in ("data/demo", "data/streets", "localization/examples"):
         (tmp_path / folder).parent.mkdir(exist_ok=True)
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)

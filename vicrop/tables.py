@@ -45,6 +45,11 @@ MODELS = {
         "module": "vicrop.models.llava",
         "loc_heads": "L3H0,L2H4,L2H2",
     },
+    "blip_streets": {
+        "id": "vicrop/embedded/streets/blip",
+        "module": "vicrop.models.instructblip",
+        "loc_heads": "L3H7,L2H2,L3H0",
+    },
     "qwen2_5_streets": {
         "id": "vicrop/embedded/streets/qwen2_5",
         "module": "vicrop.models.qwen2_5_vl",

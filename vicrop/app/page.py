@@ -9,7 +9,7 @@ from gradio.themes import Default
 
 from vicrop.app.work import LONGEST, OFFERED, OneModel, find_phrase, look
 from vicrop.failures import recoverable_message
-from vicrop.files import ROOT, read_json
+from vicrop.files import ROOT, read_rows
 from vicrop.heads import head_name
 from vicrop.localization.viz import SHOWN_HEADS
 from vicrop.tables import MODELS, REGION_SHARE
@@ -17,7 +17,8 @@ from vicrop.tables import MODELS, REGION_SHARE
 QUEUE = 16  # questions that may wait
 MOST_REGIONS = 4  # crops that can be asked for
 KEPT = 3600  # seconds for which an uploaded picture stays on the disk
-EXAMPLES = 5
+EXAMPLES = 3  # of each of those:
+KNOWN_TO = {"_tiny": "demo", "_streets": "streets"}  # how the embedded models' names end -> the pictures of their world
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_name": False}
 BUTTONS: list[Any] = ["fullscreen", "download"]  # not gradio's share, which sends the picture to another server
 # Fonts of the reader's own computer: gradio's usual ones come from another server.
@@ -27,13 +28,32 @@ The model answers from the whole picture. Then the picture is cropped **where it
 picture and the crop. Nothing is trained."""
 
 
-def examples() -> list[list[str]]:
-    """[[picture, question]] of small signs in the demo; none where there is no demo (it is in the clone only)."""
-    folder = ROOT / "data" / "demo"
-    records = read_json(folder / "data.json") if (folder / "data.json").is_file() else []
-    small = {record["image_path"]: record for record in reversed(records) if record.get("size") == "small"}
-    chosen = list(reversed(small.values()))[:EXAMPLES]
-    return [[str(folder / "images" / record["image_path"]), record["question"]] for record in chosen]
+def examples(names: Sequence[str]) -> list[list[str]]:
+    """[[picture, question, model]] of small signs to read, for the embedded models among those to choose from.
+
+    There are none where there are no pictures: they are in the clone only.
+    """
+    found = []
+    for ending, folder in KNOWN_TO.items():
+        name = next((name for name in names if name.endswith(ending)), None)
+        small = {record["image_path"]: record["question"] for record in reversed(rows_of(folder, "data.json"))
+                 if record["size"] == "small" and record.get("category", "reading") == "reading"}  # fmt: skip
+        found += [[*each, name] for each in list(reversed(small.items()))[:EXAMPLES]] if name else []
+    return found
+
+
+def phrases(names: Sequence[str]) -> list[list[str]]:
+    """[[picture, phrase, model]] of what can be found in the same pictures."""
+    told = {record["image_path"]: record["prompt"] for folder in KNOWN_TO.values()
+            for record in reversed(rows_of(folder, "grounding.jsonl"))}  # fmt: skip
+    return [[picture, told[picture], name] for picture, _, name in examples(names) if picture in told]
+
+
+def rows_of(folder: str, name: str) -> list[dict]:
+    """The records of a file of data/, their pictures as paths; none where it is not there."""
+    path = ROOT / "data" / folder / name
+    images, records = path.parent / "images", read_rows(path) if path.is_file() else []
+    return [record | {"image_path": str(images / Path(record["image_path"]).name)} for record in records]
 
 
 def said(work: Callable[[], list[Any]], path: str | None) -> list[Any]:
@@ -111,9 +131,8 @@ def ask_tab(models: OneModel, names: Sequence[str]) -> None:
                     sure = gr.Textbox(label="confidence in each", elem_id="sure")
                     facts = gr.Textbox(label="seconds and boxes", elem_id="facts")
                 crops = gallery("the crop, or the crops", "crop", height=310, min_width=200)
-    if found := examples():
-        gr.Examples(found, [path, question], label="Pictures of the demo. The embedded models read the digits of such "
-                    "signs, and know nothing else.")  # fmt: skip
+    if found := examples(names):
+        gr.Examples(found, [path, question, name], label="Pictures that the embedded models know, and nothing else")
     for event in (button.click, question.submit):
         event(ask, [path, question, name, method, *how],
               [picture, crops, before, after, sure, facts], **ONE_AT_A_TIME)  # fmt: skip
@@ -142,9 +161,8 @@ def heads_tab(models: OneModel, names: Sequence[str]) -> None:
             picture = drawing("mask and box", "mask")
             facts = gr.Textbox(label="heads, box, seconds", elem_id="heads-facts")
             maps = gallery("the map of each head", "heads")
-    if found := examples():
-        phrases = [[image, question.rpartition(" on ")[2].rstrip("?")] for image, question in found]
-        gr.Examples(phrases, [path, phrase], label="Pictures of the demo")
+    if found := phrases(names):
+        gr.Examples(found, [path, phrase, name], label="Pictures that the embedded models know")
     for event in (button.click, phrase.submit):
         event(find, [path, phrase, name], [picture, maps, facts], **ONE_AT_A_TIME)
 
