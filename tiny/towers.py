@@ -1,4 +1,4 @@
-"""The vision towers of blip_tiny and qwen2_5_tiny begin with llava_tiny's weights: their look stage can be short.
+"""The vision towers of blip and qwen2_5 begin with a llava's weights: their look stage can be short.
 
 Layer by layer the functions are the same. What has no counterpart (CLIP's norm before the first layer; in Qwen's tower
 its learned positions and the weaker channels of its MLPs) is approximated or dropped, and training has to mend it.

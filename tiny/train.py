@@ -57,6 +57,7 @@ class Stage:
     trains: tuple[str, ...]  # name prefixes of the parameters that learn
 
 
+EMBEDDED = PACKAGE / "embedded/streets"  # where finished models go
 ANSWERS = ("lm_head", "language_model", "model.language_model")
 READER = ("query_tokens", "qformer", "language_projection", *ANSWERS)
 STAGES = {
@@ -66,7 +67,7 @@ STAGES = {
         Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
         Stage("together", 800, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
     ],
-    # The other two begin with llava_tiny's vision tower, so their look stage is short.
+    # The other two begin with llava_streets' vision tower, so their look stage is short.
     "blip": [
         Stage("look", 800, 1.0e-3, 16, PatchBatches, ("vision_model", "head")),
         Stage("read", 4500, 2.0e-3, 8, AnswerBatches, READER),
@@ -326,16 +327,14 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="default: tiny/checkpoints/MODEL.pt")
     parser.add_argument("--finish", action="store_true", help="write the model as it is in the checkpoint, and end")
     parser.add_argument("--begin", type=Path, help="folder of earlier checkpoints, as vicrop/embedded, to begin with")
-    parser.add_argument(
-        "--tower", type=Path, default=PACKAGE / "embedded/llava", help="llava whose tower to begin with"
-    )
+    parser.add_argument("--tower", type=Path, default=EMBEDDED / "llava", help="llava whose tower to begin with")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--workers", type=int, default=min(8, max(1, (os.cpu_count() or 2) - 1)), help="processes that draw scenes"
     )
     args = parser.parse_args()
     transformers_logging.set_verbosity_error()
-    out = args.out or PACKAGE / "embedded/streets" / args.model
+    out = args.out or EMBEDDED / args.model
     checkpoint = args.checkpoint or Path("tiny/checkpoints") / f"{args.model}.pt"
     if args.finish and not checkpoint.exists():
         parser.error(f"--finish needs a checkpoint, and there is none at {checkpoint}")
