@@ -51,7 +51,7 @@ def differs(model, processor, size=verify.SIZES[0]):
 
 
 # ----------------------------------------------------------------------------------------------- what holds is let pass
-@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("_tiny")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith(("_tiny", "_streets"))])
 def test_the_embedded_models_pass(name, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         check.main([name, "--json", str(tmp_path / "found.json")])
