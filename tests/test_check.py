@@ -14,6 +14,7 @@ from strangers import STRANGERS
 
 from vicrop import adapter as adapters
 from vicrop import check, guard, load_model, verify
+from vicrop.app.command import embedded
 from vicrop.crop import adapter_of, vicrop_qa
 from vicrop.evaluation import command as run
 from vicrop.evaluation import score_table as get_score
@@ -24,7 +25,6 @@ from vicrop.models.llava import LlavaAdapter
 from vicrop.models.llava_next import LlavaNextAdapter
 from vicrop.probe import Owners, Pixels, pixels_of, probed_grid, probed_picture, token_owners
 from vicrop.session import ImageSession
-from vicrop.tables import MODELS
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def differs(model, processor, size=verify.SIZES[0]):
 
 
 # ----------------------------------------------------------------------------------------------- what holds is let pass
-@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith(("_tiny", "_streets"))])
+@pytest.mark.parametrize("name", embedded())
 def test_the_embedded_models_pass(name, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         check.main([name, "--json", str(tmp_path / "found.json")])

@@ -103,7 +103,7 @@ def bpe_tokenizer(
 
 
 def llama(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """The language model of llava_tiny and blip_tiny, for as many tokens as the tokenizer has by now."""
+    """The language model of llava and blip, for as many tokens as the tokenizer has by now."""
     return LlamaConfig(
         **TEXT, num_key_value_heads=8, vocab_size=len(tokenizer), max_position_embeddings=2048,
         tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
@@ -379,7 +379,7 @@ class Qwen(PackedFamily):
 
 
 class Blip(Family):
-    """InstructBLIP: vision tower of llava_tiny's shape, Q-Former that reads the question, Llama.
+    """InstructBLIP: vision tower of llava's shape, Q-Former that reads the question, Llama.
 
     The Q-Former's outputs depend on the question, so every question is a row of its own; vision features are shared.
     """

@@ -132,7 +132,7 @@ def ask_tab(models: OneModel, names: Sequence[str]) -> None:
                     facts = gr.Textbox(label="seconds and boxes", elem_id="facts")
                 crops = gallery("the crop, or the crops", "crop", height=310, min_width=200)
     if found := examples(names):
-        gr.Examples(found, [path, question, name], label="Pictures that the embedded models know, and nothing else")
+        gr.Examples(found, [path, question, name], label="The embedded models know such pictures, and nothing else")
     for event in (button.click, question.submit):
         event(ask, [path, question, name, method, *how],
               [picture, crops, before, after, sure, facts], **ONE_AT_A_TIME)  # fmt: skip
