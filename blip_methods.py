@@ -20,6 +20,8 @@ from vicrop.models.instructblip import (
     localization_attention_blip,
     pure_grad,
     pure_gradient_blip,
+    question_att,
+    question_attention_blip,
     rel_att,
     rel_attention_blip,
 )
@@ -34,6 +36,8 @@ __all__ = [
     "localization_attention_blip",
     "pure_grad",
     "pure_gradient_blip",
+    "question_att",
+    "question_attention_blip",
     "rel_att",
     "rel_attention_blip",
 ]

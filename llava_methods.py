@@ -18,6 +18,8 @@ from vicrop.models.llava import (
     localization_attention_llava,
     pure_grad,
     pure_gradient_llava,
+    question_att,
+    question_attention_llava,
     rel_att,
     rel_attention_llava,
 )
@@ -31,6 +33,8 @@ __all__ = [
     "localization_attention_llava",
     "pure_grad",
     "pure_gradient_llava",
+    "question_att",
+    "question_attention_llava",
     "rel_att",
     "rel_attention_llava",
 ]

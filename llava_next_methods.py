@@ -18,6 +18,8 @@ from vicrop.models.llava_next import (
     localization_attention_llava_next,
     pure_grad,
     pure_gradient_llava_next,
+    question_att,
+    question_attention_llava_next,
     rel_att,
     rel_attention_llava_next,
 )
@@ -31,6 +33,8 @@ __all__ = [
     "localization_attention_llava_next",
     "pure_grad",
     "pure_gradient_llava_next",
+    "question_att",
+    "question_attention_llava_next",
     "rel_att",
     "rel_attention_llava_next",
 ]

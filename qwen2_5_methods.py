@@ -21,6 +21,8 @@ from vicrop.models.qwen2_5_vl import (
     prepare_qwen2_5_input,
     pure_grad,
     pure_gradient_qwen2_5,
+    question_att,
+    question_attention_qwen2_5,
     rel_att,
     rel_attention_qwen2_5,
 )
@@ -37,6 +39,8 @@ __all__ = [
     "prepare_qwen2_5_input",
     "pure_grad",
     "pure_gradient_qwen2_5",
+    "question_att",
+    "question_attention_qwen2_5",
     "rel_att",
     "rel_attention_qwen2_5",
 ]

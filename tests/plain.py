@@ -39,9 +39,13 @@ class Plain:
     def prepare(self, images, prompt):
         return self.processor(images=images, text=prompt, return_tensors="pt")
 
+    def rows(self, probs, layer):
+        """(heads, rows, tokens): every row over the image's map tokens."""
+        return probs[self.decoder_modules()[layer]][0][..., self.map_tokens()].float()
+
     def st(self, probs, layer):
-        """(heads, tokens): last row over the image's map tokens."""
-        return probs[self.decoder_modules()[layer]][0, :, -1, self.map_tokens()].float()
+        """(heads, tokens): the last row."""
+        return self.rows(probs, layer)[:, -1]
 
     def map_tokens(self):
         return self.inputs["input_ids"][0] == self.model.config.image_token_id
@@ -184,4 +188,22 @@ def loc_att(kind, model, processor, image, prompt, general, heads):
     return sum(gaussian_filter(att_map.detach().double().numpy(), 1, truncate=3) for att_map in maps)
 
 
-PLAIN = {"rel_att": rel_att, "grad_att": grad_att, "pure_grad": pure_grad, "loc_att": loc_att}
+def question_att(kind, model, processor, image, prompt, general, layers):
+    """The mean row of the tokens between what the prompt and the general one begin and end with."""
+    plain, ids, others = (
+        kind(model, processor, image, prompt),
+        *(processor.tokenizer(t).input_ids for t in (prompt, general)),
+    )
+    start, end = 0, len(ids)
+    while ids[start] == others[start]:
+        start += 1
+    while ids[end - 1] == others[end - 1 - len(ids)]:
+        end -= 1
+    rows = slice(start - len(ids), end - len(ids) or None)
+    maps = [plain.placed(plain.probs, plain.rows(plain.probs, layer)[:, rows].mean((0, 1))) for layer in layers]
+    return torch.stack(maps).mean(0).detach().numpy()
+
+
+PLAIN = {
+    "rel_att": rel_att, "grad_att": grad_att, "pure_grad": pure_grad, "loc_att": loc_att, "question_att": question_att,
+}  # fmt: skip

@@ -34,7 +34,8 @@ QUESTIONS = ["what number is on the red sign?", "why?"]
 CROP = photo(50, 60, seed=1)
 ROWS, WEIGHTED, PIXELS = 1e-5, 5e-5, 2e-4
 SHARES_NOTHING = {"paligemma"}  # its prompts' tokens all see each other
-METHODS = dict(zip(("rel_att", "grad_att", "pure_grad", "loc_att"), family_methods("any"), strict=True))
+SHORT_NAMES = "rel_att", "grad_att", "pure_grad", "loc_att", "question_att"
+METHODS = dict(zip(SHORT_NAMES, family_methods("any"), strict=True))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -83,12 +84,27 @@ class Stock:
         self.v = self.logits.log_softmax(-1).max()
         self.at = (self.inputs["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
 
-    def rows(self, layout, weighted=False):
-        """(layers, heads, h, w): the last token's attention to an only image, or weighted by its gradient."""
+    def rows(self, layout, weighted=False, words=slice(-1, None)):
+        """(layers, heads, h, w): the last token's attention to an only image, or weighted by its gradient.
+
+        `words`: other tokens, whose mean is taken.
+        """
         probs = list(self.probs.values())
         slopes = torch.autograd.grad(self.v, probs, retain_graph=True) if weighted else []
         values = [each * slope.relu() for each, slope in zip(probs, slopes, strict=True)] if weighted else probs
-        return torch.stack([each[0, :, -1, self.at] for each in values]).detach()[..., torch.from_numpy(layout.index)]
+        maps = torch.stack([each[0, :, words][..., self.at].mean(1) for each in values]).detach()
+        return maps[..., torch.from_numpy(layout.index)]
+
+
+def own_tokens(asked, general):
+    """Which tokens of a prompt another one has not as well, at its beginning or end."""
+    (ids,), (others,) = (each.inputs["input_ids"].tolist() for each in (asked, general))
+    start, end = 0, len(ids)
+    while ids[start] == others[start]:
+        start += 1
+    while ids[end - 1] == others[end - 1 - len(ids)]:
+        end -= 1
+    return slice(start, end)
 
 
 def near(found, wanted, bound, exact):
@@ -172,6 +188,7 @@ def test_every_method_is_its_formula_over_the_stock_models_numbers(family, sessi
         "pure_grad": (cell_means(ratio(*gradients) * edge_mask(session), layout.grid, session.adapter.whole_cells),
                       5 * PIXELS),
         "loc_att": (gaussian_filter(head, 1, truncate=3), ROWS),
+        "question_att": (why.rows(layout, words=own_tokens(why, general)).mean((0, 1)), ROWS),
     }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

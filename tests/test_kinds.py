@@ -16,7 +16,7 @@ from vicrop.findings.kinds import Ways, gated, markdown, sentences, table_of, wa
 from vicrop.findings.sample import SAMPLES
 from vicrop.findings.table import Table, estimate, figure
 
-METHODS = "rel_att,loc_att,gt_crop,grid_crops"
+METHODS = "rel_att,loc_att,question_att,gt_crop,grid_crops"
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,10 @@ def result(folder, method):
 def test_every_way_has_its_row_and_every_kind_its_column(found):
     out, table = found
     assert list(table["rows"]) == [
-        "no crop", "rel_att", "loc_att", "gt_crop", "rel_att, 2 regions", "gt_crop, 2 regions", "grid_crops, 2 regions",
-        "rel_att, 3 regions", "gt_crop, 3 regions", "grid_crops, 3 regions", "rel_att below 0.9",
-        "rel_att, the surer answer", "ensemble",
+        "no crop", "rel_att", "loc_att", "question_att", "gt_crop",
+        "rel_att, 2 regions", "question_att, 2 regions", "gt_crop, 2 regions", "grid_crops, 2 regions",
+        "rel_att, 3 regions", "question_att, 3 regions", "gt_crop, 3 regions", "grid_crops, 3 regions",
+        "rel_att below 0.9", "rel_att, the surer answer", "ensemble",
     ]  # fmt: skip
     for row in table["rows"].values():
         assert {kind: cell["n"] for kind, cell in row.items()} == {
@@ -62,12 +63,12 @@ def test_every_way_has_its_row_and_every_kind_its_column(found):
         }
     assert (out / "found" / "llava_tiny-streets-kinds.png").stat().st_size > 5000
     text = (out / "found" / "llava_tiny-streets-kinds.md").read_text()
-    # In the small table and in the whole one, and in those of differences to no crop and to rel_att.
-    assert text.count("| rel_att, 2 regions |") == 4
+    # In the small table and in the whole one, and in those of differences to no crop, to rel_att and to one region.
+    assert text.count("| rel_att, 2 regions |") == 5
     assert text.count("| grid_crops, 2 regions |") == 3
     assert text.count("| rel_att |") == 3
     assert all(note in text for note in table["notes"])
-    for name in ("against_no_crop", "against_crop"):
+    for name in ("against_no_crop", "against_crop", "against_one_region"):
         assert (out / "found" / f"llava_tiny-streets-kinds_{name}.png").stat().st_size > 5000
 
 
@@ -109,6 +110,18 @@ def test_the_gated_row_is_a_gated_run(found, streets):
     run.main(arguments)
     for row in rows_of(result(out / "gated", "rel_att"), ScoreOptions(by=("category",))):
         assert table["rows"][gated("rel_att")][row["part"]]["mean"] == pytest.approx(row["with_crop"])
+
+
+def test_several_regions_are_held_against_one_question_by_question(found):
+    table = found[1]
+    rows = table["more"]["against_one_region"]["rows"]
+    assert list(rows) == [
+        f"{name}, {most} regions" for most in (2, 3) for name in ("rel_att", "question_att", "gt_crop")
+    ]
+    for way, row in rows.items():
+        for kind, cell in row.items():
+            more, one = (table["rows"][each][kind]["mean"] for each in (way, way.partition(",")[0]))
+            assert cell["mean"] == pytest.approx(more - one)
 
 
 def test_two_places_are_asked_about_with_a_crop_each(found):
@@ -236,7 +249,7 @@ def test_the_ensemble_is_held_against_its_best_member():
 
 def test_differences_are_question_by_question():
     table = table_of(planted())
-    assert list(table.more) == ["against_no_crop", "against_crop"]
+    assert list(table.more) == ["against_no_crop", "against_crop", "against_one_region"]
     assert list(table.more["against_no_crop"].rows) == ["rel_att", "rel_att, 2 regions", "gate"]
     assert list(table.more["against_crop"].rows) == ["no crop", "rel_att, 2 regions", "gate"]
     found = table.more["against_no_crop"].rows["gate"]

@@ -18,7 +18,7 @@ from vicrop.heads import Criteria, greedy, smoothed
 from vicrop.session import ImageSession, layer_numbers
 from vicrop.tables import GENERAL_PROMPT, METHODS, MODELS
 
-TOLERANCE = {"rel_att": 1e-5, "grad_att": 1e-5, "pure_grad": 1e-4, "loc_att": 1e-5}
+TOLERANCE = {"rel_att": 1e-5, "grad_att": 1e-5, "pure_grad": 1e-4, "loc_att": 1e-5, "question_att": 1e-5}
 SOME_HEADS = [(2, 3), (1, 0), (1, 2)]  # in all of the models here
 SIZES = [(90, 70), (40, 130), (210, 60)]
 
@@ -66,6 +66,7 @@ def test_every_model_has_every_method_under_its_own_name():
             ("grad_att", "gradient_attention"),
             ("pure_grad", "pure_gradient"),
             ("loc_att", "localization_attention"),
+            ("question_att", "question_attention"),
         ):
             assert getattr(module, short) is getattr(module, f"{long}_{family}")
             assert getattr(module, short).__name__ == f"{long}_{family}"
@@ -115,7 +116,7 @@ def decided_photo(kind, model, processor, prompt):
 
 # In bfloat16 every step is rounded to 8 bits, in the plain computation too; so ours is held against the plain one in
 # float32 on the same (rounded) weights. The stated bounds are shares of the map's maximum.
-BOUNDS = {"rel_att": 0.05, "grad_att": 0.05, "pure_grad": 0.15, "loc_att": 0.05}
+BOUNDS = {"rel_att": 0.05, "grad_att": 0.05, "pure_grad": 0.15, "loc_att": 0.05, "question_att": 0.05}
 
 
 @pytest.mark.parametrize(("method", "bound"), BOUNDS.items())

@@ -6,6 +6,7 @@ Both editions of the world are mixed (tiny.scenes, tiny.street). Each batch is a
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from tiny.scenes import Scene, make_scene
 from tiny.street import Street, make_street
 from vicrop.tables import GENERAL_PROMPT
 
-OLD_SHARE = 0.3  # of the scenes that are of the first edition
+OLD_SHARE, MORE_OLD = 0.3, 0.4  # of the scenes that are of the first edition; where most signs are small
 EASY = (0.16, 0.4)  # size of signs, relative to the canvas, that are read with ease in a picture of 112 pixels
 # How many turns of a kind are asked about a scene at most; the general prompt is asked of a share of the scenes.
 QUOTAS = {"reading": 4, "attribute": 2, "presence": 2, "count": 1, "relation": 3, "two_places": 2, "comparison": 1}
@@ -121,15 +122,21 @@ def draw_scene(
     aspect: float | None = None,
     crowded: bool = False,
     plates: bool = False,
+    old: float = OLD_SHARE,
 ) -> Street | Scene:
-    """A scene of one of the editions; `crowded`: signs may look alike; `plates`: in a street, and many are plates."""
-    if rng.random() < OLD_SHARE:
+    """A scene of one of the editions; `crowded`: signs may look alike; `plates`: in a street, and many are plates.
+
+    `old`: how likely it is of the first edition.
+    """
+    if rng.random() < old:
         return make_scene(rng, 640, count if crowded else min(count, len(COLORS)), sides, crowded, aspect=aspect)
     return make_street(rng, 640, count, sides, aspect=aspect, crowded=crowded or plates)
 
 
 class Batches(torch.utils.data.Dataset):
     """Batch `step` of a stage, made from the random state (seed, stage, step): restartable, by any worker."""
+
+    old = OLD_SHARE
 
     def __init__(self, stage: Any, family: Any, seed: str):
         self.stage, self.family, self.seed = stage, family, seed
@@ -159,7 +166,7 @@ class PatchBatches(Batches):
         aspect, shape = self.frame(rng)
         images, labels = [], []
         for _ in range(self.stage.batch):
-            scene = draw_scene(rng, *self.crowd(rng, progress), aspect, crowded=True)
+            scene = draw_scene(rng, *self.crowd(rng, progress), aspect, crowded=True, old=self.old)
             anchor = rng.choice(scene.signs).box
             window = window_around(scene, rng, anchor, (1.3, 5.0)) if rng.random() < 0.3 else None
             images.append(pixels(scene, rng, shape, window))
@@ -179,15 +186,16 @@ class PatchBatches(Batches):
 
 
 class SmallPatchBatches(PatchBatches):
-    """Half of the scenes have signs at the edge of what can be read: for a tower that reads the others."""
+    """Most scenes have signs at the edge of what can be read: for a tower that reads the others."""
 
+    old = MORE_OLD
     limits = HARDLY
 
     @staticmethod
     def crowd(rng: random.Random, progress: float) -> tuple[int, tuple[float, float]]:
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
             return PatchBatches.crowd(rng, 1.0)
-        low = math.exp(rng.uniform(math.log(0.04), math.log(0.08)))
+        low = math.exp(rng.uniform(math.log(0.035), math.log(0.08)))
         return rng.randint(12, 26), (low, 2 * low)
 
 
@@ -203,9 +211,9 @@ class AnswerBatches(Batches):
     def scene(self, rng: random.Random, progress: float, aspect: float | None) -> Street | Scene:
         """Most often many signs that are read with ease, of which many are plates: a longer text teaches more."""
         if rng.random() > self.easy:
-            return draw_scene(rng, rng.randint(2, 5), SIDES, aspect)
+            return draw_scene(rng, rng.randint(2, 5), SIDES, aspect, old=self.old)
         most, low = (3, 0.24) if progress < 0.1 else (7, EASY[0])
-        return draw_scene(rng, rng.randint(2, most), (low, EASY[1]), aspect, plates=True)
+        return draw_scene(rng, rng.randint(2, most), (low, EASY[1]), aspect, plates=True, old=self.old)
 
     def make(self, rng: random.Random, progress: float) -> dict:
         (number,) = rng.choices(range(len(self.crops)), self.crops)
@@ -244,6 +252,9 @@ class PairedAnswerBatches(AnswerBatches):
 class SmallAnswerBatches(PairedAnswerBatches):
     """A quarter of the scenes more are of the first edition, most of their signs small."""
 
+    old = MORE_OLD
+    easy = 0.4
+
     def scene(self, rng: random.Random, progress: float, aspect: float | None) -> Street | Scene:
         """As of the others, or one with a digit on each sign."""
         if rng.random() < 0.25:
@@ -256,7 +267,8 @@ class MixedBatches(Batches):
 
     def __init__(self, stage: Any, family: Any, seed: str):
         super().__init__(stage, family, seed)
-        self.parts = SmallPatchBatches(stage, family, seed), SmallAnswerBatches(stage, family, seed)
+        crowded = replace(stage, batch=max(1, stage.batch // 2))  # they take longer to draw than to learn from
+        self.parts = SmallPatchBatches(crowded, family, seed), SmallAnswerBatches(stage, family, seed)
 
     def make(self, rng: random.Random, progress: float) -> dict:
         patches, answers = (part.make(rng, max(progress, 0.1)) for part in self.parts)

@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from tiny import processes
 from tiny.inherit import begin
-from tiny.lessons import AnswerBatches, MixedBatches, PairedAnswerBatches, PatchBatches
+from tiny.lessons import AnswerBatches, MixedBatches, PairedAnswerBatches, PatchBatches, SmallPatchBatches
 from tiny.losses import WIDTHS, Scores, answer_loss, mixed_loss, patch_loss
 from tiny.models import FAMILIES, Family
 from tiny.optimizers import optimizers_of
@@ -42,6 +42,7 @@ from vicrop.files import PACKAGE, atomic_path, write_atomically
 SAVE_EVERY = 100  # steps between checkpoints
 EVAL_EVERY = 500  # steps between looks at scenes that training never draws
 EVAL_BATCHES, FINAL_EVAL_BATCHES = 8, 60  # of such a look, and of the one after a stage
+EVAL_BATCH = 16  # images of each, at most
 LOG_EVERY = 50  # steps between lines of the log
 EMA_DECAY = 0.998  # of the running average of the weights: it reaches back some 500 steps
 DONE = "done"  # the stage of a checkpoint behind all others
@@ -66,6 +67,8 @@ STAGES = {
         Stage("read", 3600, 2.0e-3, 8, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
         Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
         Stage("together", 800, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
+        Stage("closely", 1500, 1.0e-3, 64, SmallPatchBatches, ("model.vision_tower", "head")),
+        Stage("at length", 4000, 8e-4, 32, MixedBatches, ("model", "lm_head", "head")),
     ],
     # The other two begin with llava_streets' vision tower, so their look stage is short.
     "blip": [
@@ -73,16 +76,21 @@ STAGES = {
         Stage("read", 4500, 2.0e-3, 8, AnswerBatches, READER),
         Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, READER),
         Stage("together", 800, 6e-4, 8, MixedBatches, ("vision_model", "head", *READER)),
+        Stage("closely", 1500, 1.0e-3, 64, SmallPatchBatches, ("vision_model", "head")),
+        Stage("at length", 4000, 8e-4, 32, MixedBatches, ("vision_model", "head", *READER)),
     ],
     "qwen2_5": [
         Stage("look", 1500, 1.2e-3, 16, PatchBatches, ("model.visual", "head")),
         Stage("read", 3300, 2.0e-3, 8, AnswerBatches, ("model.visual.merger", *ANSWERS)),
         Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, ("model.visual.merger", *ANSWERS)),
         Stage("together", 800, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
+        Stage("closely", 1500, 1.0e-3, 64, SmallPatchBatches, ("model.visual", "head")),
+        Stage("at length", 4000, 8e-4, 32, MixedBatches, ("model", "lm_head", "head")),
     ],
 }
 LOSSES = {
     PatchBatches: patch_loss,
+    SmallPatchBatches: patch_loss,
     AnswerBatches: answer_loss,
     PairedAnswerBatches: answer_loss,
     MixedBatches: mixed_loss,
@@ -144,7 +152,8 @@ def held_out(stage: Stage, learner: "Learner", batches: int = FINAL_EVAL_BATCHES
 
     They are shares that are right, and mean errors relative to the picture ("x off").
     """
-    totals, data = defaultdict(list), stage.data(stage, learner.family, "held-out")
+    totals = defaultdict(list)
+    data = stage.data(replace(stage, batch=min(stage.batch, EVAL_BATCH)), learner.family, "held-out")
     with learner.averaged():
         for step in range(batches):
             rng = random.Random(f"held-out {stage.name} {step}")

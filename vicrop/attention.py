@@ -81,8 +81,8 @@ def with_implementation(name: str, models: Sequence[PreTrainedModel]) -> Iterato
 class AttentionCapture:
     """What `capture_attention` found: `probs[module]` is (batch, heads, rows, keys) float32, softmax over keys."""
 
-    def __init__(self, modules: Sequence[nn.Module], graph: bool, stop: bool, leaf: bool):
-        self.modules, self.graph, self.stop, self.leaf = list(modules), graph, stop, leaf
+    def __init__(self, modules: Sequence[nn.Module], graph: bool, stop: bool, leaf: bool, last: int):
+        self.modules, self.graph, self.stop, self.leaf, self.last = list(modules), graph, stop, leaf, last
         self.probs: dict[nn.Module, Tensor] = {}
 
     def read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
@@ -90,11 +90,14 @@ class AttentionCapture:
         """Store a module's rows; with a graph, also return the attention output (batch, rows, heads, dim) of them."""
         groups = query.shape[1] // key.shape[1]
         keys = key.repeat_interleave(groups, dim=1).float()
-        first = first_row(module, query)
+        first = self.first_row(module, query)
         scores = query[:, :, first:].float() @ keys.transpose(2, 3) * scaling  # (batch, heads, rows, keys)
         if mask is not None:
             allowed = mask[:, :, first:, : keys.shape[2]]
             scores = scores.masked_fill(~allowed, float("-inf")) if allowed.dtype == torch.bool else scores + allowed
+        elif causal(module) and scores.shape[2] > 1:  # without a mask, attention that is causal is plainly so
+            later = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
+            scores = scores.masked_fill(later.triu(scores.shape[3] - scores.shape[2] + 1), float("-inf"))
         probs = scores.softmax(-1)
         if not self.graph or (self.leaf and not self.probs):
             # With a graph, only the first (lowest) module's softmax is a leaf. Later ones depend on it, so they stay in
@@ -107,10 +110,14 @@ class AttentionCapture:
             return None
         return (probs.to(value.dtype) @ value.repeat_interleave(groups, dim=1)).transpose(1, 2)
 
+    def first_row(self, module: nn.Module, query: Tensor) -> int:
+        """The first query row to read: of causal attention the last ones only, of any other (a Q-Former's) all."""
+        return max(0, query.shape[2] - self.last) if causal(module) else 0
 
-def first_row(module: nn.Module, query: Tensor) -> int:
-    """The first query row to read: of causal attention the last only, of any other (a Q-Former's) all."""
-    return query.shape[2] - 1 if getattr(module, "is_causal", True) else 0
+
+def causal(module: nn.Module) -> bool:
+    """Does a query of an attention module see no later key?"""
+    return getattr(module, "is_causal", True)
 
 
 _CAPTURES: dict[nn.Module, AttentionCapture] = {}  # filled only inside `capture_attention`
@@ -146,7 +153,7 @@ AttentionMaskInterface.register("captured", sdpa_mask)
 
 @contextmanager
 def capture_attention(models: Sequence[PreTrainedModel], modules: Sequence[nn.Module], graph: bool = False,
-                      stop: bool = False, leaf: bool = True) -> Iterator[AttentionCapture]:  # fmt: skip
+                      stop: bool = False, leaf: bool = True, last: int = 1) -> Iterator[AttentionCapture]:  # fmt: skip
     """Read the softmax of some attention modules during the next forward pass: the last query's, where it is causal.
 
         with capture_attention([language_model], [layer.self_attn]) as captured:
@@ -160,11 +167,12 @@ def capture_attention(models: Sequence[PreTrainedModel], modules: Sequence[nn.Mo
         graph: keep autograd's graph from the first module's softmax (a leaf) upwards.
         stop: end the forward pass after the last module was read (the pass has no result then).
         leaf: with a graph, is the first module's softmax where it begins? Not if it has begun further below already.
+        last: of causal attention, how many of the last queries are read.
     Raises:
         ValueError: a module's scores come from more than queries, keys, mask and scaling (a soft cap, sinks, ...).
         RuntimeError: a module never ran the attention function.
     """
-    capture = AttentionCapture(modules, graph, stop, leaf)
+    capture = AttentionCapture(modules, graph, stop, leaf, last)
     _CAPTURES.update(dict.fromkeys(capture.modules, capture))
     try:
         with with_implementation("captured", models):

@@ -37,6 +37,53 @@ def attention(session: ImageSession, prompts: Prompts, layers: Sequence[int], of
 
 
 @frozen_eval
+def attention_of_words(session: ImageSession, prompts: Prompts, general_prompt: str, layers: Sequence[int],
+                       of: Of = None) -> list[Tensor]:  # fmt: skip
+    """A_wt: attention of a question's own words to its image (times A_ti where a connector is in between), their mean.
+
+    Returns:
+        [(layers, heads, h, w) float32 tensor] per prompt.
+    Raises:
+        ValueError: see `own_words`.
+    """
+    queries, layers = session.queries(prompts, of), tuple(layers)
+    new = [query for query in dict.fromkeys(queries) if (query, layers) not in session.words]
+    own = {query: own_words(session, query, general_prompt) for query in new}
+    for batch, rows in session.batches(new, [session.row(query) for query in new]):
+        words = [own[query] for query in batch]
+        read, found = session.prefill(rows, layers, only_rows=True, last=max(-each.start for each in words))
+        maps = session.maps(found, layers, batch, read, words=words)
+        session.words |= {(query, layers): each for query, each in zip(batch, maps, strict=True)}
+    return [session.words[query, layers] for query in queries]
+
+
+def own_words(session: ImageSession, query: Query, general_prompt: str) -> slice:
+    """Which tokens of a prompt, counted from its end, are the question's own.
+
+    They are what the general prompt neither begins nor ends with; of the general prompt itself all behind the image.
+
+    Raises:
+        ValueError: they stand in front of the image, and see nothing of it.
+    """
+    asked = session.row(query).rest
+    general = session.adapter.tokenize(general_prompt, [session.layouts[query.image_index]])
+    start, end = (equal_tokens(*both) for both in ((asked.ids, general), (asked.ids.flip(0), general.flip(0))))
+    behind = max(int(asked.image_at[-1]) + 1, asked.start)
+    if start + end >= asked.length:
+        start, end = behind, 0
+    if asked.length - end <= behind:
+        raise ValueError("question_att reads where the question's words look, and this prompt has them in front of the "
+                         "image: use rel_att, grad_att or loc_att")  # fmt: skip
+    return slice(max(start, behind) - asked.length, -end or None)
+
+
+def equal_tokens(one: Tensor, other: Tensor) -> int:
+    """How many tokens two texts (T,) and (S,) have in common from the beginning on."""
+    length = min(len(one), len(other))
+    return int((one[:length] == other[:length]).int().cumprod(0).sum())
+
+
+@frozen_eval
 def weighted_attention(session: ImageSession, prompts: Prompts, layers: Sequence[int], of: Of = None) -> list[Tensor]:
     """A_st * relu(dv/dA_st) with v the log-probability of the likeliest next token; shapes as `attention`.
 

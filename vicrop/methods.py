@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vicrop.attribution import attention, edge_mask, pixel_gradients, weighted_attention
+from vicrop.attribution import attention, attention_of_words, edge_mask, pixel_gradients, weighted_attention
 from vicrop.boxes import bboxes_in_region
 from vicrop.choices import ONE_REGION, Regions
 from vicrop.heads import Criteria, Head, greedy, heads_map, parse_heads, valid_heads
@@ -42,6 +42,16 @@ def relative_attention(session: ImageSession, prompts: Prompts, general_prompt: 
     specific = attention(session, prompts, layers, of)
     general = attention(session, [general_prompt] * len(specific), layers, of)
     return [ratio(a.mean(1), b.mean(1)).mean(0) for a, b in zip(specific, general, strict=True)]
+
+
+def question_attention(session: ImageSession, prompts: Prompts, general_prompt: str, layers: Sequence[int],
+                       of: Of = None) -> list[Tensor]:  # fmt: skip
+    """question_att, head-mean of A_wt, averaged over the question's own words and layers. [(h, w)].
+
+    The last token, which the other maps are read at, looks at what the answer begins with. Each word looks at what it
+    names: of a question about two places both show. The general prompt only tells which words are the question's own.
+    """
+    return [att_map.mean((0, 1)) for att_map in attention_of_words(session, prompts, general_prompt, layers, of)]
 
 
 def gradient_attention(session: ImageSession, prompts: Prompts, general_prompt: str, layers: Sequence[int],
@@ -291,7 +301,7 @@ class MapMethod(Method):
 
 
 def family_methods(family: str) -> tuple[MapMethod, ...]:
-    """A family's rel_att, grad_att, pure_grad and loc_att, under their long names (`rel_attention_llava`, ...)."""
-    formulas = relative_attention, gradient_attention, pure_gradient, localization_attention
-    names = "rel_attention", "gradient_attention", "pure_gradient", "localization_attention"
+    """A family's methods of maps, under their long names (`rel_attention_llava`, ...)."""
+    formulas = relative_attention, gradient_attention, pure_gradient, localization_attention, question_attention
+    names = "rel_attention", "gradient_attention", "pure_gradient", "localization_attention", "question_attention"
     return tuple(MapMethod(f"{name}_{family}", each) for name, each in zip(names, formulas, strict=True))

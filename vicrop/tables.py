@@ -53,7 +53,7 @@ MODELS = {
     "qwen2_5_streets": {
         "id": "vicrop/embedded/streets/qwen2_5",
         "module": "vicrop.models.qwen2_5_vl",
-        "loc_heads": "L3H5,L2H2,L2H7",
+        "loc_heads": "L3H5,L2H2,L3H4",
     },
 }
 
@@ -111,10 +111,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "pure_grad_high": {"map": "pure_grad", "tiles": True},
     "loc_att": {"map": "loc_att", "tiles": False},
     "loc_att_high": {"map": "loc_att", "tiles": True},
+    "question_att": {"map": "question_att", "tiles": False},
+    "question_att_high": {"map": "question_att", "tiles": True},
     "rel_att_zoom": {"map": "rel_att", "tiles": False, "zoom": True},
     "grad_att_zoom": {"map": "grad_att", "tiles": False, "zoom": True},
     "pure_grad_zoom": {"map": "pure_grad", "tiles": False, "zoom": True},
     "loc_att_zoom": {"map": "loc_att", "tiles": False, "zoom": True},
+    "question_att_zoom": {"map": "question_att", "tiles": False, "zoom": True},
     "gt_crop": {"boxes": "gt_crops"},
     "center_crop": {"boxes": "center_crops"},
     "random_crop": {"boxes": "random_crops"},

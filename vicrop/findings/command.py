@@ -39,7 +39,7 @@ FINDINGS = {
     "attention": "rel_att",
     "layers": "rel_att,grad_att",
     "overhead": "rel_att,grad_att,pure_grad,loc_att,rel_att_high,grad_att_high,pure_grad_high,loc_att_high",
-    "kinds": "rel_att,grad_att,pure_grad,loc_att,rel_att_zoom,gt_crop,grid_crops,random_crop,center_crop",
+    "kinds": "rel_att,grad_att,pure_grad,loc_att,question_att,rel_att_zoom,gt_crop,grid_crops,random_crop,center_crop",
     "windows": "rel_att",
     "high": "rel_att,loc_att",
     "gate": "rel_att,loc_att",

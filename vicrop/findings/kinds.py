@@ -37,8 +37,9 @@ from vicrop.tables import METHODS
 GATE = 0.9  # a crop is made only where the first answer is less probable
 MOST_REGIONS = 3
 TOGETHER = ("rel_att", "grad_att", "loc_att")  # whose answers are one ensemble, the first answer with them
-GRID = "grid_crops"  # beside the first method, it and gt_crop are asked with several regions, too
-ENSEMBLE, ALL = "ensemble", "all"
+GRID = "grid_crops"
+BESIDE = ("question_att", TRUE_CROP, GRID)  # asked with several regions, too, where they are among the methods
+ENSEMBLE, ALL, REGIONS = "ensemble", "all", " regions"
 SHOWN = 3  # ways that repair a kind, at most
 
 
@@ -73,10 +74,13 @@ class Ways:
         """The kinds by name, and ALL."""
         return [*sorted({kind for own in self.kinds for kind in own}), ALL]
 
-    def rows(self, than: str | None = None) -> dict[str, dict[str, Estimate]]:
-        """{way: {kind: its scores}}, or of all other ways the difference to one of them."""
-        return {way: {kind: self.change(kind, way, than) if than else self.of(kind, scores) for kind in self.names}
-                for way, scores in self.scores.items() if way != than}  # fmt: skip
+    def rows(self) -> dict[str, dict[str, Estimate]]:
+        """{way: {kind: its scores}}."""
+        return {way: {kind: self.of(kind, scores) for kind in self.names} for way, scores in self.scores.items()}
+
+    def changes(self, than: Mapping[str, str]) -> dict[str, dict[str, Estimate]]:
+        """{way: {kind: its difference to another way}}, given {way: the other}."""
+        return {way: {kind: self.change(kind, way, other) for kind in self.names} for way, other in than.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -99,10 +103,10 @@ def kinds(run: RunSettings, out: Path) -> Table:
         notes.append(f"{len(picked) - len(records)} of {len(picked)} records have no category, and are not asked about")
     if not (run.ids or run.limit):
         records, run = sampled(records, run, out)
-    beside = [name for name in (TRUE_CROP, GRID) if name in names]
+    beside = [name for name in BESIDE if name in names and name != main]
     files = dict(answered(run, [name for name in names if name != GRID]))  # one part of a grid is the whole image
     for most in range(2, MOST_REGIONS + 1):
-        files |= {f"{name}, {most} regions": file for name, file in answered(run, [main, *beside], most)}
+        files |= {f"{name}, {most}{REGIONS}": file for name, file in answered(run, [main, *beside], most)}
     ways = ways_of(files, main, run, {record["id"] for record in records})
     if len(ways.kinds) < len(records):
         notes.append(f"{len(records) - len(ways.kinds)} of {len(records)} questions have no score in some way, and are "
@@ -124,14 +128,19 @@ def sampled(records: list[dict], run: RunSettings, out: Path) -> tuple[list[dict
 
 def table_of(ways: Ways, notes: Sequence[str] = ()) -> Table:
     """The Table of the ways, and those of their differences to no crop and to the main way."""
-    shown = [NO_CROP, ways.main, f"{ways.main}, 2 regions", gated(ways.main), ENSEMBLE, TRUE_CROP]
+    shown = [NO_CROP, ways.main, f"{ways.main}, 2{REGIONS}", gated(ways.main), ENSEMBLE, TRUE_CROP]
     shown = [way for way in shown if way in ways.scores]
     how = {"rows_are": "method", "turned": True}
     table = Table("right answers by kind of question", unit="% right", rows=ways.rows(), plotted=tuple(shown),
                   notes=[*notes, *sentences(ways)], **how)  # fmt: skip
     for name, than in (("against_no_crop", NO_CROP), ("against_crop", ways.main)):
-        drawn = tuple(way for way in shown if way != than)
-        table.more[name] = Table(f"difference to {than}", unit="points", rows=ways.rows(than), plotted=drawn, **how)
+        rows = ways.changes({way: than for way in ways.scores if way != than})
+        drawn = tuple(way for way in shown if way in rows)
+        table.more[name] = Table(f"difference to {than}", unit="points", rows=rows, plotted=drawn, **how)
+    one_region = {way: way.partition(", ")[0] for way in ways.scores if way.endswith(REGIONS)}
+    rows = ways.changes({way: one for way, one in one_region.items() if one in ways.scores})
+    if rows:
+        table.more["against_one_region"] = Table("difference to one region", unit="points", rows=rows, **how)
     return table
 
 

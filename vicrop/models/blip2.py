@@ -27,4 +27,4 @@ class Blip2Adapter(BlipAdapter):
 
 
 ADAPTER = Blip2Adapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("blip2")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("blip2")

@@ -20,4 +20,4 @@ class Cosmos3EdgeAdapter(MergedPatchesAdapter):
 
 
 ADAPTER = Cosmos3EdgeAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("cosmos3_edge")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("cosmos3_edge")

@@ -48,4 +48,4 @@ class DefaultAdapter(MeasuredAdapter):
 
 
 ADAPTER = DefaultAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("default")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("default")

@@ -20,4 +20,4 @@ class ErnieAdapter(MergedPatchesAdapter):
 
 
 ADAPTER = ErnieAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("ernie4_5_vl")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("ernie4_5_vl")

@@ -36,4 +36,4 @@ class Gemma4Adapter(ChatAdapter):
 
 
 ADAPTER = Gemma4Adapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("gemma4")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("gemma4")

@@ -20,4 +20,4 @@ class Gemma4UnifiedAdapter(Gemma4Adapter):
 
 
 ADAPTER = Gemma4UnifiedAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("gemma4_unified")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("gemma4_unified")

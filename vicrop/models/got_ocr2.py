@@ -19,4 +19,4 @@ class GotOcr2Adapter(SquareAdapter):
 
 
 ADAPTER = GotOcr2Adapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("got_ocr2")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("got_ocr2")

@@ -39,4 +39,4 @@ class Granite4VisionAdapter(LlavaOnevisionAdapter):
 
 
 ADAPTER = Granite4VisionAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("granite4_vision")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("granite4_vision")

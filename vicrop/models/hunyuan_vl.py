@@ -20,4 +20,4 @@ class HunYuanAdapter(PatchRowsAdapter):
 
 
 ADAPTER = HunYuanAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("hunyuan_vl")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("hunyuan_vl")

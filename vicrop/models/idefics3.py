@@ -37,4 +37,4 @@ class Idefics3Adapter(ChatAdapter):
 
 
 ADAPTER = Idefics3Adapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("idefics3")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("idefics3")

@@ -127,6 +127,7 @@ class BlipAdapter(Adapter):
 
 
 ADAPTER = BlipAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("blip")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("blip")
 rel_attention_blip, gradient_attention_blip = rel_att, grad_att
 pure_gradient_blip, localization_attention_blip = pure_grad, loc_att
+question_attention_blip = question_att

@@ -63,6 +63,7 @@ class LlavaAdapter(Adapter):
 
 
 ADAPTER = LlavaAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("llava")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("llava")
 rel_attention_llava, gradient_attention_llava = rel_att, grad_att
 pure_gradient_llava, localization_attention_llava = pure_grad, loc_att
+question_attention_llava = question_att

@@ -53,6 +53,7 @@ class LlavaNextAdapter(Adapter):
 
 
 ADAPTER = LlavaNextAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("llava_next")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("llava_next")
 rel_attention_llava_next, gradient_attention_llava_next = rel_att, grad_att
 pure_gradient_llava_next, localization_attention_llava_next = pure_grad, loc_att
+question_attention_llava_next = question_att

@@ -68,4 +68,4 @@ class LlavaOnevisionAdapter(ChatAdapter):
 
 
 ADAPTER = LlavaOnevisionAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("llava_onevision")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("llava_onevision")

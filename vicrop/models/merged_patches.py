@@ -67,4 +67,4 @@ class MergedPatchesAdapter(ChatAdapter):
 
 
 ADAPTER = MergedPatchesAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("merged_patches")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("merged_patches")

@@ -46,4 +46,4 @@ class PaddedAdapter(SquareAdapter):
 
 
 ADAPTER = PaddedAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("padded")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("padded")

@@ -35,4 +35,4 @@ class PaliGemmaAdapter(SquareAdapter):
 
 
 ADAPTER = PaliGemmaAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("paligemma")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("paligemma")

@@ -21,4 +21,4 @@ class PatchRowsAdapter(MergedPatchesAdapter):
 
 
 ADAPTER = PatchRowsAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("patch_rows")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("patch_rows")

@@ -36,4 +36,4 @@ class PixtralAdapter(ChatAdapter):
 
 
 ADAPTER = PixtralAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("pixtral")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("pixtral")

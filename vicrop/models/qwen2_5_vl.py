@@ -108,6 +108,7 @@ class QwenAdapter(Adapter):
 
 
 ADAPTER = QwenAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("qwen2_5")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("qwen2_5")
 rel_attention_qwen2_5, gradient_attention_qwen2_5 = rel_att, grad_att
 pure_gradient_qwen2_5, localization_attention_qwen2_5 = pure_grad, loc_att
+question_attention_qwen2_5 = question_att

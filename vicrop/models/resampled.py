@@ -63,4 +63,4 @@ class ResampledAdapter(MeasuredAdapter):
 
 
 ADAPTER = ResampledAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("resampled")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("resampled")

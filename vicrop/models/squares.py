@@ -36,4 +36,4 @@ class SquareAdapter(ChatAdapter):
 
 
 ADAPTER = SquareAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("squares")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("squares")

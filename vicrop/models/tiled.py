@@ -52,4 +52,4 @@ class TiledAdapter(ChatAdapter):
 
 
 ADAPTER = TiledAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("tiled")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("tiled")

@@ -28,4 +28,4 @@ class VideoLlavaAdapter(SquareAdapter):
 
 
 ADAPTER = VideoLlavaAdapter
-rel_att, grad_att, pure_grad, loc_att = family_methods("video_llava")
+rel_att, grad_att, pure_grad, loc_att, question_att = family_methods("video_llava")
