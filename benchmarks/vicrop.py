@@ -218,6 +218,7 @@ def separate_rel_att(session, questions, layers, reading):
     maps = []
     for texts in (questions, [GENERAL_PROMPT] * len(questions)):
         _, found, queries, read = whole_pass(session, texts, reading, layers)
+        found = {module: each.float() for module, each in found.items()}  # eager attention is in the weights' dtype
         maps.append([att_map.mean((0, 1)) for att_map in session.maps(found, layers, queries, read)])
     return [specific / general for specific, general in zip(*maps, strict=True)]
 
@@ -229,7 +230,7 @@ def separate_grad_att(session, questions, layers, reading):
         through = [row.rest.through for row in read.rows if row.rest.through is not None]
         probs = [*(found[module] for module in modules), *through]
         gradients = torch.autograd.grad(v.sum(), probs)
-    weighted = [each * gradient.relu() for each, gradient in zip(probs, gradients, strict=True)]
+    weighted = [(each * gradient.relu()).float() for each, gradient in zip(probs, gradients, strict=True)]
     rows, through = dict(zip(modules, weighted, strict=False)), weighted[len(modules) :]
     return [att_map.mean((0, 1)) for att_map in session.maps(rows, layers, queries, read, through or None)]
 

@@ -209,7 +209,7 @@ def test_a_family_that_ignores_a_second_crop_is_found(monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------------- methods
 EMBEDDED = ["llava_tiny", "blip_tiny", "qwen2_5_tiny"]
-METHODS = ("rel_att", "loc_att_high", "rel_att_zoom", "grid_crops", "random_crop", "center_crop")
+METHODS = ("rel_att", "question_att", "loc_att_high", "rel_att_zoom", "grid_crops", "random_crop", "center_crop")
 
 
 class Asked:
