@@ -1,14 +1,14 @@
-"""Train an embedded model on generated scenes: hours on one CPU core.
+"""Train an embedded model on generated scenes: hours on one CPU core, of which a GPU makes minutes.
 
     python -m tiny.train llava|blip|qwen2_5     # killed? The same command goes on from the last checkpoint.
     torchrun --nproc_per_node 2 -m tiny.train llava     # in two processes, which share every batch
 
 The vision tower learns to name what is at each cell, and where the middle of that is; the rest learns to answer from
 frozen vision, and to know at the end of a thing's name where it is; then with crops, too (image + one to three crops
-around some thing or anywhere, drawn before and without any question); then everything learns together. Each batch is a
-function of (stage, step) and the number of the process, so a resumed run sees the same data. blip and qwen2_5 begin
-with the vision tower of a trained llava (--tower), and any with what an earlier checkpoint of its kind has learned, if
-there is one (--begin).
+around some thing or anywhere, drawn before and without any question); then everything learns together. Last, the tower
+looks closely, at small signs, and everything learns at length. Each batch is a function of (stage, step) and the number
+of the process, so a resumed run sees the same data. blip and qwen2_5 begin with the vision tower of a trained llava
+(--tower), and any with what an earlier checkpoint of its kind has learned, if there is one (--begin).
 """
 
 import argparse
@@ -67,8 +67,8 @@ STAGES = {
         Stage("read", 3600, 2.0e-3, 8, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
         Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
         Stage("together", 800, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
-        Stage("closely", 1500, 1.0e-3, 64, SmallPatchBatches, ("model.vision_tower", "head")),
-        Stage("at length", 4000, 8e-4, 32, MixedBatches, ("model", "lm_head", "head")),
+        Stage("closely", 300, 1.0e-3, 64, SmallPatchBatches, ("model.vision_tower", "head")),
+        Stage("at length", 1300, 8e-4, 32, MixedBatches, ("model", "lm_head", "head")),
     ],
     # The other two begin with llava_streets' vision tower, so their look stage is short.
     "blip": [
@@ -76,16 +76,16 @@ STAGES = {
         Stage("read", 4500, 2.0e-3, 8, AnswerBatches, READER),
         Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, READER),
         Stage("together", 800, 6e-4, 8, MixedBatches, ("vision_model", "head", *READER)),
-        Stage("closely", 1500, 1.0e-3, 64, SmallPatchBatches, ("vision_model", "head")),
-        Stage("at length", 4000, 8e-4, 32, MixedBatches, ("vision_model", "head", *READER)),
+        Stage("closely", 300, 1.0e-3, 64, SmallPatchBatches, ("vision_model", "head")),
+        Stage("at length", 1300, 8e-4, 32, MixedBatches, ("vision_model", "head", *READER)),
     ],
     "qwen2_5": [
         Stage("look", 1500, 1.2e-3, 16, PatchBatches, ("model.visual", "head")),
         Stage("read", 3300, 2.0e-3, 8, AnswerBatches, ("model.visual.merger", *ANSWERS)),
         Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, ("model.visual.merger", *ANSWERS)),
         Stage("together", 800, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
-        Stage("closely", 1500, 1.0e-3, 64, SmallPatchBatches, ("model.visual", "head")),
-        Stage("at length", 4000, 8e-4, 32, MixedBatches, ("model", "lm_head", "head")),
+        Stage("closely", 300, 1.0e-3, 64, SmallPatchBatches, ("model.visual", "head")),
+        Stage("at length", 1300, 8e-4, 32, MixedBatches, ("model", "lm_head", "head")),
     ],
 }
 LOSSES = {

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vicrop.attention import FrozenModel, with_implementation
-from vicrop.attribution import attention, pixel_gradients, weighted_attention
+from vicrop.attribution import attention, attention_of_words, own_words, pixel_gradients, weighted_attention
 from vicrop.layouts import Layout, Size
 from vicrop.probe import (
     Overlap,
@@ -34,15 +34,15 @@ from vicrop.probe import (
     token_owners,
     tolerances,
 )
-from vicrop.session import UNSEEN_CROP, ImageSession, Query, end_tokens, layer_numbers
+from vicrop.session import LAST, UNSEEN_CROP, ImageSession, Query, end_tokens, layer_numbers
 from vicrop.tables import GENERAL_PROMPT
 
 SIZES: tuple[Size, ...] = ((448, 224), (230, 410))  # of the test pictures: two aspect ratios
 CROP: Size = (224, 224)
 QUESTION = "what number is on the red sign?"
 # Largest relative errors on a float32 model; or three times what float32 itself differs from float64.
-BOUNDS = {"rows": 1e-5, "gradients": 5e-5, "pixels": 2e-4, "logits": 1e-5, "second question": 1e-5, "with crop": 1e-5,
-          "with two crops": 1e-5}  # fmt: skip
+BOUNDS = {"rows": 1e-5, "words": 1e-5, "gradients": 5e-5, "pixels": 2e-4, "logits": 1e-5, "second question": 1e-5,
+          "with crop": 1e-5, "with two crops": 1e-5}  # fmt: skip
 OWN_ERROR = 3
 # On a loaded model, where the stock model's own rounding is as large as that of a mistake on the twin.
 COARSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
@@ -216,12 +216,17 @@ def own_logits(session: ImageSession, prompt: str, crops: Sequence[Image.Image] 
         return session.logits(read)[0]
 
 
-def on_map(session: ImageSession, stock: dict[nn.Module, Tensor], prompt: str) -> Tensor:
-    """(layers, heads, h, w): the last token's row of attentions, or of what has their shapes, laid out as the map."""
+def on_map(session: ImageSession, stock: dict[nn.Module, Tensor], prompt: str, words: slice = LAST) -> Tensor:
+    """(layers, heads, h, w): the last token's row of attentions, or of what has their shapes, laid out as the map.
+
+    Args:
+        words: other tokens, the mean of whose rows is laid out instead.
+    """
     (layout,), model = session.layouts, session.model
     ids = session.adapter.tokenize(prompt, [layout])
     at = (ids == model.config.image_token_id).nonzero()[:, 0]
-    rows = torch.stack([stock[module][0, :, -1].cpu() for module in session.attention_modules.values()])[..., at]
+    rows = torch.stack([stock[module][0, :, words].mean(1).cpu() for module in session.attention_modules.values()])
+    rows = rows[..., at]
     if session.adapter.connector:
         rows = rows @ stock[session.adapter.connector[0]][0].mean(0).cpu()
     return rows[..., torch.from_numpy(layout.index)]
@@ -296,7 +301,16 @@ def stock_logits(session: ImageSession, prompt: str, images: Sequence[Image.Imag
     return stock_pass(session, stock_inputs(session, prompt, images)[0], graph=False).logits
 
 
-def stock_maps(session: ImageSession, prompt: str) -> dict[str, Tensor]:
+def words_of(session: ImageSession, prompt: str, general: str) -> slice | None:
+    """The tokens of a prompt that question_att reads; None where it refuses prompts like this one."""
+    try:
+        with session.frozen.frozen_eval():
+            return own_words(session, Query(0, prompt), general)
+    except ValueError:
+        return None
+
+
+def stock_maps(session: ImageSession, prompt: str, words: slice | None = None) -> dict[str, Tensor]:
     """{what: the stock model's} rows, gradients and pixels of a session's only image, by one full backward pass."""
     stock = stock_pass(session, stock_inputs(session, prompt, session.images)[0])
     v = stock.logits.log_softmax(-1).amax()
@@ -304,6 +318,8 @@ def stock_maps(session: ImageSession, prompt: str) -> dict[str, Tensor]:
     rows = {module: probs.detach() for module, probs in stock.probs.items()}
     weighted = {module: rows[module] * slope.relu() for module, slope in zip(rows, slopes, strict=True)}
     found = {"rows": on_map(session, rows, prompt), "gradients": on_map(session, weighted, prompt)}
+    if words:
+        found["words"] = on_map(session, rows, prompt, words)
     found["pixels"] = session.adapter.canvas(pixels, session.inputs, session.layouts[0]).sum(0).norm(dim=0)
     return found
 
@@ -342,13 +358,16 @@ class Comparison:
 
     def maps(self) -> None:
         """Rows, weighted rows and pixel gradients are those of the stock model's full backward pass."""
-        wanted, session = stock_maps(self.session, self.prompt), self.session
-        layers = layer_numbers(session.model, "mean")
+        session, words = self.session, words_of(self.session, self.prompt, self.general)
+        wanted, layers = stock_maps(session, self.prompt, words), layer_numbers(session.model, "mean")
         made = {"rows": lambda: attention(session, [self.prompt], layers)[0],
+                "words": lambda: attention_of_words(session, [self.prompt], self.general, layers)[0],
                 "gradients": lambda: weighted_attention(session, [self.prompt], layers)[0],
                 "pixels": lambda: pixel_gradients(session, [self.prompt])[0]}  # fmt: skip
         for what in wanted:
-            self.compare(what, made[what](), wanted[what], lambda what=what: stock_maps(self.fine, self.prompt)[what])
+            self.compare(
+                what, made[what](), wanted[what], lambda what=what: stock_maps(self.fine, self.prompt, words)[what]
+            )
 
     def logits(self) -> None:
         """Logits are the stock model's, for two questions, with a crop and with two; and each crop changes them."""
