@@ -188,18 +188,19 @@ def loc_att(kind, model, processor, image, prompt, general, heads):
     return sum(gaussian_filter(att_map.detach().double().numpy(), 1, truncate=3) for att_map in maps)
 
 
-def question_att(kind, model, processor, image, prompt, general, layers):
-    """The mean row of the tokens between what the prompt and the general one begin and end with."""
-    plain, ids, others = (
-        kind(model, processor, image, prompt),
-        *(processor.tokenizer(t).input_ids for t in (prompt, general)),
-    )
+def own_tokens(ids, others):
+    """Which tokens of a prompt, counted from its end, another one has not as well, at its beginning or end."""
     start, end = 0, len(ids)
     while ids[start] == others[start]:
         start += 1
     while ids[end - 1] == others[end - 1 - len(ids)]:
         end -= 1
-    rows = slice(start - len(ids), end - len(ids) or None)
+    return slice(start - len(ids), end - len(ids) or None)
+
+
+def question_att(kind, model, processor, image, prompt, general, layers):
+    rows = own_tokens(*(processor.tokenizer(text).input_ids for text in (prompt, general)))
+    plain = kind(model, processor, image, prompt)
     maps = [plain.placed(plain.probs, plain.rows(plain.probs, layer)[:, rows].mean((0, 1))) for layer in layers]
     return torch.stack(maps).mean(0).detach().numpy()
 

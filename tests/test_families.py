@@ -12,6 +12,7 @@ from families import FAMILIES, idefics3, internvl, llava_onevision, mistral3, qw
 from families_rasters import RASTERS, WITH_TORCHVISION
 from families_tiles import TILES
 from PIL import Image
+from plain import own_tokens
 from scipy.ndimage import gaussian_filter
 from test_engine import own_logits
 from test_models import relative_error
@@ -96,17 +97,6 @@ class Stock:
         return maps[..., torch.from_numpy(layout.index)]
 
 
-def own_tokens(asked, general):
-    """Which tokens of a prompt another one has not as well, at its beginning or end."""
-    (ids,), (others,) = (each.inputs["input_ids"].tolist() for each in (asked, general))
-    start, end = 0, len(ids)
-    while ids[start] == others[start]:
-        start += 1
-    while ids[end - 1] == others[end - 1 - len(ids)]:
-        end -= 1
-    return slice(start, end)
-
-
 def near(found, wanted, bound, exact):
     """Is it within the bound, or at most three times as far from float64 as the stock model's own float32?"""
     if relative_error(found.numpy(), wanted.numpy()) <= bound:
@@ -182,13 +172,14 @@ def test_every_method_is_its_formula_over_the_stock_models_numbers(family, sessi
     gradients = [canvas_norm(session, torch.autograd.grad(each.v, each.pixels, retain_graph=True)[0])
                  for each in (why, general)]  # fmt: skip
     head = why.rows(layout)[0, 1].double().numpy()
+    words = own_tokens(*(each.inputs["input_ids"][0].tolist() for each in (why, general)))
     wanted = {
         "rel_att": (ratio(why.rows(layout).mean(1), general.rows(layout).mean(1)).mean(0), 3e-5),
         "grad_att": (why.rows(layout, weighted=True).mean((0, 1)), WEIGHTED),
         "pure_grad": (cell_means(ratio(*gradients) * edge_mask(session), layout.grid, session.adapter.whole_cells),
                       5 * PIXELS),
         "loc_att": (gaussian_filter(head, 1, truncate=3), ROWS),
-        "question_att": (why.rows(layout, words=own_tokens(why, general)).mean((0, 1)), ROWS),
+        "question_att": (why.rows(layout, words=words).mean((0, 1)), ROWS),
     }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

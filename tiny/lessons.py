@@ -186,17 +186,24 @@ class PatchBatches(Batches):
 
 
 class SmallPatchBatches(PatchBatches):
-    """Most scenes have signs at the edge of what can be read: for a tower that reads the others."""
+    """Half of the scenes have signs at the edge of what can be read: for a tower that reads the others."""
+
+    limits = HARDLY
+    usual, smallest = 0.5, 0.04  # share of the others; size of the smallest signs, relative to the canvas
+
+    @classmethod
+    def crowd(cls, rng: random.Random, progress: float) -> tuple[int, tuple[float, float]]:
+        if rng.random() < cls.usual:
+            return PatchBatches.crowd(rng, 1.0)
+        low = math.exp(rng.uniform(math.log(cls.smallest), math.log(0.08)))
+        return rng.randint(12, 26), (low, 2 * low)
+
+
+class SmallestPatchBatches(SmallPatchBatches):
+    """More of such scenes, and smaller signs."""
 
     old = MORE_OLD
-    limits = HARDLY
-
-    @staticmethod
-    def crowd(rng: random.Random, progress: float) -> tuple[int, tuple[float, float]]:
-        if rng.random() < 0.4:
-            return PatchBatches.crowd(rng, 1.0)
-        low = math.exp(rng.uniform(math.log(0.035), math.log(0.08)))
-        return rng.randint(12, 26), (low, 2 * low)
+    usual, smallest = 0.4, 0.035
 
 
 class AnswerBatches(Batches):
@@ -252,9 +259,6 @@ class PairedAnswerBatches(AnswerBatches):
 class SmallAnswerBatches(PairedAnswerBatches):
     """A quarter of the scenes more are of the first edition, most of their signs small."""
 
-    old = MORE_OLD
-    easy = 0.4
-
     def scene(self, rng: random.Random, progress: float, aspect: float | None) -> Street | Scene:
         """As of the others, or one with a digit on each sign."""
         if rng.random() < 0.25:
@@ -262,17 +266,35 @@ class SmallAnswerBatches(PairedAnswerBatches):
         return super().scene(rng, progress, aspect)
 
 
+class SmallestAnswerBatches(SmallAnswerBatches):
+    """More scenes with signs of any size, and more of the first edition."""
+
+    old = MORE_OLD
+    easy = 0.4
+
+
 class MixedBatches(Batches):
     """Both at once, for stages in which everything learns: crowded scenes for the tower, questions with crops."""
 
     def __init__(self, stage: Any, family: Any, seed: str):
         super().__init__(stage, family, seed)
-        crowded = replace(stage, batch=max(1, stage.batch // 2))  # they take longer to draw than to learn from
-        self.parts = SmallPatchBatches(crowded, family, seed), SmallAnswerBatches(stage, family, seed)
+        self.parts = self.parts_of(stage, family, seed)
+
+    def parts_of(self, *given: Any) -> tuple[PatchBatches, AnswerBatches]:
+        """What a batch consists of."""
+        return SmallPatchBatches(*given), SmallAnswerBatches(*given)
 
     def make(self, rng: random.Random, progress: float) -> dict:
         patches, answers = (part.make(rng, max(progress, 0.1)) for part in self.parts)
         return {"patches": patches, "answers": answers}
+
+
+class SmallestMixedBatches(MixedBatches):
+    """The same with more small signs, and half as many crowded scenes: those take longer to draw than to learn from."""
+
+    def parts_of(self, stage: Any, *given: Any) -> tuple[PatchBatches, AnswerBatches]:
+        crowded = replace(stage, batch=max(1, stage.batch // 2))
+        return SmallestPatchBatches(crowded, *given), SmallestAnswerBatches(stage, *given)
 
 
 def stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Train an embedded model on generated scenes: hours on one CPU core, of which a GPU makes minutes.
+"""Train an embedded model on generated scenes: hours on one CPU core; the last two stages are meant for a GPU.
 
     python -m tiny.train llava|blip|qwen2_5     # killed? The same command goes on from the last checkpoint.
     torchrun --nproc_per_node 2 -m tiny.train llava     # in two processes, which share every batch
@@ -32,7 +32,14 @@ from transformers.utils import logging as transformers_logging
 
 from tiny import processes
 from tiny.inherit import begin
-from tiny.lessons import AnswerBatches, MixedBatches, PairedAnswerBatches, PatchBatches, SmallPatchBatches
+from tiny.lessons import (
+    AnswerBatches,
+    MixedBatches,
+    PairedAnswerBatches,
+    PatchBatches,
+    SmallestMixedBatches,
+    SmallestPatchBatches,
+)
 from tiny.losses import WIDTHS, Scores, answer_loss, mixed_loss, patch_loss
 from tiny.models import FAMILIES, Family
 from tiny.optimizers import optimizers_of
@@ -67,8 +74,8 @@ STAGES = {
         Stage("read", 3600, 2.0e-3, 8, AnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
         Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, ("model.multi_modal_projector", *ANSWERS)),
         Stage("together", 800, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
-        Stage("closely", 300, 1.0e-3, 64, SmallPatchBatches, ("model.vision_tower", "head")),
-        Stage("at length", 1300, 8e-4, 32, MixedBatches, ("model", "lm_head", "head")),
+        Stage("closely", 300, 1.0e-3, 64, SmallestPatchBatches, ("model.vision_tower", "head")),
+        Stage("at length", 1300, 8e-4, 32, SmallestMixedBatches, ("model", "lm_head", "head")),
     ],
     # The other two begin with llava_streets' vision tower, so their look stage is short.
     "blip": [
@@ -76,24 +83,25 @@ STAGES = {
         Stage("read", 4500, 2.0e-3, 8, AnswerBatches, READER),
         Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, READER),
         Stage("together", 800, 6e-4, 8, MixedBatches, ("vision_model", "head", *READER)),
-        Stage("closely", 300, 1.0e-3, 64, SmallPatchBatches, ("vision_model", "head")),
-        Stage("at length", 1300, 8e-4, 32, MixedBatches, ("vision_model", "head", *READER)),
+        Stage("closely", 300, 1.0e-3, 64, SmallestPatchBatches, ("vision_model", "head")),
+        Stage("at length", 1300, 8e-4, 32, SmallestMixedBatches, ("vision_model", "head", *READER)),
     ],
     "qwen2_5": [
         Stage("look", 1500, 1.2e-3, 16, PatchBatches, ("model.visual", "head")),
         Stage("read", 3300, 2.0e-3, 8, AnswerBatches, ("model.visual.merger", *ANSWERS)),
         Stage("crops", 1200, 1.5e-3, 8, PairedAnswerBatches, ("model.visual.merger", *ANSWERS)),
         Stage("together", 800, 6e-4, 8, MixedBatches, ("model", "lm_head", "head")),
-        Stage("closely", 300, 1.0e-3, 64, SmallPatchBatches, ("model.visual", "head")),
-        Stage("at length", 1300, 8e-4, 32, MixedBatches, ("model", "lm_head", "head")),
+        Stage("closely", 300, 1.0e-3, 64, SmallestPatchBatches, ("model.visual", "head")),
+        Stage("at length", 1300, 8e-4, 32, SmallestMixedBatches, ("model", "lm_head", "head")),
     ],
 }
 LOSSES = {
     PatchBatches: patch_loss,
-    SmallPatchBatches: patch_loss,
+    SmallestPatchBatches: patch_loss,
     AnswerBatches: answer_loss,
     PairedAnswerBatches: answer_loss,
     MixedBatches: mixed_loss,
+    SmallestMixedBatches: mixed_loss,
 }
 
 

@@ -81,8 +81,9 @@ def with_implementation(name: str, models: Sequence[PreTrainedModel]) -> Iterato
 class AttentionCapture:
     """What `capture_attention` found: `probs[module]` is (batch, heads, rows, keys) float32, softmax over keys."""
 
-    def __init__(self, modules: Sequence[nn.Module], graph: bool, stop: bool, leaf: bool, last: int):
-        self.modules, self.graph, self.stop, self.leaf, self.last = list(modules), graph, stop, leaf, last
+    def __init__(self, modules: Sequence[nn.Module], graph: bool, stop: bool, leaf: bool,
+                 words: Sequence[slice] = ()):  # fmt: skip
+        self.modules, self.graph, self.stop, self.leaf, self.words = list(modules), graph, stop, leaf, words
         self.probs: dict[nn.Module, Tensor] = {}
 
     def read(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
@@ -99,6 +100,9 @@ class AttentionCapture:
             later = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
             scores = scores.masked_fill(later.triu(scores.shape[3] - scores.shape[2] + 1), float("-inf"))
         probs = scores.softmax(-1)
+        if self.words and causal(module):
+            rows = zip(probs, self.words, strict=True)
+            probs = torch.stack([each[:, own].mean(1, keepdim=True) for each, own in rows])
         if not self.graph or (self.leaf and not self.probs):
             # With a graph, only the first (lowest) module's softmax is a leaf. Later ones depend on it, so they stay in
             # the graph: were they leaves as well, the gradient of the lower ones would lose every path through them.
@@ -112,7 +116,8 @@ class AttentionCapture:
 
     def first_row(self, module: nn.Module, query: Tensor) -> int:
         """The first query row to read: of causal attention the last ones only, of any other (a Q-Former's) all."""
-        return max(0, query.shape[2] - self.last) if causal(module) else 0
+        last = max((-own.start for own in self.words), default=1)
+        return max(0, query.shape[2] - last) if causal(module) else 0
 
 
 def causal(module: nn.Module) -> bool:
@@ -153,12 +158,13 @@ AttentionMaskInterface.register("captured", sdpa_mask)
 
 @contextmanager
 def capture_attention(models: Sequence[PreTrainedModel], modules: Sequence[nn.Module], graph: bool = False,
-                      stop: bool = False, leaf: bool = True, last: int = 1) -> Iterator[AttentionCapture]:  # fmt: skip
-    """Read the softmax of some attention modules during the next forward pass: the last query's, where it is causal.
+                      stop: bool = False, leaf: bool = True,
+                      words: Sequence[slice] = ()) -> Iterator[AttentionCapture]:  # fmt: skip
+    """Read the softmax of some attention modules during the next forward pass: one row, where it is causal.
 
         with capture_attention([language_model], [layer.self_attn]) as captured:
             model(...)
-        captured.probs[layer.self_attn]        # (batch, heads, 1, keys) float32
+        captured.probs[layer.self_attn]        # (batch, heads, 1, keys) float32, of the last query
 
     Args:
         models: the PreTrainedModels that hold the modules; their attention implementation is swapped, and put back on
@@ -167,12 +173,13 @@ def capture_attention(models: Sequence[PreTrainedModel], modules: Sequence[nn.Mo
         graph: keep autograd's graph from the first module's softmax (a leaf) upwards.
         stop: end the forward pass after the last module was read (the pass has no result then).
         leaf: with a graph, is the first module's softmax where it begins? Not if it has begun further below already.
-        last: of causal attention, how many of the last queries are read.
+        words: for each row of the batch the queries, counted from the end, of which the mean is read instead where
+            attention is causal; without a graph.
     Raises:
         ValueError: a module's scores come from more than queries, keys, mask and scaling (a soft cap, sinks, ...).
         RuntimeError: a module never ran the attention function.
     """
-    capture = AttentionCapture(modules, graph, stop, leaf, last)
+    capture = AttentionCapture(modules, graph, stop, leaf, words)
     _CAPTURES.update(dict.fromkeys(capture.modules, capture))
     try:
         with with_implementation("captured", models):

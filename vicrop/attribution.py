@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vicrop.attention import frozen_eval
+from vicrop.decoder_call import DecoderCall
 from vicrop.decoding import Answer
 from vicrop.edges import edge_mask as strong_edges
 from vicrop.edges import high_pass_filter
@@ -36,6 +37,10 @@ def attention(session: ImageSession, prompts: Prompts, layers: Sequence[int], of
     return [torch.stack([session.rows[query, layer] for layer in layers]) for query in queries]
 
 
+class QuestionInFront(ValueError):
+    """A prompt has its question in front of the image: no word of it sees the image."""
+
+
 @frozen_eval
 def attention_of_words(session: ImageSession, prompts: Prompts, general_prompt: str, layers: Sequence[int],
                        of: Of = None) -> list[Tensor]:  # fmt: skip
@@ -44,37 +49,39 @@ def attention_of_words(session: ImageSession, prompts: Prompts, general_prompt: 
     Returns:
         [(layers, heads, h, w) float32 tensor] per prompt.
     Raises:
-        ValueError: see `own_words`.
+        QuestionInFront: no word of a prompt's question sees the image.
     """
-    queries, layers = session.queries(prompts, of), tuple(layers)
-    new = [query for query in dict.fromkeys(queries) if (query, layers) not in session.words]
-    own = {query: own_words(session, query, general_prompt) for query in new}
-    for batch, rows in session.batches(new, [session.row(query) for query in new]):
-        words = [own[query] for query in batch]
-        read, found = session.prefill(rows, layers, only_rows=True, last=max(-each.start for each in words))
-        maps = session.maps(found, layers, batch, read, words=words)
-        session.words |= {(query, layers): each for query, each in zip(batch, maps, strict=True)}
-    return [session.words[query, layers] for query in queries]
+    keys, new = [], {}
+    for query in session.queries(prompts, of):
+        row = session.row(query)
+        own = own_words(row.rest, session.adapter.tokenize(general_prompt, [session.layouts[query.image_index]]))
+        if own is None:
+            raise QuestionInFront("question_att reads where the words of a question look: they must stand behind the "
+                                  f"image, and they stand in front of it in {query.prompt!r}")  # fmt: skip
+        keys.append((query, tuple(layers), (own.start, own.stop)))
+        if keys[-1] not in session.words:
+            new[keys[-1]] = row
+    for batch, rows in session.batches(list(new), list(new.values())):
+        queries, words = [key[0] for key in batch], [slice(*key[-1]) for key in batch]
+        read, found = session.prefill(rows, layers, only_rows=True, words=words)
+        session.words |= dict(zip(batch, session.maps(found, layers, queries, read), strict=True))
+    return [session.words[key] for key in keys]
 
 
-def own_words(session: ImageSession, query: Query, general_prompt: str) -> slice:
-    """Which tokens of a prompt, counted from its end, are the question's own.
+def own_words(asked: DecoderCall, general: Tensor) -> slice | None:
+    """Which tokens of a prompt, counted from its end, are the question's own; None if they stand in front of the image.
 
-    They are what the general prompt neither begins nor ends with; of the general prompt itself all behind the image.
+    They are what the general prompt neither begins nor ends with. Of the general prompt itself, and of one that has no
+    other words, they are all behind the image.
 
-    Raises:
-        ValueError: they stand in front of the image, and see nothing of it.
+    Args:
+        general: (T,) token ids of the general prompt about the same image.
     """
-    asked = session.row(query).rest
-    general = session.adapter.tokenize(general_prompt, [session.layouts[query.image_index]])
     start, end = (equal_tokens(*both) for both in ((asked.ids, general), (asked.ids.flip(0), general.flip(0))))
-    behind = max(int(asked.image_at[-1]) + 1, asked.start)
     if start + end >= asked.length:
-        start, end = behind, 0
-    if asked.length - end <= behind:
-        raise ValueError("question_att reads where the question's words look, and this prompt has them in front of the "
-                         "image: use rel_att, grad_att or loc_att")  # fmt: skip
-    return slice(max(start, behind) - asked.length, -end or None)
+        start, end = 0, 0
+    start, stop = max(start, int(asked.image_at[-1]) + 1, asked.start), asked.length - end
+    return slice(start - asked.length, -end or None) if start < stop else None
 
 
 def equal_tokens(one: Tensor, other: Tensor) -> int:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,8 +33,8 @@ from vicrop.tiles import high_res_split_threshold, same_size
 
 Prompts = str | Sequence[str]  # see ImageSession
 Of = Sequence[int] | None
+Asked = TypeVar("Asked")
 Crops = Image.Image | Sequence[Image.Image]  # what follows the image in a prompt: one more (PIL), or several
-LAST = slice(-1, None)  # of a prompt's tokens
 SESSION_IMAGES = 8  # at most so many images (tiles of a large one) go through the model together
 UNSEEN_CROP = "the crop changes nothing: the model takes one image, and answers as if the other were not there"
 KEPT_BYTES = 64 << 20  # of decoder calls that several methods have in common
@@ -131,7 +131,7 @@ class ImageSession(ImageBatch):
         self.store, self.batched = PrefixStore(self.decoder, len(self.images)), None
         self.rows: dict[tuple[Query, int], Tensor] = {}  # (query, layer) -> its map (heads, h, w), once it was read
         self.weighted: dict[tuple[Query, tuple[int, ...]], Tensor] = {}  # the same, weighted by gradients
-        self.words: dict[tuple[Query, tuple[int, ...]], Tensor] = {}  # the map of a question's own words
+        self.words: dict[tuple[Query, tuple[int, ...], tuple], Tensor] = {}  # the map of some words of a query
         self._calls: OrderedDict[Query, Row] = OrderedDict()
         self._tiles: dict[int, tuple] = {}
 
@@ -220,8 +220,8 @@ class ImageSession(ImageBatch):
             rows.append(self.store.row(query.image_index, call))
         return rows
 
-    def batches(self, queries: list[Query], rows: list[Row]) -> Iterator[tuple[list[Query], list[Row]]]:
-        """As many queries with their Rows as may go through the decoder together."""
+    def batches(self, queries: list[Asked], rows: list[Row]) -> Iterator[tuple[list[Asked], list[Row]]]:
+        """As many queries, or what stands for them, with their Rows as may go through the decoder together."""
         if len(rows) > 1:
             alike = all((row.prefix is None, row.rest.constants) == (rows[0].prefix is None, rows[0].rest.constants)
                         for row in rows)  # fmt: skip
@@ -233,18 +233,18 @@ class ImageSession(ImageBatch):
 
     # -- through the decoder
     def prefill(self, rows: list[Row], layers: Sequence[int] = (), only_rows: bool = False,
-                last: int = 1) -> tuple[Read, Any]:  # fmt: skip
+                words: Sequence[slice] = ()) -> tuple[Read, Any]:  # fmt: skip
         """(Read, {module: attention rows} of the layers): what is unread of these rows goes through the decoder.
 
         Args:
             only_rows: nothing but the attention is asked for: the pass ends at the last of the layers, if it may.
-            last: of how many last tokens the attention is read.
+            words: for each row the tokens, counted from its end, of whose attention the mean is read, not the last's.
         """
         stop = only_rows and not self.frozen.offloaded and self.store.can_stop
         depth = max(layers) + 1 if stop else len(self.decoder.layers)
         cache, shifts = self.store.begin(rows, depth)
         output = None
-        with self.capture(layers, stop=stop, last=last) as captured:
+        with self.capture(layers, stop=stop, words=words) as captured:
             output = cache.extend(self.decoder, [row.rest for row in rows])
         return Read(output, cache, rows, shifts), captured.probs
 
@@ -272,19 +272,15 @@ class ImageSession(ImageBatch):
         return self.adapter.speaker(input_ids=ids, position_ids=positions, **cached).logits
 
     def maps(self, found: dict[nn.Module, Tensor], layers: Sequence[int], queries: Sequence[Query], read: Read,
-             through: Sequence[Tensor | None] | None = None,
-             words: Sequence[slice] | None = None) -> list[Tensor]:  # fmt: skip
+             through: Sequence[Tensor | None] | None = None) -> list[Tensor]:  # fmt: skip
         """[(layers, heads, h, w)] per query from {module: (batch, heads, rows, keys)}, of each the last row.
 
         Args:
             through: per query what stands for the connector's attention (images, heads, tokens, patches).
-            words: per query the rows of which the mean is taken instead.
         """
-        stacked = torch.stack([found[self.attention_modules[layer]].to(self.device) for layer in layers], 1)
-        through, words, maps = through or [row.rest.through for row in read.rows], words or [LAST] * len(queries), []
-        each = zip(stacked, words, queries, read.rows, read.shifts, through, strict=True)
-        for values, own, query, row, shift, connector in each:
-            values = values[:, :, own].mean(2)  # (layers, heads, keys)
+        stacked = torch.stack([found[self.attention_modules[layer]][:, :, -1].to(self.device) for layer in layers], 1)
+        through, maps = through or [row.rest.through for row in read.rows], []
+        for values, query, row, shift, connector in zip(stacked, queries, read.rows, read.shifts, through, strict=True):
             values = values[..., (row.rest.image_at + shift).to(values.device)]  # (layers, heads, tokens)
             if connector is not None:
                 values = values @ connector[0].mean(0).to(values.device)

@@ -1,5 +1,7 @@
 """Does a session give what the stock model gives? Rows, gradients, pixels, logits, answers, and the map's layout.
 
+"rows" is the attention of a prompt's last token to the image, "words" the mean of that of its question's own tokens.
+
     report = verify(model, processor)           # a model in float32, small enough for a few full backward passes
     report.differs                              # [] if all holds, else a sentence for each thing that does not
 
@@ -34,7 +36,7 @@ from vicrop.probe import (
     token_owners,
     tolerances,
 )
-from vicrop.session import LAST, UNSEEN_CROP, ImageSession, Query, end_tokens, layer_numbers
+from vicrop.session import UNSEEN_CROP, ImageSession, Query, end_tokens, layer_numbers
 from vicrop.tables import GENERAL_PROMPT
 
 SIZES: tuple[Size, ...] = ((448, 224), (230, 410))  # of the test pictures: two aspect ratios
@@ -46,6 +48,7 @@ BOUNDS = {"rows": 1e-5, "words": 1e-5, "gradients": 5e-5, "pixels": 2e-4, "logit
 OWN_ERROR = 3
 # On a loaded model, where the stock model's own rounding is as large as that of a mistake on the twin.
 COARSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
+LAST = slice(-1, None)  # of a prompt's tokens
 TELLS = 1e-4  # by so much, at least, logits must change with the picture
 UNSEEN_SECOND = "a second crop changes nothing: the model answers as if it were not there"
 WRONG = 1e-2  # what differs by so much does so for another reason than rounding
@@ -303,11 +306,8 @@ def stock_logits(session: ImageSession, prompt: str, images: Sequence[Image.Imag
 
 def words_of(session: ImageSession, prompt: str, general: str) -> slice | None:
     """The tokens of a prompt that question_att reads; None where it refuses prompts like this one."""
-    try:
-        with session.frozen.frozen_eval():
-            return own_words(session, Query(0, prompt), general)
-    except ValueError:
-        return None
+    with session.frozen.frozen_eval():
+        return own_words(session.row(Query(0, prompt)).rest, session.adapter.tokenize(general, session.layouts))
 
 
 def stock_maps(session: ImageSession, prompt: str, words: slice | None = None) -> dict[str, Tensor]:
@@ -446,8 +446,12 @@ def _coarse(session: ImageSession) -> PictureReport:
         logits = own_logits(session, prompt, crops)
         found.errors[what] = relative_error(logits, stock.logits)
         if not crops:
-            (own,) = attention(session, [prompt], layers)
-            found.errors["rows"] = relative_error(own, on_map(session, stock.probs, prompt))
+            general = session.adapter.prompt(GENERAL_PROMPT)
+            made = {"rows": (attention(session, [prompt], layers), LAST)}
+            if words := words_of(session, prompt, general):
+                made["words"] = attention_of_words(session, [prompt], general, layers), words
+            found.errors |= {name: relative_error(own, on_map(session, stock.probs, prompt, tokens))
+                             for name, ((own,), tokens) in made.items()}  # fmt: skip
     most = COARSE.get(model.dtype, max(COARSE.values()))
     found.differs = [f"{what}: {error:.1e} beside the stock model in {model.dtype}, where {most} is allowed"
                      for what, error in found.errors.items() if not error <= most]  # fmt: skip
