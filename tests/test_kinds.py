@@ -74,11 +74,15 @@ def test_every_way_has_its_row_and_every_kind_its_column(found):
 
 def test_of_many_questions_a_sample_is_asked(streets, tmp_path, monkeypatch):
     monkeypatch.setitem(SAMPLES, "kinds", 4)
-    findings.main(told(streets, tmp_path, "--method", "rel_att"))
+    findings.main(told(streets, tmp_path, "--method", "question_att"))
     table = read_json(tmp_path / "found" / "llava_tiny-streets-kinds.json")
     ids = read_json(tmp_path / "found" / "llava_tiny-streets-kinds.ids.json")
     assert [row["all"]["n"] for row in table["rows"].values()] == [4] * len(table["rows"])
-    assert [record["id"] for record in read_json(tmp_path / "llava_tiny-streets-rel_att.json")] == ids
+    assert [record["id"] for record in read_json(tmp_path / "llava_tiny-streets-question_att.json")] == ids
+    assert [way for way in table["rows"] if way.endswith(" regions")] == [
+        "question_att, 2 regions",
+        "question_att, 3 regions",
+    ]
     assert len(ids) == 4
 
 
