@@ -62,8 +62,8 @@ class ViCrop(lmms):
     """See the module. A question is asked as the task words it: within the model's roles, and without an instruction.
 
     Where a task's text ends with the instruction that the toolkit uses, "Answer the question using a single word or
-    phrase.", the general prompt of rel_att and pure_grad ends with it, too, as in the paper. Any other instruction at its
-    end belongs to the question's own words, which question_att reads.
+    phrase.", the general prompt of rel_att and pure_grad ends with it, too, as in the paper. Another instruction there
+    belongs to the question's own words, which question_att reads.
 
     Args:
         pretrained: a name of tables.MODELS, a hub id or a folder.
