@@ -100,7 +100,7 @@ class AttentionCapture:
             later = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device)
             scores = scores.masked_fill(later.triu(scores.shape[3] - scores.shape[2] + 1), float("-inf"))
         probs = scores.softmax(-1)
-        if self.words and causal(module):
+        if self.words:
             rows = zip(probs, self.words, strict=True)
             probs = torch.stack([each[:, own].mean(1, keepdim=True) for each, own in rows])
         if not self.graph or (self.leaf and not self.probs):
@@ -173,8 +173,8 @@ def capture_attention(models: Sequence[PreTrainedModel], modules: Sequence[nn.Mo
         graph: keep autograd's graph from the first module's softmax (a leaf) upwards.
         stop: end the forward pass after the last module was read (the pass has no result then).
         leaf: with a graph, is the first module's softmax where it begins? Not if it has begun further below already.
-        words: for each row of the batch the queries, counted from the end, of which the mean is read instead where
-            attention is causal; without a graph.
+        words: for each row of the batch the queries, counted from the end, of which the mean is read instead; without
+            a graph.
     Raises:
         ValueError: a module's scores come from more than queries, keys, mask and scaling (a soft cap, sinks, ...).
         RuntimeError: a module never ran the attention function.
