@@ -4,8 +4,8 @@
     vicrop check Qwen/Qwen3-VL-8B-Instruct --json checked.json
 
 Exact on a small twin in float32 (its own config and processor, few layers, random weights): tokens, the map's layout by
-its formula and as it is measured, attention of the last token ("rows") and of the question's words ("words"), gradients,
-pixel gradients, logits (image; image and crop), answers. Then, roughly, on the loaded model in its dtype.
+its formula and as it is measured, attention of the last token ("rows") and of the question's words ("words"),
+gradients, pixel gradients, logits (image; image and crop), answers. Then, roughly, on the loaded model in its dtype.
 """
 
 import sys
