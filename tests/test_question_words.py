@@ -109,10 +109,10 @@ def middle_in(place, box):
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 
-def test_the_answers_of_a_batch_have_its_boxes():
-    session = ImageSession([photo()], *build_llava())
-    batch = QuestionBatch(session, QUESTIONS[:2], [0, 0])
-    method = model_module("llava").question_att.bind(session.model, layer=1)
-    assert [found.bboxes for found in batch.find(method)] == [
-        QuestionBatch(session, [question]).find(method)[0].bboxes for question in QUESTIONS[:2]
-    ]
+def test_a_batch_has_the_boxes_of_each_question_alone():
+    model, processor = build_llava()
+    method = model_module("llava").question_att.bind(model, layer=1)
+    together = QuestionBatch(ImageSession([photo()], model, processor), QUESTIONS, [0] * len(QUESTIONS)).find(method)
+    for question, found in zip(QUESTIONS, together, strict=True):
+        (alone,) = QuestionBatch(ImageSession([photo()], model, processor), [question]).find(method)
+        assert found.bboxes == alone.bboxes

@@ -51,10 +51,12 @@ def attention_of_words(session: ImageSession, prompts: Prompts, general_prompt: 
     Raises:
         QuestionInFront: no word of a prompt's question sees the image.
     """
-    keys, new = [], {}
-    for query in session.queries(prompts, of):
+    queries, keys, new = session.queries(prompts, of), [], {}
+    general = {number: session.adapter.tokenize(general_prompt, [session.layouts[number]])
+               for number in {query.image_index for query in queries}}  # fmt: skip
+    for query in queries:
         row = session.row(query)
-        own = own_words(row.rest, session.adapter.tokenize(general_prompt, [session.layouts[query.image_index]]))
+        own = own_words(row.rest, general[query.image_index])
         if own is None:
             raise QuestionInFront("question_att reads where the words of a question look: they must stand behind the "
                                   f"image, and they stand in front of it in {query.prompt!r}")  # fmt: skip
@@ -62,9 +64,9 @@ def attention_of_words(session: ImageSession, prompts: Prompts, general_prompt: 
         if keys[-1] not in session.words:
             new[keys[-1]] = row
     for batch, rows in session.batches(list(new), list(new.values())):
-        queries, words = [key[0] for key in batch], [slice(*key[-1]) for key in batch]
-        read, found = session.prefill(rows, layers, only_rows=True, words=words)
-        session.words |= dict(zip(batch, session.maps(found, layers, queries, read), strict=True))
+        read, found = session.prefill(rows, layers, only_rows=True, words=[slice(*key[-1]) for key in batch])
+        maps = session.maps(found, layers, [key[0] for key in batch], read)
+        session.words |= dict(zip(batch, maps, strict=True))
     return [session.words[key] for key in keys]
 
 
